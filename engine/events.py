@@ -1,0 +1,163 @@
+"""What the engine says: the records that leave the tracker for the live stream and for history.
+
+All are msgpack arrays by position inside Redis (append fields only at the end). Times are UTC ms, lengths metres, speeds m/s. Ids here are
+the feed's own; the public form `{feed}:{id}` is made at the rim (`engine/live/hub.py`, `api/`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+# states of a vehicle (tracking): STALE = no fix for 90 s, OFFLINE = for 10 min
+DEADHEAD, LAYOVER, IN_TRIP, OFF_ROUTE, DONE, STALE, OFFLINE = (
+    "DEADHEAD",
+    "LAYOVER",
+    "IN_TRIP",
+    "OFF_ROUTE",
+    "DONE",
+    "STALE",
+    "OFFLINE",
+)
+
+
+class StopForecast(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One remaining stop of a trip. Quantiles of the arrival; kind SCHEDULED | ESTIMATED | SKIPPED | NO_DATA."""
+
+    stop_id: str
+    stop_sequence: int
+    p10_ms: int | None
+    p50_ms: int | None
+    p90_ms: int | None
+    delay_s: int | None  # p50 minus scheduled arrival, positive = late
+    kind: str
+    departs_ms: int | None = None  # median of the departure
+
+
+class Position(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where we believe a vehicle is: the newest thing worth telling a watcher."""
+
+    bus_id: str
+    partner_id: str
+    feed_id: str
+    trip_id: str | None
+    route_id: str | None
+    start_date: str | None
+    lat: float
+    lon: float
+    bearing_deg: float | None
+    speed_mps: float | None
+    along_m: float | None
+    offset_m: float | None
+    state: str
+    delay_s: int | None
+    next_stop: StopForecast | None
+    fixed_at_ms: int
+    received_at_ms: int
+    stop_index: int | None = None  # index in the pattern of the next stop
+    occupancy: int | None = None  # passengers on board where the device says
+
+
+class TripForecast(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Arrivals of one vehicle at all remaining stops of its trip, made anew every few seconds and at every stop."""
+
+    bus_id: str
+    trip_id: str
+    start_date: str
+    route_id: str
+    made_at_ms: int
+    stops: tuple[StopForecast, ...]
+
+
+class StopEvent(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="stop"):
+    """A vehicle served, passed or missed a stop. `event_id` is made from what happened, so a replay says the same id again."""
+
+    event_id: str
+    bus_id: str
+    trip_id: str
+    start_date: str
+    route_id: str
+    stop_id: str
+    stop_sequence: int
+    arrived_at_ms: int | None
+    departed_at_ms: int | None
+    kind: str  # SERVED | PASSED | MISSED | INTERPOLATED
+    late: bool = False  # True: from late data; history only, nobody is told
+
+
+class IncidentEvent(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="incident"):
+    """One episode opened, changed or closed (off route, missed stop, wrong way ...)."""
+
+    event_id: str  # of this saying
+    incident_id: str  # of the episode, the same in all its sayings
+    kind: str
+    severity: str  # MINOR | MAJOR | CRITICAL
+    bus_id: str
+    trip_id: str | None
+    start_date: str | None
+    route_id: str | None
+    opened_at_ms: int
+    closed_at_ms: int | None
+    lat: float
+    lon: float
+    detail: str  # JSON object
+    late: bool = False
+
+
+class TripEvent(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="trip"):
+    """A vehicle was given a trip, started it or ended it; `reason` says who said so or why."""
+
+    event_id: str
+    bus_id: str
+    trip_id: str
+    start_date: str
+    route_id: str
+    kind: str  # ASSIGNED | STARTED | COMPLETED | UNASSIGNED
+    at_ms: int
+    reason: str
+    late: bool = False
+
+
+Event = StopEvent | IncidentEvent | TripEvent
+
+
+class TrackRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One fix with its verdict, as history keeps it."""
+
+    bus_id: str
+    fixed_at_ms: int
+    lat: float
+    lon: float
+    received_at_ms: int
+    device_id: str
+    source: str
+    verdict: str  # OK | LATE | DUPLICATE, or the reason of a quarantine: FUTURE, TELEPORT, FROZEN, ...
+    accuracy_m: float | None
+    speed_mps: float | None
+    bearing_deg: float | None
+    seq: int | None
+    trip_id: str | None
+    start_date: str | None
+    along_m: float | None
+    offset_m: float | None
+    state: str | None
+
+
+class OutBatch(msgspec.Struct, frozen=True, array_like=True):
+    """One committed batch of an area in `out:{area}`: what history and the relay read."""
+
+    n: int
+    token: str
+    rows: list[TrackRow]
+    events: list[Event]
+
+
+class LiveBatch(msgspec.Struct, frozen=True, array_like=True):
+    """One numbered message on `live:{area}`. `positions` and `forecasts` are msgpack of Position and TripForecast, kept raw until wanted."""
+
+    area: str
+    epoch: str
+    n: int
+    positions: list[msgspec.Raw]
+    forecasts: list[msgspec.Raw]
+    events: list[Event]
+    gone: list[str] = []  # bus ids that left the live picture (offline)

@@ -1,0 +1,99 @@
+"""Every setting of the product, with unit, default and reason, read from the environment once.
+
+A field's environment name is its name in capitals (`hold_ttl_s` -> `HOLD_TTL_S`); `timepoint settings` and docs/settings.md are made from
+this struct. All bad variables are named at once, then start-up refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from engine.errors import Invalid
+
+
+def _d(text: str, **limits: Any) -> Meta:
+    return Meta(description=text, **limits)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All of them. Units stand last in the name."""
+
+    # where things are
+    host: Annotated[str, _d("address the engine listens on; loopback unless a gateway stands in front")] = "127.0.0.1"
+    port: Annotated[int, _d("port the engine listens on", ge=0, le=65535)] = 8787
+    database_url: Annotated[str, _d("PostgreSQL DSN of the application role")] = "postgresql:///timepoint"
+    database_owner_url: Annotated[str, _d("PostgreSQL DSN of the owner role (migrations); empty: database_url")] = ""
+    redis_url: Annotated[str, _d("Redis URL, redis:// or unix://")] = "redis://127.0.0.1:6379/0"
+    mqtt_url: Annotated[str, _d("MQTT broker URL, mqtt:// or mqtt+unix://; empty: no MQTT")] = ""
+    demo: Annotated[bool, _d("demo mode: accepts the demo's secrets, wide rate limits")] = False
+    secret_key: Annotated[str, _d("signs access tokens; at least 32 characters; start-up refuses the empty one outside demo mode")] = ""
+    roles: Annotated[str, _d("which parts this process runs: any of api,track,history,mqtt, comma separated")] = "api,track,history,mqtt"
+
+    # ingest
+    ingest_body_max_bytes: Annotated[int, _d("largest ingest body; over it 413", ge=1024)] = 1_048_576
+    ingest_fixes_max: Annotated[int, _d("most fixes in one request; over it 413", ge=1)] = 10_000
+    ingest_body_timeout_s: Annotated[float, _d("a body must have arrived whole by then, else 408: slow-loris", gt=0)] = 10.0
+    ingest_queue_max: Annotated[int, _d("fixes waiting for one area's XADD before the door answers 503", ge=1)] = 50_000
+    ingest_answer_timeout_s: Annotated[float, _d("longest wait of a device for its XADD; then 503", gt=0)] = 5.0
+    ingest_stream_max_bytes: Annotated[int, _d("byte cap of an area's ingest stream; past it 503 with Retry-After", ge=1)] = 268_435_456
+    hmac_window_s: Annotated[int, _d("HMAC replay window, either side of now", ge=1)] = 300
+
+    # tracking shell
+    lease_ms: Annotated[int, _d("life of an area's lease: what a takeover waits for", ge=500)] = 3_000
+    lease_renew_ms: Annotated[int, _d("how often an owner renews; a quarter of the lease leaves three chances", ge=100)] = 750
+    batch_fixes_max: Annotated[int, _d("most fixes folded between two commits: bounds the Lua call", ge=1)] = 1_500
+    gather_max_ms: Annotated[int, _d("longest pause after a commit under load: CPU for age", ge=0)] = 20
+    out_stream_max_bytes: Annotated[int, _d("byte cap of an area's out stream (history behind); past it the door answers 503", ge=1)] = 536_870_912
+
+    # live
+    socket_max: Annotated[int, _d("most WebSocket connections of one worker; over it 4429", ge=1)] = 20_000
+    socket_subscriptions_max: Annotated[int, _d("most channels of one socket; over it TOO_MANY_CHANNELS", ge=1)] = 200
+    socket_buffer_max_bytes: Annotated[int, _d("unsent bytes of one socket before it only gets the newest", ge=1024)] = 65_536
+    socket_ping_s: Annotated[float, _d("server ping interval", gt=0)] = 25.0
+    drain_s: Annotated[float, _d("length of a drain: sockets are closed in waves over it", ge=0)] = 10.0
+
+    # database
+    database_pool_max: Annotated[int, _d("connections of one worker's asyncpg pool", ge=1)] = 8
+    statement_timeout_ms: Annotated[int, _d("longest statement of the application role", ge=100)] = 10_000
+
+
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Settings from environment variables. Raises `Invalid` that names every bad variable, its value's fault and its unit."""
+    found: dict[str, Any] = {}
+    faults: list[dict[str, str]] = []
+    for name, hint in get_type_hints(Settings, include_extras=True).items():
+        raw = environ.get(name.upper())
+        if raw is None:
+            continue
+        kind = get_args(hint)[0]
+        try:
+            value: Any = raw
+            if kind is bool:
+                low = raw.strip().lower()
+                if low not in _TRUE | _FALSE:
+                    raise ValueError("neither true nor false")
+                value = low in _TRUE
+            found[name] = msgspec.convert(value, hint, strict=False)
+        except (ValueError, msgspec.ValidationError) as fault:
+            faults.append({"pointer": name.upper(), "code": "BAD_SETTING", "detail": str(fault)})
+    if faults:
+        listed = "; ".join(f"{f['pointer']}: {f['detail']}" for f in faults)
+        raise Invalid(f"bad settings: {listed}", errors=faults)
+    return Settings(**found)
+
+
+def describe() -> list[tuple[str, str, str, str]]:
+    """(environment name, type, default, reason) of every setting, for `timepoint settings` and docs/settings.md."""
+    rows = []
+    for field in msgspec.structs.fields(Settings):
+        hint = field.type
+        kind, meta = get_args(hint)[0], get_args(hint)[1]
+        rows.append((field.name.upper(), kind.__name__, repr(field.default), meta.description or ""))
+    return rows
