@@ -1,7 +1,7 @@
 """Who is asking: one function from a request's token to a `Principal`. Everything is refused by default.
 
-A principal comes from a signed access token (JWT, RFC 7519; HS256 over `SECRET_KEY`, the algorithm allow-listed here and never read from the
-token). Accounts, refresh tokens and key rotation will mint the same tokens; callers only ever see `Principal`.
+A principal comes from a signed access token (JWT, RFC 7519; HS256 over `SECRET_KEY`, the algorithm allow-listed here and never read from
+the token). Accounts, refresh tokens and key rotation will mint the same tokens; callers only ever see `Principal`.
 """
 
 from __future__ import annotations

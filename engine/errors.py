@@ -16,7 +16,9 @@ class EngineError(Exception):
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
 
-    def __init__(self, detail: str, *, retry_after_s: float | None = None, errors: list[dict[str, str]] | None = None, **facts: Any) -> None:
+    def __init__(
+        self, detail: str, *, retry_after_s: float | None = None, errors: list[dict[str, str]] | None = None, **facts: Any
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.retry_after_s = retry_after_s

@@ -152,7 +152,7 @@ class OutBatch(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LiveBatch(msgspec.Struct, frozen=True, array_like=True):
-    """One numbered message on `live:{area}`. `positions` and `forecasts` are msgpack of Position and TripForecast, kept raw until wanted."""
+    """One numbered message on `live:{area}`. `positions` and `forecasts` are msgpack of Position and TripForecast, raw until wanted."""
 
     area: str
     epoch: str

@@ -47,7 +47,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease_renew_ms: Annotated[int, _d("how often an owner renews; a quarter of the lease leaves three chances", ge=100)] = 750
     batch_fixes_max: Annotated[int, _d("most fixes folded between two commits: bounds the Lua call", ge=1)] = 1_500
     gather_max_ms: Annotated[int, _d("longest pause after a commit under load: CPU for age", ge=0)] = 20
-    out_stream_max_bytes: Annotated[int, _d("byte cap of an area's out stream (history behind); past it the door answers 503", ge=1)] = 536_870_912
+    out_stream_max_bytes: Annotated[int, _d("byte cap of an area's out stream (history behind); past it the door answers 503", ge=1)] = (
+        536_870_912
+    )
 
     # live
     socket_max: Annotated[int, _d("most WebSocket connections of one worker; over it 4429", ge=1)] = 20_000

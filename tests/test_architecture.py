@@ -20,7 +20,9 @@ MAY_IMPORT = {
 }
 BENCH_PURE = ("engine.tracking.timetable", "ingest.gtfs", "geo")
 CLI_ALSO = ("migrations", "bench")  # the composition root starts them as commands
-SQL = re.compile(r"\b(select\s.+\sfrom|insert\s+into|update\s+\w+(\.\w+)?\s+set|delete\s+from|create\s+(table|index|schema))\b", re.I | re.S)
+SQL = re.compile(
+    r"\b(select\s.+\sfrom|insert\s+into|update\s+\w+(\.\w+)?\s+set|delete\s+from|create\s+(table|index|schema))\b", re.I | re.S
+)
 CLOCKWORK = {
     ("time", "time"), ("time", "time_ns"), ("time", "monotonic"), ("time", "monotonic_ns"), ("datetime", "now"), ("datetime", "utcnow"),
     ("date", "today"), ("uuid", "uuid4"), ("uuid", "uuid1"),
