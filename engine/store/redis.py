@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -23,6 +24,7 @@ from redis import exceptions as fault
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from engine.clock import Clock, SystemClock
 from engine.errors import Unavailable
 from engine.events import LiveBatch
 from engine.meter import Meter
@@ -38,6 +40,9 @@ POOL_MAX = 32  # connections for short calls of one process: the door, the hub a
 READERS_MAX = 512  # connections that may block (one XREAD an owned area, one pub/sub a listener)
 LIVE = "live:"  # channel prefix of numbered live batches
 ORDERED = "chan:"  # channel prefix of ordered channels
+ORDERED_LOG = 1_000  # messages an ordered channel keeps for those who come back
+ORDERED_LIFE_S = 3 * 86_400  # a channel that says nothing for three days is forgotten; its next message begins a new epoch
+QUARANTINE_MAX = 10_000  # batches of door quarantines an area keeps for history; the oldest go first, for they are only advice
 
 
 class Keys:
@@ -73,6 +78,24 @@ def keys_of(area: str) -> Keys:
     return Keys(area)
 
 
+class ChannelMessage(msgspec.Struct, frozen=True, gc=False):
+    """One message of an ordered channel. Offsets rise by one within an epoch; a hole means: read `channel_log`."""
+
+    channel: str
+    epoch: str
+    offset: int
+    payload: bytes
+
+
+class ChannelLog(msgspec.Struct, frozen=True):
+    """What an ordered channel still keeps after an offset, of one instant."""
+
+    epoch: str  # "" where nothing was ever said
+    offset: int  # of its newest message; 0 where nothing was ever said
+    complete: bool  # False: messages after `since` are gone from the log, or `since` lies ahead of it: take a snapshot instead
+    messages: list[ChannelMessage]  # in order
+
+
 @cache
 def lua(name: str) -> str:
     """The text of `engine/store/{name}.lua`."""
@@ -82,8 +105,9 @@ def lua(name: str) -> str:
 class Redis:
     """Two bounded pools over one server: `calls` for what answers at once, `readers` for what may block."""
 
-    def __init__(self, settings: Settings, meter: Meter | None = None) -> None:
+    def __init__(self, settings: Settings, meter: Meter | None = None, clock: Clock | None = None) -> None:
         self.settings = settings
+        self.clock = clock or SystemClock()
         self.meter = meter or Meter()
         common: dict[str, Any] = {
             "socket_connect_timeout": 2.0,
@@ -116,9 +140,9 @@ class Redis:
         )
 
     @classmethod
-    async def connect(cls, settings: Settings, meter: Meter | None = None) -> Redis:
+    async def connect(cls, settings: Settings, meter: Meter | None = None, clock: Clock | None = None) -> Redis:
         """Raises `Unavailable` where nobody answers."""
-        redis = cls(settings, meter)
+        redis = cls(settings, meter, clock)
         await redis.ping()
         return redis
 
@@ -200,6 +224,16 @@ class Redis:
         answer = await self.ask("nonce", lambda: self.calls.set(f"nonce:{device_id}:{nonce}", b"", nx=True, ex=ttl_s), attempts=1)
         return bool(answer)
 
+    async def quarantine(self, area: str, payload: bytes) -> None:
+        """msgpack list[Quarantined] that the door refused at once; history carries it to its table. Bounded: the
+        oldest go first.
+        """
+        keys = keys_of(area)
+        await self.ask(
+            "quarantine",
+            lambda: self.calls.xadd(keys.quarantine, {"f": payload}, maxlen=QUARANTINE_MAX, approximate=True),
+        )
+
     # --- the live picture ---
 
     async def load_live(self, area: str) -> LiveBatch:
@@ -225,15 +259,58 @@ class Redis:
             events=[],
         )
 
-    def listen_live(self) -> AsyncIterator[bytes | None]:
-        """Every LiveBatch of every area as msgpack bytes, and None after each (re)connect: what was said meanwhile
-        is lost, load again.
+    async def listen_live(self) -> AsyncIterator[bytes | None]:
+        """Every LiveBatch of every area as msgpack bytes, and None after each (re)connect: load again what was
+        missed.
         """
-        return self._listen(LIVE + "*")
+        async with aclosing(self._listen(LIVE + "*")) as found:
+            async for message in found:
+                yield message and message[1]
 
-    async def _listen(self, pattern: str) -> AsyncIterator[bytes | None]:
-        """At most once, in order per channel. Never ends: a lost server is waited for, with growing pauses up to 2
-        s.
+    # --- ordered channels ---
+
+    async def publish_ordered(self, channel: str, event_id: str, payload: bytes) -> int:
+        """Offset, bounded log and PUBLISH in one step, once by `event_id` among the channel's newest 4,000.
+
+        0: it was said before. Raises `Unavailable`; saying it again with the same id is harmless.
+        """
+        tag = f"{{{channel}}}"
+        keys = [f"meta:{tag}", f"log:{tag}", f"seen:{tag}"]
+        args = [event_id, payload, ORDERED + channel, self.clock.token(6), ORDERED_LOG, ORDERED_LIFE_S]
+        return int(await self.ask("publish_ordered", lambda: self.script("say")(keys=keys, args=args)))
+
+    async def channel_log(self, channel: str, since: int) -> ChannelLog:
+        """Messages after offset `since`. Whether `since` is of this epoch is the caller's to compare."""
+        tag = f"{{{channel}}}"
+
+        async def read() -> Any:
+            async with self.calls.pipeline(transaction=True) as pipe:
+                pipe.hmget(f"meta:{tag}", "epoch", "offset")
+                pipe.xrange(f"log:{tag}", min=f"{since + 1}-0")
+                return await pipe.execute()
+
+        (epoch, newest), entries = await self.ask("channel_log", read)
+        name, offset = (epoch or b"").decode(), int(newest or 0)
+        messages = [ChannelMessage(channel, name, int(at.split(b"-")[0]), fields[b"d"]) for at, fields in entries]
+        return ChannelLog(name, offset, since + len(messages) == offset, messages)
+
+    async def listen_ordered(self) -> AsyncIterator[ChannelMessage | None]:
+        """Every message of every ordered channel, and None after each (re)connect: fill the holes from
+        `channel_log`.
+        """
+        async with aclosing(self._listen(ORDERED + "*")) as found:
+            async for message in found:
+                if message is None:
+                    yield None
+                    continue
+                channel, data = message
+                epoch, offset, payload = data.split(b" ", 2)
+                yield ChannelMessage(channel.removeprefix(ORDERED), epoch.decode(), int(offset), payload)
+
+    async def _listen(self, pattern: str) -> AsyncGenerator[tuple[str, bytes] | None]:
+        """(channel, message), and None after each (re)connect. At most once, in order per channel.
+
+        Never ends: a lost server is waited for, with growing pauses up to 2 s.
         """
         pause_s = 0.05
         while True:
@@ -250,7 +327,7 @@ class Redis:
                             await sub.ping()
                         continue
                     if message["type"] == "pmessage":
-                        yield message["data"]
+                        yield message["channel"].decode(), message["data"]
             except FAULTS as broken:
                 self._faults.add(1, "listen")
                 log.warning("redis listener %s: %s; again in %.2f s", pattern, broken, pause_s)

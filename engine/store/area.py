@@ -1,0 +1,174 @@
+"""An area in Redis, as its one owner and its readers use it: lease, load, commit, streams, cursors.
+
+Promises: `commit` is all or nothing and happens once: it checks the lease's token and that the batch is number n + 1
+before it writes, so the same bytes may be sent again after a lost answer, and a frozen former owner is refused.
+Cursors are stream ids (`ms-seq`). Every call raises `Unavailable` where Redis is away; none waits longer than its
+limit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from engine.events import Position
+from engine.store.redis import Redis, keys_of
+
+READERS = ("history", "relay")  # who must have read an out entry before it may go
+START = "0-0"  # the cursor before the first entry
+DEAD_MAX = 1_000  # dead letters an area keeps; the oldest go first
+GEO_LAT_MAX = 85.05  # GEOADD takes no latitude beyond it (Web Mercator); such a bus has a position and no place in the index
+
+Entry = tuple[str, bytes]  # (stream id, payload)
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """What Redis holds of an area at one instant."""
+
+    n: int
+    cursor: str
+    epoch: str
+    states: dict[str, bytes]
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What one commit makes true. An empty state blob drops its key; `gone` buses leave positions, forecasts and
+    the GEO index.
+    """
+
+    n: int
+    cursor: str
+    out: bytes  # msgpack OutBatch; b"" = nothing for history
+    live: bytes  # msgpack LiveBatch
+    states: dict[str, bytes]
+    positions: list[tuple[Position, bytes]]
+    forecasts: dict[str, bytes]  # bus id -> msgpack TripForecast; b"" drops it
+    gone: list[str]
+
+
+class AreaStore:
+    """One area. Cheap to make; holds no connection of its own."""
+
+    def __init__(self, redis: Redis, area: str) -> None:
+        self.redis, self.area, self.keys = redis, area, keys_of(area)
+
+    async def _run(self, script: str, keys: list[str], args: list[Any], attempts: int = 2) -> Any:
+        return await self.redis.ask(script, lambda: self.redis.script(script)(keys=keys, args=args), attempts)
+
+    # --- the lease ---
+
+    async def acquire(self, life_ms: int) -> str | None:
+        """The token of a lease now ours, or None: somebody holds it. A lost answer leaves a lease nobody has; it
+        ends by itself.
+        """
+        keys = [self.keys.lease, self.keys.fence]
+        token = await self._run("acquire", keys, [self.redis.clock.token(6), life_ms], attempts=1)
+        return token.decode() if token else None
+
+    async def renew(self, token: str, life_ms: int) -> bool:
+        """False: the lease is not ours any more."""
+        return bool(await self._run("renew", [self.keys.lease], [token, life_ms]))
+
+    async def release(self, token: str) -> None:
+        """Give the lease back, so that another takes it at once."""
+        await self._run("renew", [self.keys.lease], [token, 0])
+
+    # --- the owner ---
+
+    async def load(self, token: str) -> Loaded | None:
+        """Number, cursor, epoch and states of one instant; None: the lease is not ours."""
+        found = await self._run("load", [self.keys.lease, self.keys.ctl, self.keys.states], [token])
+        if not found:
+            return None
+        n, cursor, epoch, flat = found
+        states = {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
+        return Loaded(int(n), cursor.decode(), epoch.decode(), states)
+
+    async def commit(self, token: str, change: Change) -> str:
+        """OK, DONE (it was in already), STALE (load again) or LEASE (forget everything). Asked once: the caller
+        sends it again.
+        """
+        k = self.keys
+        keep = [item for key, blob in change.states.items() if blob for item in (key, blob)]
+        drop = [key for key, blob in change.states.items() if not blob]
+        positions = [item for position, blob in change.positions for item in (position.bus_id, blob)]
+        forecasts = [item for bus_id, blob in change.forecasts.items() if blob for item in (bus_id, blob)]
+        unsaid = [bus_id for bus_id, blob in change.forecasts.items() if not blob]
+        places: list[Any] = [item for at, _ in change.positions if abs(at.lat) <= GEO_LAT_MAX for item in (at.lon, at.lat, at.bus_id)]
+        parts: list[list[Any]] = [keep, drop, positions, forecasts, unsaid, places, list(change.gone)]
+        args: list[Any] = [token, change.n, change.cursor, change.out, k.live, change.live]
+        args += [len(part) for part in parts]
+        for part in parts:
+            args += part
+        keys = [k.lease, k.ctl, k.states, k.pos, k.eta, k.geo, k.out, k.bytes]
+        return str((await self._run("commit", keys, args, attempts=1)).decode())
+
+    async def read_incoming(self, cursor: str, count: int, block_ms: int) -> list[Entry]:
+        """Entries after `cursor`, oldest first; empty after `block_ms` without any."""
+        return await self._read(self.keys.incoming, b"f", cursor, count, block_ms)
+
+    async def trim_incoming(self, cursor: str) -> int:
+        """Drop what lies below the owner's committed cursor; bytes the stream still holds."""
+        return int(await self._run("trim", [self.keys.incoming, self.keys.bytes], [cursor, "in"]))
+
+    async def trim_out(self) -> int | None:
+        """Drop what every reader has read; bytes the stream still holds. None: a reader has not spoken yet, so
+        everything stays.
+        """
+        cursors = await self.redis.ask("cursors", lambda: self.redis.calls.hmget(self.keys.cursors, READERS))
+        if not all(cursors):
+            return None
+        slowest = min((cursor.decode() for cursor in cursors), key=id_order)
+        return int(await self._run("trim", [self.keys.out, self.keys.bytes], [slowest, "out"]))
+
+    async def bury(self, payload: bytes, trace: str) -> None:
+        """A dead letter: the fix (or entry) whose folding raised, with its trace. Bounded."""
+        fields = {"f": payload, "trace": trace}
+        dead = self.keys.dead
+        await self.redis.ask("bury", lambda: self.redis.calls.xadd(dead, fields, maxlen=DEAD_MAX, approximate=True))
+
+    async def dead_letters(self, limit: int = 100) -> list[tuple[str, bytes, str]]:
+        """(id, payload, trace), newest first."""
+        found = await self.redis.ask("dead", lambda: self.redis.calls.xrevrange(self.keys.dead, count=limit))
+        return [(at.decode(), fields[b"f"], fields[b"trace"].decode()) for at, fields in found]
+
+    # --- the readers ---
+
+    async def read_out(self, cursor: str, count: int, block_ms: int) -> list[Entry]:
+        """Committed batches after `cursor` as msgpack OutBatch, oldest first."""
+        return await self._read(self.keys.out, b"b", cursor, count, block_ms)
+
+    async def read_quarantine(self, cursor: str, count: int) -> list[Entry]:
+        """What the door refused at once, as msgpack list[Quarantined], after `cursor`."""
+        return await self._read(self.keys.quarantine, b"f", cursor, count, 0)
+
+    async def tell_cursor(self, reader: str, cursor: str) -> None:
+        """How far a reader has safely come: only for trimming, the reader's own record is the truth."""
+        await self.redis.ask("cursor", lambda: self.redis.calls.hset(self.keys.cursors, reader, cursor))
+
+    async def told_cursor(self, reader: str) -> str | None:
+        """What that reader told last."""
+        found = await self.redis.ask("cursor", lambda: self.redis.calls.hget(self.keys.cursors, reader))
+        return found.decode() if found else None
+
+    async def is_ahead(self, cursor: str) -> bool:
+        """True where a cursor lies ahead of the server's clock by over 5 s: entries to come would be passed over,
+        unseen.
+        """
+        seconds, _ = await self.redis.ask("time", lambda: self.redis.calls.time())
+        return bool(id_order(cursor)[0] > (int(seconds) + 5) * 1000)
+
+    async def _read(self, stream: str, field: bytes, cursor: str, count: int, block_ms: int) -> list[Entry]:
+        block = block_ms or None  # 0 would mean: for ever
+        found = await self.redis.ask("read", lambda: self.redis.readers.xread({stream: cursor}, count=count, block=block))
+        if not found:
+            return []
+        entries = found[stream.encode()][0] if isinstance(found, dict) else found[0][1]
+        return [(at.decode(), fields[field]) for at, fields in entries]
+
+
+def id_order(cursor: str) -> tuple[int, int]:
+    """A stream id as what it sorts by."""
+    ms, _, seq = cursor.partition("-")
+    return int(ms), int(seq or 0)
