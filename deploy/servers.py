@@ -313,8 +313,8 @@ class PostgresServer(Server):
             ours = str(postgres_major(self.bin))
             if have != ours:
                 raise NotStarted(
-                    f"{self.data} was made by PostgreSQL {have}, found is {ours} ({self.bin}). Set PG_BIN to the folder of a PostgreSQL {have}"
-                    ", or move that folder away to begin with an empty database."
+                    f"{self.data} was made by PostgreSQL {have}, found is {ours} ({self.bin}). Set PG_BIN to the folder of a PostgreSQL"
+                    f" {have}, or move that folder away to begin with an empty database."
                 )
         elif self.data.exists() and any(self.data.iterdir()):
             raise NotStarted(f"{self.data} is neither empty nor a database: move it away")

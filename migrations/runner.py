@@ -15,6 +15,7 @@ less revokes it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import time
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def read_files(folder: Path = FOLDER) -> list[Migration]:
     for path in sorted(folder.glob("[0-9][0-9][0-9][0-9]_*.sql")):
         text = path.read_text(encoding="utf-8")
         found.append(Migration(path.name[:4], path.name, text, hashlib.sha256(text.encode()).hexdigest()))
-    for one, other in zip(found, found[1:], strict=False):
+    for one, other in itertools.pairwise(found):
         if one.number == other.number:
             raise MigrationRefused(f"{one.name} and {other.name} share a number")
     return found
@@ -172,12 +173,11 @@ def _line_of(fault: psycopg.Error, file: Migration) -> str:
 
 
 def _make_roles(connection: psycopg.Connection) -> None:
-    """Owner, application and reader, and the right of each on what the owner makes later. Idempotent; races with other databases' runners."""
-    there = {
-        name for (name,) in connection.execute("select rolname from pg_roles where rolname = any(%s)", ([OWNER, APPLICATION, READER],))
-    }
+    """Owner, application and reader, and the right of each on what the owner makes later. Idempotent."""
+    roles = ((OWNER, "nologin"), (APPLICATION, "login"), (READER, "login"))
+    there = {name for (name,) in connection.execute("select rolname from pg_roles")}
     try:
-        for role, login in ((OWNER, "nologin"), (APPLICATION, "login"), (READER, "login")):
+        for role, login in roles:
             if role in there:
                 continue
             try:
@@ -186,22 +186,23 @@ def _make_roles(connection: psycopg.Connection) -> None:
                 )
             except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
                 continue  # roles are the whole server's: a runner on another database was faster
-        rights = connection.execute(
-            "select pg_has_role(current_user, %s, 'member'),"
-            " has_database_privilege(%s, current_database(), 'create') and has_schema_privilege(%s, 'public', 'create')",
-            (OWNER, OWNER, OWNER),
+        for role in (OWNER, APPLICATION):  # the application too: a single DSN can then serve as it, by `set role`
+            row = connection.execute("select pg_has_role(current_user, %s, 'member')", (role,)).fetchone()
+            if not (row and row[0]):
+                connection.execute(sql.SQL("grant {} to current_user").format(sql.Identifier(role)))
+        row = connection.execute(
+            "select has_database_privilege(%s, current_database(), 'create') and has_schema_privilege(%s, 'public', 'create')",
+            (OWNER, OWNER),
         ).fetchone()
-        member, may_create = rights or (False, False)
-        if not member:
-            connection.execute(sql.SQL("grant {} to current_user").format(sql.Identifier(OWNER)))
-        if not may_create:
+        if not (row and row[0]):
             connection.execute(_ROOM)
         connection.execute(_GRANTS)
     except psycopg.errors.InsufficientPrivilege as fault:
+        user = connection.info.user
         raise MigrationRefused(
-            f"{connection.info.user} may not prepare this database ({fault.diag.message_primary}). Run `timepoint migrate` once with"
-            f" DATABASE_OWNER_URL of a superuser, or have one run: create role {OWNER}; create role {APPLICATION} login; create role {READER}"
-            f" login; grant {OWNER} to {connection.info.user}; create extension postgis;"
+            f"{user} may not prepare this database ({fault.diag.message_primary}). Run `timepoint migrate` with DATABASE_OWNER_URL of a"
+            f" superuser, or have one run: create role {OWNER}; create role {APPLICATION} login; create role {READER} login;"
+            f" grant {OWNER}, {APPLICATION} to {user}; create extension postgis;"
         ) from fault
 
 
@@ -220,7 +221,7 @@ alter default privileges for role timepoint_owner grant select on tables to time
 
 
 def _make_extensions(connection: psycopg.Connection) -> None:
-    """PostGIS, which only a superuser may create; TimescaleDB where its loader is there (without, creating it ends the session)."""
+    """PostGIS, which only a superuser may create. (Trusted extensions, TimescaleDB among them, are for the files to create.)"""
     if connection.execute("select 1 from pg_extension where extname = 'postgis'").fetchone() is None:
         try:
             connection.execute("create extension if not exists postgis")

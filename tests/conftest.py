@@ -72,13 +72,13 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def redis_url(redis_server: RedisServer) -> Iterator[str]:
+def redis_url(redis_server: RedisServer) -> str:
     """URL of a Redis with nothing in it."""
     import redis
 
     with redis.Redis.from_url(redis_server.url) as connection:
         connection.flushall()
-    yield redis_server.url
+    return redis_server.url
 
 
 @pytest.fixture

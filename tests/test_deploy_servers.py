@@ -109,6 +109,7 @@ def test_a_socket_path_never_passes_the_limit_of_the_kernel() -> None:
         sockets = socket_folder(folder, service_user())
         assert len(os.fsencode(sockets / ".s.PGSQL.5432")) <= SOCKET_PATH_MAX
         assert len(os.fsencode(sockets / "redis.sock")) <= SOCKET_PATH_MAX
+        sockets.rmdir()
     subprocess.run(["rm", "-rf", base], check=True)
 
 

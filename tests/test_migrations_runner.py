@@ -90,7 +90,8 @@ def test_statements_that_refuse_a_transaction_run_one_by_one(empty_url: str, tmp
     write(
         tmp_path,
         _0001_a="create table a (n int)",
-        _0002_b="-- migrate: no-transaction\ncreate index concurrently a_n on a (n);\n-- next\ncreate index concurrently a_m on a ((n + 1));",
+        _0002_b="-- migrate: no-transaction\ncreate index concurrently a_n on a (n);\n-- next\n"
+        "create index concurrently a_m on a ((n + 1));",
     )
     migrate(empty_url, folder=tmp_path, say=quiet)
     assert rows(empty_url, "select count(*) from pg_indexes where tablename = 'a'") == [(2,)]
@@ -127,7 +128,7 @@ def test_a_role_that_may_not_prepare_the_database_is_told_what_to_do(postgres_se
         connection.execute("drop role if exists clerk")
         connection.execute("create role clerk login")
     try:
-        with pytest.raises(MigrationRefused, match=r"clerk may not prepare this database .* grant timepoint_owner to clerk"):
+        with pytest.raises(MigrationRefused, match=r"clerk may not prepare this database .* grant timepoint_owner, timepoint_app to clerk"):
             migrate(postgres_server.dsn("plain", "clerk"), folder=tmp_path, say=quiet)
     finally:
         postgres_server.drop_database("plain")
