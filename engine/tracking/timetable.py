@@ -8,8 +8,8 @@ midnight and a day of 23 or 25 hours is right. Sequences in a `Pattern` all have
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import date
-from typing import Any
+from datetime import date, datetime, timedelta
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo.shape import Shape
+
+DAYS_KEPT = 8  # service dates held ready: yesterday, today and tomorrow, and a replay's steps around them
 
 
 class Stop(msgspec.Struct, frozen=True, gc=False):
@@ -64,7 +66,12 @@ class Service(msgspec.Struct, frozen=True):
             return False
         if day in self.added:
             return True
-        return self.start is not None and self.end is not None and self.start <= day <= self.end and self.weekdays[day.weekday()]
+        return (
+            self.start is not None
+            and self.end is not None
+            and self.start <= day <= self.end
+            and self.weekdays[day.weekday()]
+        )
 
 
 class Pattern(msgspec.Struct, frozen=True, eq=False):
@@ -91,7 +98,9 @@ class Trip(msgspec.Struct, frozen=True, eq=False):
     headsign: str | None = None
     block_id: str | None = None
     short_name: str | None = None
-    frequency_of: str | None = None  # the feed's trip_id where frequencies.txt made this trip; its start time is departure_s[0]
+    frequency_of: str | None = (
+        None  # the feed's trip_id where frequencies.txt made this trip; its start time is departure_s[0]
+    )
     bikes: int = 0
     wheelchair: int = 0
 
@@ -129,27 +138,114 @@ class Timetable:
         self.feed_id, self.version, self.tz = feed_id, version, tz
         self.agencies, self.stops, self.routes = agencies, stops, routes
         self.services, self.patterns, self.trips = services, patterns, trips
-        self.cache: dict[str, Any] = {}
+        self._days: dict[date, _Day] = {}
+        self._starts: dict[str, int] = {}
+        latest_s = max((trip.arrival_s[-1] for trip in trips.values()), default=0)
+        self._days_back = max(1, latest_s // 86_400)  # a trip that runs past 48:00 is still under way two dates later
 
-    # The methods below are the interface; see the module's tests for their corners.
+    def __repr__(self) -> str:
+        return f"Timetable({self.feed_id!r}, {len(self.routes)} routes, {len(self.patterns)} patterns, {len(self.trips)} trips)"
+
+    def __reduce__(self) -> tuple[Any, tuple[dict[str, Any]]]:
+        fields = ("feed_id", "version", "tz", "agencies", "stops", "routes", "services", "patterns", "trips")
+        return _timetable_of, ({name: getattr(self, name) for name in fields},)
 
     def instance(self, trip_id: str, start_date: str) -> TripInstance | None:
-        """The trip on that date, or None where the trip is unknown. Does not ask whether the service runs."""
-        raise NotImplementedError
+        """The trip on that date (yyyymmdd), or None where the trip or the date is none. Does not ask whether the service runs."""
+        trip = self.trips.get(trip_id)
+        if trip is None:
+            return None
+        base_ms = self._starts.get(start_date)
+        if base_ms is None:
+            day = parse_date(start_date)
+            if day is None:
+                return None
+            base_ms = self._start_of(day)
+        return TripInstance(trip, start_date, base_ms)
 
     def instances_on(self, day: date) -> list[TripInstance]:
-        """Every trip instance of one service date, by departure."""
-        raise NotImplementedError
+        """Every trip instance of one service date, by departure, then by trip id. A new list each time; the instances are shared."""
+        return list(self._day(day).instances)
 
     def instances_around(self, now_ms: int, before_s: int, after_s: int) -> Iterator[TripInstance]:
-        """Instances whose span, widened by `before_s` and `after_s`, holds now: of today's, yesterday's and tomorrow's service date."""
-        raise NotImplementedError
+        """Instances whose span, widened by `before_s` and `after_s`, holds now: of today's, yesterday's and tomorrow's service date.
+
+        The span runs from the departure at the first stop to the arrival at the last one. Tomorrow's count because a first departure may
+        be near midnight, yesterday's because times run past 24:00 (and earlier dates where the feed has times past 48:00).
+        """
+        today = datetime.fromtimestamp(now_ms / 1000, self.tz).date()
+        for step in range(-self._days_back, 2):
+            held = self._day(today + timedelta(days=step))
+            open_now = (held.first_ms - before_s * 1000 <= now_ms) & (now_ms <= held.last_ms + after_s * 1000)
+            for index in np.flatnonzero(open_now):
+                yield held.instances[index]
 
     def next_in_block(self, instance: TripInstance) -> TripInstance | None:
-        """The trip that the same vehicle drives next, by block_id, on the same service date."""
-        raise NotImplementedError
+        """The trip that the same vehicle drives next, by block_id, on the same service date; None after the last, or without a block."""
+        block_id, day = instance.trip.block_id, parse_date(instance.start_date)
+        if block_id is None or day is None:
+            return None
+        mine = (instance.trip.departure_s[0], instance.trip.trip_id)
+        for other in self._day(day).blocks.get(block_id, ()):
+            if (other.trip.departure_s[0], other.trip.trip_id) > mine:
+                return other
+        return None
+
+    def _start_of(self, day: date) -> int:
+        text = day.strftime("%Y%m%d")
+        if text not in self._starts:
+            if len(self._starts) >= 1024:  # a stream of odd dates must not grow this for ever
+                self._starts.clear()
+            self._starts[text] = service_day_start_ms(self.tz, day)
+        return self._starts[text]
+
+    def _day(self, day: date) -> _Day:
+        held = self._days.get(day)
+        if held is None:
+            while len(self._days) >= DAYS_KEPT:
+                del self._days[next(iter(self._days))]
+            held = self._days[day] = self._make_day(day)
+        return held
+
+    def _make_day(self, day: date) -> _Day:
+        running = {service_id for service_id, service in self.services.items() if service.runs_on(day)}
+        trips = [trip for trip in self.trips.values() if trip.service_id in running]
+        trips.sort(key=lambda trip: (trip.departure_s[0], trip.trip_id))
+        text, base_ms = day.strftime("%Y%m%d"), self._start_of(day)
+        instances = [TripInstance(trip, text, base_ms) for trip in trips]
+        blocks: dict[str, list[TripInstance]] = {}
+        for instance in instances:
+            if instance.trip.block_id is not None:
+                blocks.setdefault(instance.trip.block_id, []).append(instance)
+        first = np.array([trip.departure_s[0] for trip in trips], dtype=np.int64)
+        last = np.array([trip.arrival_s[-1] for trip in trips], dtype=np.int64)
+        return _Day(instances, base_ms + first * 1000, base_ms + last * 1000, blocks)
+
+
+class _Day(NamedTuple):
+    """One service date: instances by departure, their spans in UTC ms, and those of each block in the order they are driven."""
+
+    instances: list[TripInstance]
+    first_ms: NDArray[np.int64]
+    last_ms: NDArray[np.int64]
+    blocks: dict[str, list[TripInstance]]
+
+
+def _timetable_of(fields: dict[str, Any]) -> Timetable:
+    return Timetable(**fields)
+
+
+def parse_date(text: str) -> date | None:
+    """yyyymmdd as a date, or None where it is none."""
+    if len(text) != 8 or not (text.isascii() and text.isdigit()):
+        return None
+    try:
+        return date(int(text[:4]), int(text[4:6]), int(text[6:]))
+    except ValueError:
+        return None
 
 
 def service_day_start_ms(tz: ZoneInfo, day: date) -> int:
     """Noon minus 12 h of that date, UTC ms (GTFS reference, field type Time)."""
-    raise NotImplementedError
+    noon = datetime(day.year, day.month, day.day, 12, tzinfo=tz)
+    return int(noon.timestamp()) * 1000 - 43_200_000
