@@ -161,3 +161,15 @@ class LiveBatch(msgspec.Struct, frozen=True, array_like=True):
     forecasts: list[msgspec.Raw]
     events: list[Event]
     gone: list[str] = []  # bus ids that left the live picture (offline)
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One fix that the door could not use, as `quar:{area}` keeps it. `detail` says what was wrong, with an excerpt; at most 256 characters."""
+
+    received_at_ms: int
+    device_id: str
+    bus_id: str | None  # None: the fix names no bus of the device
+    source: str
+    reason: str  # MALFORMED | RANGE | ZERO_ISLAND | ACCURACY | ABSURD_TIME | NOT_YOUR_BUS
+    index: int  # place in its request
+    detail: str

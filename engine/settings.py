@@ -40,6 +40,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ingest_queue_max: Annotated[int, _d("fixes waiting for one area's XADD before the door answers 503", ge=1)] = 50_000
     ingest_answer_timeout_s: Annotated[float, _d("longest wait of a device for its XADD; then 503", gt=0)] = 5.0
     ingest_stream_max_bytes: Annotated[int, _d("byte cap of an area's ingest stream; past it 503 with Retry-After", ge=1)] = 268_435_456
+    ingest_gather_max_ms: Annotated[int, _d("pause between two XADDs of an area under load: CPU for age", ge=0)] = 5
+    ingest_inflated_max_bytes: Annotated[int, _d("largest gzip body once inflated; over it 413: bombs", ge=1024)] = 4_194_304
     hmac_window_s: Annotated[int, _d("HMAC replay window, either side of now", ge=1)] = 300
 
     # tracking shell

@@ -1,0 +1,242 @@
+"""The door: who is sending, may they, and the append after which a device is answered.
+
+Promises: `accept` returns only after the fixes are in the ingest stream of their area (an accepted fix survives a killed worker), or raises
+`Unavailable`; no wait is longer than `ingest_answer_timeout_s`; the queue of an area is bounded (`ingest_queue_max`); what is refused is
+counted and kept in `quar:{area}`. Order: the fixes of one area are appended in the order in which they came. At least once: a device that
+saw 503 sends again, and the tracker calls the second copy DUPLICATE.
+
+One XADD an area carries all fixes that gathered while the previous one was in flight; where the last append was less than 10 ms ago, the
+next waits a few ms more (`ingest_gather_max_ms`), so the first fix of a quiet moment waits for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from engine.clock import Clock
+from engine.errors import Unauthenticated, Unavailable
+from engine.events import Refusal
+from engine.meter import SIZES, Meter
+from engine.office.accounts import Device, Devices
+from engine.settings import Settings
+from engine.tracking.fix import Fix
+from ingest.wire import Refused
+
+log = logging.getLogger(__name__)
+
+ENTRY_FIXES_MAX = 500  # fixes of one stream entry: a third of what an area's owner folds between two commits
+BUSY_S = 0.010  # appends closer together than this gather
+REFUSALS_KEPT = 32  # of one request; the rest is counted only, so that one bad batch cannot flood the quarantine
+NO_AREA = "-"  # where refusals of a device without any bus go
+NONCE_MAX = 128
+
+
+class Streams(Protocol):
+    """What the door needs of `engine.store.redis.Redis`."""
+
+    async def append(self, area: str, payload: bytes) -> str:
+        """msgpack list[Fix] into `in:{area}`; durable on return. Raises `Unavailable`."""
+        ...
+
+    async def quarantine(self, area: str, payload: bytes) -> None:
+        """msgpack list[Refusal] into `quar:{area}`. Raises `Unavailable`."""
+        ...
+
+    async def nonce_is_new(self, device_id: str, nonce: str, ttl_s: int) -> bool:
+        """True once within `ttl_s`. Raises `Unavailable`."""
+        ...
+
+
+class Receipt(msgspec.Struct, frozen=True, gc=False):
+    """What became of a request: `accepted` fixes are appended, the others refused."""
+
+    accepted: int
+    refused: Sequence[Refused] = ()
+
+
+class Lane:
+    """The one writer of an area: gathers while an append is in flight. Futures resolve in order, after their last entry is appended."""
+
+    def __init__(
+        self, area: str, append: Callable[[str, bytes], Awaitable[object]], settings: Settings, clock: Clock, meter: Meter
+    ) -> None:
+        self.area, self._append, self._clock = area, append, clock
+        self._queue_max = settings.ingest_queue_max
+        self._limit_s = settings.ingest_answer_timeout_s / 2  # one append may be ahead of ours
+        self._gather_s = settings.ingest_gather_max_ms / 1000
+        self._waiting: list[tuple[list[Fix], asyncio.Future[None]]] = []
+        self._held = 0  # fixes waiting or in flight
+        self._task: asyncio.Task[None] | None = None
+        self._last_s = float("-inf")
+        self._loop = asyncio.get_running_loop()
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._sizes = meter.histogram("timepoint_ingest_append_fixes", "fixes of one append", bounds=SIZES)
+        self._full = meter.counter("timepoint_ingest_queue_full_total", "requests refused because an area's queue is full", ("area",))
+        self._failed = meter.counter("timepoint_ingest_append_faults_total", "appends that failed; their devices saw 503", ("area",))
+
+    def put(self, fixes: list[Fix]) -> asyncio.Future[None]:
+        """Raises `Unavailable` where the queue is full. The future fails with `Unavailable` where the append does."""
+        if self._held and self._held + len(fixes) > self._queue_max:
+            self._full.add(1, self.area)
+            raise Unavailable(f"area {self.area}: {self._held} fixes are waiting for Redis", retry_after_s=2)
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append((fixes, future))
+        self._held += len(fixes)
+        if self._task is None:
+            self._task = self._loop.create_task(self._run())
+        return future
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                if self._gather_s and self._clock.steady_s() - self._last_s < BUSY_S:
+                    await asyncio.sleep(self._gather_s)
+                batch, self._waiting = self._waiting, []
+                fault = await self._write([fix for fixes, _ in batch for fix in fixes])
+                self._last_s = self._clock.steady_s()
+                for fixes, future in batch:
+                    self._held -= len(fixes)
+                    if not future.done():  # done: its device hung up
+                        if fault is None:
+                            future.set_result(None)
+                        else:
+                            future.set_exception(fault)
+        finally:
+            self._task = None
+
+    async def _write(self, fixes: list[Fix]) -> Unavailable | None:
+        """All of them, in entries of at most 500, or the fault. What a failed batch had appended comes again: a DUPLICATE then."""
+        try:
+            async with asyncio.timeout(self._limit_s):
+                for start in range(0, len(fixes), ENTRY_FIXES_MAX):
+                    await self._append(self.area, self._encode(fixes[start : start + ENTRY_FIXES_MAX]))
+        except Unavailable as fault:
+            self._failed.add(1, self.area)
+            return fault
+        except TimeoutError:
+            self._failed.add(1, self.area)
+            return Unavailable(f"area {self.area}: Redis did not answer within {self._limit_s} s", retry_after_s=2)
+        except Exception:  # a fault of our own must not leave devices waiting for an answer that never comes
+            self._failed.add(1, self.area)
+            log.exception("append of area %s", self.area)
+            return Unavailable(f"area {self.area}: the append failed", retry_after_s=5)
+        self._sizes.observe(len(fixes))
+        return None
+
+    async def drained(self) -> None:
+        """Returns when nothing waits any more."""
+        while self._task is not None:
+            await asyncio.wait([self._task])
+
+
+class Door:
+    """Authentication, and one `Lane` per area. Made once per worker."""
+
+    def __init__(self, devices: Devices, streams: Streams, settings: Settings, clock: Clock, meter: Meter | None = None) -> None:
+        self.devices, self.streams, self.settings, self.clock = devices, streams, settings, clock
+        self.meter = meter = meter or Meter()
+        self._lanes: dict[str, Lane] = {}
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._accepted = meter.counter("timepoint_ingest_fixes_total", "fixes accepted, by protocol", ("source",))
+        self._refused = meter.counter("timepoint_ingest_refused_total", "fixes refused at the door, by reason", ("reason",))
+        self._unkept = meter.counter("timepoint_ingest_refusals_unkept_total", "refusals that could not be written to the quarantine")
+        self._strangers = meter.counter("timepoint_ingest_unauthenticated_total", "requests without good credentials, by fault", ("code",))
+
+    # --- who ---
+
+    def by_token(self, token: str | bytes) -> Device:
+        """Raises `Unauthenticated`."""
+        device = self.devices.by_token(token)
+        if device is None:
+            raise self.stranger("UNKNOWN_TOKEN", "this token is not known, has been rotated out, or its device is retired")
+        return device
+
+    def stranger(self, code: str, detail: str) -> Unauthenticated:
+        self._strangers.add(1, code)
+        return Unauthenticated(detail, reason=code)
+
+    async def by_signature(self, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Device:
+        """HMAC-SHA256 over method, path, timestamp, nonce and hex SHA-256 of the body as sent, joined by newlines (docs/devices.md).
+
+        The clock of the device must be within `hmac_window_s` of ours, and a nonce is good once. Raises `Unauthenticated`, `Unavailable`.
+        """
+        device_id = headers.get(b"x-device-id", b"").decode("latin-1")
+        stamp, nonce = headers.get(b"x-timestamp", b""), headers.get(b"x-nonce", b"")
+        given = headers.get(b"x-signature", b"").lower()
+        device = self.devices.by_id(device_id)
+        secrets = self.devices.secrets(device_id)
+        said = b"\n".join(
+            (method.encode("latin-1"), path.encode("latin-1", "replace"), stamp, nonce, hashlib.sha256(body).hexdigest().encode())
+        )
+        good = False
+        for secret in secrets:
+            good |= hmac.compare_digest(hmac.new(secret.encode(), said, hashlib.sha256).hexdigest().encode(), given)
+        if device is None or not good:
+            raise self.stranger("BAD_SIGNATURE", "X-Signature is not the HMAC-SHA256 of this request under the secret of X-Device-Id")
+        if not (stamp.isdigit() and len(stamp) <= 15 and abs(self.clock.now_ms() - int(stamp)) <= self.settings.hmac_window_s * 1000):
+            raise self.stranger("STALE_TIMESTAMP", f"X-Timestamp must be UTC ms within {self.settings.hmac_window_s} s of serverTimeMs")
+        if not (8 <= len(nonce) <= NONCE_MAX and nonce.replace(b"-", b"").replace(b"_", b"").isalnum()):
+            raise self.stranger("BAD_NONCE", f"X-Nonce: 8 to {NONCE_MAX} letters, digits, - or _")
+        if not await self.streams.nonce_is_new(device_id, nonce.decode("latin-1"), 2 * self.settings.hmac_window_s):
+            raise self.stranger("REPLAYED_NONCE", "this X-Nonce was used already: every request needs its own")
+        return device
+
+    # --- in ---
+
+    def lane(self, area: str) -> Lane:
+        lane = self._lanes.get(area)
+        if lane is None:
+            lane = self._lanes[area] = Lane(area, self.streams.append, self.settings, self.clock, self.meter)
+        return lane
+
+    async def accept(self, device: Device, fixes: list[Fix], refused: Sequence[Refused] = (), *, source: str = "") -> Receipt:
+        """Append and answer. Every fix's bus must be among `device.buses` (the decoders see to it). Raises `Unavailable`."""
+        now_ms = self.clock.now_ms()
+        self.devices.heard(device.device_id, now_ms)
+        if fixes:
+            await self._append(device, fixes)
+            self._accepted.add(len(fixes), fixes[0].source)
+        if refused:
+            await self._keep(device, refused, source or (fixes[0].source if fixes else ""), now_ms)
+        return Receipt(len(fixes), refused)
+
+    async def _append(self, device: Device, fixes: list[Fix]) -> None:
+        if len(device.buses) == 1 or len(fixes) == 1:
+            await self.lane(device.buses[fixes[0].bus_id]).put(fixes)
+            return
+        by_area: dict[str, list[Fix]] = {}
+        for fix in fixes:
+            by_area.setdefault(device.buses[fix.bus_id], []).append(fix)
+        waits = [self.lane(area).put(some) for area, some in by_area.items()]
+        for outcome in await asyncio.gather(*waits, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _keep(self, device: Device, refused: Sequence[Refused], source: str, now_ms: int) -> None:
+        """Count them all, write the first 32. A quarantine that cannot be written is counted and does not fail the request."""
+        kept: dict[str, list[Refusal]] = {}
+        home = next(iter(device.buses.values()), NO_AREA)
+        for one in refused:
+            self._refused.add(1, one.reason)
+        for one in refused[:REFUSALS_KEPT]:
+            area = device.buses.get(one.bus_id or "", home)
+            kept.setdefault(area, []).append(Refusal(now_ms, device.device_id, one.bus_id, source, one.reason, one.index, one.detail))
+        for area, some in kept.items():
+            try:
+                async with asyncio.timeout(self.settings.ingest_answer_timeout_s / 2):
+                    await self.streams.quarantine(area, self._encode(some))
+            except (Unavailable, TimeoutError) as fault:
+                self._unkept.add(len(some))
+                log.warning("quarantine of area %s: %s", area, fault)
+
+    async def drain(self) -> None:
+        """Returns when all that was taken is appended or answered."""
+        for lane in list(self._lanes.values()):
+            await lane.drained()

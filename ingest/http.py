@@ -1,0 +1,335 @@
+"""The device paths under /ingest: bytes in, an answer out, as contract.md "Devices" has them.
+
+Promises: a phone protocol is answered 2xx for any body once its credentials hold, so that no phone sends one poison fix for ever; only
+/ingest/telemetry says 400 MALFORMED_BODY, and only to a body that does not parse at all. 401 carries `Date` and `serverTimeMs`. Refuses:
+bodies over 1 MiB (by Content-Length before a byte is read), more than 10,000 fixes, bodies that take longer than 10 s to arrive, and gzip
+that inflates past 4 MiB.
+
+`DevicePaths` is plain callables: `early` says no before the body is read, `answer` takes the whole request. `DeviceApp` is the ASGI shell
+around it; a protocol of our own can stand there in its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import logging
+import zlib
+from collections.abc import Awaitable, Callable, Mapping
+from email.utils import formatdate
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import msgspec
+
+from engine.errors import EngineError, Invalid, MalformedBody, NotFound, TooLarge, Unauthenticated
+from engine.meter import Meter
+from engine.office.accounts import Device
+from ingest.door import Door, Receipt
+from ingest.wire import Decoded, Refused, WireError, telemetry
+
+log = logging.getLogger(__name__)
+
+JSON = b"application/json"
+PROBLEM = b"application/problem+json"
+_encode = msgspec.json.Encoder().encode
+
+
+class MethodNotAllowed(Invalid):
+    code, status = "METHOD_NOT_ALLOWED", 405
+
+
+class BodyTimeout(EngineError):
+    """The body did not arrive whole in time."""
+
+    code, status, retryable = "BODY_TIMEOUT", 408, True
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+class Request(msgspec.Struct, gc=False):
+    """What a decoder may look at. `user`: the name of Basic credentials. `rest`: the part of the path that the route leaves open."""
+
+    method: str
+    headers: Mapping[bytes, bytes]
+    query: bytes
+    body: bytes
+    content_type: str
+    rest: str | None = None
+    user: str | None = None
+
+
+class Route(NamedTuple):
+    """One device path. `phone`: answers 2xx to any body. `said`: the answer of a receipt."""
+
+    name: str
+    methods: tuple[str, ...]
+    decode: Callable[[Request, Device, int], Decoded]
+    said: Callable[[Receipt], bytes]
+    status: int
+    phone: bool
+    content_type: bytes = JSON
+
+
+def _quarantined(receipt: Receipt) -> bytes:
+    if not receipt.refused:
+        return b'{"accepted":%d,"quarantined":[]}' % receipt.accepted
+    return _encode({"accepted": receipt.accepted, "quarantined": [{"index": r.index, "reason": r.reason} for r in receipt.refused]})
+
+
+def _telemetry(request: Request, device: Device, now_ms: int) -> Decoded:
+    return telemetry(request.body, request.content_type, device, "telemetry", now_ms)
+
+
+def _bus_location(request: Request, device: Device, now_ms: int) -> Decoded:
+    return telemetry(request.body, request.content_type, device, "telemetry", now_ms, only_bus=request.rest)
+
+
+ROUTES: dict[str, Route] = {
+    "telemetry": Route("telemetry", ("POST",), _telemetry, _quarantined, 202, phone=False),
+    "buses": Route("telemetry", ("PUT",), _bus_location, _quarantined, 202, phone=True),
+}
+
+
+class DevicePaths:
+    """Plain callables over a `Door`. `headers` have lower-case names; `path` is the whole path, /ingest/...; `query` is without its "?"."""
+
+    def __init__(self, door: Door, meter: Meter | None = None) -> None:
+        self.door, self.settings, self.clock = door, door.settings, door.clock
+        meter = meter or door.meter
+        self._answers = meter.counter("timepoint_ingest_answers_total", "answers to devices, by status", ("status",))
+        self._exact: dict[str, tuple[Route, str | None]] = {
+            f"/ingest/{name}": (route, None) for name, route in ROUTES.items() if name != "buses"
+        }
+        self._prefix, self._count = self.clock.uuid7(), 0
+
+    # --- the request as a whole ---
+
+    async def answer(self, method: str, path: str, headers: Mapping[bytes, bytes], query: bytes, body: bytes) -> Answer:
+        """The whole of it. Never raises."""
+        try:
+            route, rest = self._route(method, path)
+            request = Request(method, headers, query, body, headers.get(b"content-type", b"").decode("latin-1").lower(), rest)
+            device = await self._device(request, path)
+            decoded = self._decoded(route, request, device)
+            receipt = await self.door.accept(device, decoded.fixes, decoded.refused, source=route.name)
+            said = route.said(receipt)
+        except EngineError as fault:
+            return self.problem(fault, path, headers)
+        except Exception as fault:  # ours: the device comes back later, and the log has the trace
+            log.exception("%s %s", method, path)
+            return self.problem(EngineError(f"unexpected: {type(fault).__name__}"), path, headers)
+        self._answers.add(1, str(route.status))
+        return Answer(route.status, self._headers(headers, route.content_type, said), said)
+
+    def early(self, method: str, path: str, headers: Mapping[bytes, bytes], query: bytes) -> Answer | None:
+        """What can be refused before the body is read (path, method, length, an unknown token), or None."""
+        try:
+            _, rest = self._route(method, path)
+            length = headers.get(b"content-length", b"0")
+            if length.isdigit() and int(length[:20]) > self.settings.ingest_body_max_bytes:
+                raise self.too_large()
+            if b"x-signature" not in headers:
+                self._token_device(headers, query, rest)
+        except EngineError as fault:
+            return self.problem(fault, path, headers)
+        return None
+
+    def too_large(self) -> TooLarge:
+        return TooLarge(f"a body may have at most {self.settings.ingest_body_max_bytes} bytes; send several requests")
+
+    def _route(self, method: str, path: str) -> tuple[Route, str | None]:
+        found = self._exact.get(path) or self._parsed(path)
+        if method not in found[0].methods:
+            raise MethodNotAllowed(f"{path} takes {', '.join(found[0].methods)}", allow=", ".join(found[0].methods))
+        return found
+
+    def _parsed(self, path: str) -> tuple[Route, str | None]:
+        """Paths with an open part: /ingest/buses/{busId}/location and /ingest/{phone protocol}/{token}."""
+        parts = path.rstrip("/").split("/")
+        if parts[:2] == ["", "ingest"]:
+            if len(parts) == 5 and parts[2] == "buses" and parts[4] == "location":
+                return ROUTES["buses"], unquote(parts[3])
+            if len(parts) in (3, 4) and parts[2] in ROUTES and parts[2] != "buses":
+                route = ROUTES[parts[2]]
+                if len(parts) == 3 or route.phone:
+                    return route, unquote(parts[3]) if len(parts) == 4 else None
+        raise NotFound(f"there is no device path {path[:100]}")
+
+    # --- who ---
+
+    async def _device(self, request: Request, path: str) -> Device:
+        if b"x-signature" in request.headers:
+            return await self.door.by_signature(request.method, path, request.headers, request.body)
+        device, request.user = self._token_device(request.headers, request.query, request.rest)
+        return device
+
+    def _token_device(self, headers: Mapping[bytes, bytes], query: bytes, rest: str | None) -> tuple[Device, str | None]:
+        """By Authorization, else by `token` in the query, else by the open part of the path. Raises `Unauthenticated`."""
+        given = headers.get(b"authorization")
+        if given is not None:
+            token, user = _credentials(given)
+            return self.door.by_token(token), user
+        if b"token=" in query:
+            for part in query.split(b"&"):
+                if part.startswith(b"token="):
+                    return self.door.by_token(unquote(part[6:].decode("latin-1"))), None
+        if rest is not None and self.door.devices.by_token(rest) is not None:
+            return self.door.by_token(rest), None
+        raise self.door.stranger("NO_CREDENTIALS", "send a device token (Authorization: Bearer, Basic password, or token=) or X-Signature")
+
+    # --- what ---
+
+    def _decoded(self, route: Route, request: Request, device: Device) -> Decoded:
+        """Raises `MalformedBody` where the route says so, `TooLarge`. A phone's unreadable body is one refused element."""
+        try:
+            encoding = request.headers.get(b"content-encoding")
+            if encoding:
+                request.body = self._inflated(encoding.strip().lower(), request.body)
+            decoded = route.decode(request, device, self.clock.now_ms())
+        except WireError as fault:
+            if not route.phone:
+                raise MalformedBody(fault.detail) from fault
+            return Decoded([], [Refused(0, "MALFORMED", fault.detail)])
+        if decoded.count > self.settings.ingest_fixes_max:
+            raise TooLarge(f"{decoded.count} fixes; a request may have at most {self.settings.ingest_fixes_max}")
+        return decoded
+
+    def _inflated(self, encoding: bytes, body: bytes) -> bytes:
+        """Raises `WireError`, and `TooLarge` for what would inflate past the limit; no more than the limit is ever inflated."""
+        if encoding == b"identity":
+            return body
+        if encoding not in (b"gzip", b"x-gzip"):
+            raise WireError(f"Content-Encoding {encoding[:40]!r}: only gzip is understood")
+        most = self.settings.ingest_inflated_max_bytes
+        inflate = zlib.decompressobj(wbits=31)
+        try:
+            plain = inflate.decompress(body, most)
+        except zlib.error as fault:
+            raise WireError(f"not gzip: {fault}") from fault
+        if inflate.unconsumed_tail:
+            raise TooLarge(f"a body may inflate to at most {most} bytes")
+        if not inflate.eof or inflate.unused_data:
+            raise WireError("gzip: cut short, or followed by something else")
+        return plain
+
+    # --- answers ---
+
+    def request_id(self, headers: Mapping[bytes, bytes]) -> bytes:
+        """The caller's own where it is fit for a log line, else one that counts up from a UUIDv7 of this worker."""
+        given = headers.get(b"x-request-id", b"")
+        if given and len(given) <= 64 and given.replace(b"-", b"").isalnum():
+            return given
+        self._count += 1
+        return b"%s-%x" % (self._prefix.encode(), self._count)
+
+    def _headers(self, headers: Mapping[bytes, bytes], content_type: bytes, body: bytes) -> list[tuple[bytes, bytes]]:
+        return [
+            (b"content-type", content_type),
+            (b"content-length", str(len(body)).encode()),
+            (b"x-request-id", self.request_id(headers)),
+        ]
+
+    def problem(self, fault: EngineError, path: str, headers: Mapping[bytes, bytes]) -> Answer:
+        """RFC 9457, as every error of the product. 401 and 403 carry the server's time, so that a clock can be set."""
+        self._answers.add(1, str(fault.status))
+        request_id = self.request_id(headers)
+        code = str(fault.facts.get("reason", fault.code))
+        said: dict[str, Any] = {
+            "type": f"urn:timepoint:problem:{code}",
+            "title": code.replace("_", " ").capitalize(),
+            "status": fault.status,
+            "detail": fault.detail,
+            "instance": path[:200],
+            "code": code,
+            "requestId": request_id.decode("latin-1"),
+            "retryable": fault.retryable,
+            "errors": fault.errors,
+        }
+        more: list[tuple[bytes, bytes]] = []
+        if fault.status in (401, 403):
+            now_ms = self.clock.now_ms()
+            said["serverTimeMs"] = now_ms
+            more.append((b"date", formatdate(now_ms / 1000, usegmt=True).encode()))
+        if isinstance(fault, Unauthenticated):
+            more.append((b"www-authenticate", b'Bearer realm="timepoint", Basic realm="timepoint"'))
+        if "allow" in fault.facts:
+            more.append((b"allow", fault.facts["allow"].encode()))
+        if fault.status in (429, 503):
+            more.append((b"retry-after", str(max(1, round(fault.retry_after_s or 1))).encode()))
+        body = _encode(said)
+        sized = [(b"content-type", PROBLEM), (b"content-length", str(len(body)).encode()), (b"x-request-id", request_id)]
+        return Answer(fault.status, sized + more, body)
+
+
+def _credentials(given: bytes) -> tuple[bytes, str | None]:
+    """(token, user) of an Authorization header: Bearer token, or Basic user:token. Empty token: neither."""
+    scheme, _, value = given.partition(b" ")
+    kind = scheme.lower()
+    if kind == b"bearer":
+        return value.strip(), None
+    if kind == b"basic":
+        try:
+            user, _, token = base64.b64decode(value.strip(), validate=True).partition(b":")
+        except binascii.Error:
+            return b"", None
+        return token, user.decode("utf-8", "replace")
+    return b"", None
+
+
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class DeviceApp:
+    """ASGI over `DevicePaths`, mounted at /ingest. Reads the body within its limits; everything else is decided there."""
+
+    def __init__(self, paths: DevicePaths) -> None:
+        self.paths, self.settings = paths, paths.settings
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise ValueError(f"DeviceApp serves http, not {scope['type']}")
+        path = scope["raw_path"].decode("latin-1") if scope.get("raw_path") else scope.get("root_path", "") + scope["path"]
+        method, query = scope["method"], scope["query_string"]
+        headers = dict(scope["headers"])
+        said = self.paths.early(method, path, headers, query)
+        if said is None:
+            try:
+                body = await self._body(receive)
+            except EngineError as fault:
+                said = self.paths.problem(fault, path, headers)
+            else:
+                if body is None:
+                    return
+                said = await self.paths.answer(method, path, headers, query, body)
+        if said.status in (408, 413):
+            said.headers.append((b"connection", b"close"))  # the rest of the body is still on its way
+        await send({"type": "http.response.start", "status": said.status, "headers": said.headers})
+        await send({"type": "http.response.body", "body": said.body})
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """Whole, or None where the device hung up. Raises `TooLarge`, `BodyTimeout`."""
+        most = self.settings.ingest_body_max_bytes
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.settings.ingest_body_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > most:
+                        raise self.paths.too_large()
+                    if not message.get("more_body", False):
+                        return part if not parts else b"".join((*parts, part))
+                    parts.append(part)
+        except TimeoutError as fault:
+            raise BodyTimeout(f"the body must arrive within {self.settings.ingest_body_timeout_s:g} s") from fault
