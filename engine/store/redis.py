@@ -197,6 +197,10 @@ class Redis:
         await self.ask("areas", lambda: self.calls.sadd("areas", area))
         self._areas.add(area)
 
+    async def beat(self, worker: str, life_ms: int) -> int:
+        """This worker is alive (`life_ms` 0: it leaves); how many workers are."""
+        return int(await self.ask("beat", lambda: self.script("beat")(keys=["workers"], args=[worker, life_ms])))
+
     # --- the door ---
 
     async def append(self, area: str, payload: bytes) -> str:

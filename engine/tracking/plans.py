@@ -39,6 +39,7 @@ class Plans:
         self._postgres = postgres
         self._plans: dict[str, Plan] = {}
         self.changed: list[Callable[[Plan], None]] = []
+        self.loaded = False  # the database has been asked at least once: an unknown feed is then really unknown
         self._faults = meter.counter("timepoint_plans_refresh_faults_total", "refreshes of the timetables that failed")
 
     def get(self, feed_id: str) -> Plan | None:
@@ -66,6 +67,7 @@ class Plans:
             log.info("feed %s version %s is in force: %d trips", row.feed_id, timetable.version, len(timetable.trips))
             for tell in self.changed:
                 tell(plan)
+        self.loaded = True
 
     async def run(self) -> None:
         """For ever: refresh, rest, again."""
