@@ -536,14 +536,15 @@ def has_extension(folder: Path, name: str) -> bool:
     return any((place / f"{name}.control").exists() for place in places)
 
 
-def find_redis(folder: Path) -> list[str]:
-    """Redis or Valkey. Debian's redis-tools alone will do: redis-check-rdb is the server's own binary, which looks at its name."""
+def find_redis(folder: Path | None) -> list[str]:
+    """Redis or Valkey. Debian's redis-tools alone will do: its redis-check-rdb is the server's own binary, which looks at its name, so it
+    gets the right one by a link in `folder` (None: only look)."""
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name, path=_with_sbin()):
             return [found]
     if same_binary := shutil.which("redis-check-rdb", path=_with_sbin()):
-        link = folder / "redis-server"
-        if not link.is_symlink():
+        link = (folder or Path("/nonexistent")) / "redis-server"
+        if folder and not link.is_symlink():
             link.symlink_to(os.path.realpath(same_binary))
         return [str(link)]
     raise NotStarted("no Redis found: `make setup` installs one (macOS: brew install redis)")
