@@ -50,9 +50,7 @@ def offset_xy(lon: F, lat: F, to_lon: F, to_lat: F) -> tuple[F, F]:
 def distance_m(lon: float, lat: float, to_lon: float, to_lat: float) -> float: ...
 @overload
 def distance_m(lon: Floats, lat: Floats, to_lon: Floats, to_lat: Floats) -> Floats: ...
-def distance_m(
-    lon: float | Floats, lat: float | Floats, to_lon: float | Floats, to_lat: float | Floats
-) -> float | Floats:
+def distance_m(lon: float | Floats, lat: float | Floats, to_lon: float | Floats, to_lat: float | Floats) -> float | Floats:
     """Metres between two points; see the module for how far that holds."""
     east, north = offset_xy(lon, lat, to_lon, to_lat)  # type: ignore[type-var]
     if isinstance(east, float | int):
@@ -64,9 +62,7 @@ def distance_m(
 def bearing_deg(lon: float, lat: float, to_lon: float, to_lat: float) -> float: ...
 @overload
 def bearing_deg(lon: Floats, lat: Floats, to_lon: Floats, to_lat: Floats) -> Floats: ...
-def bearing_deg(
-    lon: float | Floats, lat: float | Floats, to_lon: float | Floats, to_lat: float | Floats
-) -> float | Floats:
+def bearing_deg(lon: float | Floats, lat: float | Floats, to_lon: float | Floats, to_lat: float | Floats) -> float | Floats:
     """Degrees clockwise from north of the way from the first point to the second, in [0, 360); 0 where they are one point."""
     east, north = offset_xy(lon, lat, to_lon, to_lat)  # type: ignore[type-var]
     if isinstance(east, float | int):

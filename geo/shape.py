@@ -64,9 +64,7 @@ class Shape:
         self.length_m = float(self.cum_m[-1])
         moving = np.flatnonzero(self.seg_m)
         self._last = int(moving[-1]) if len(moving) else 0  # the last segment that has a direction
-        self._cum: list[float] = (
-            self.cum_m.tolist()
-        )  # bisect on a list is five times faster than searchsorted on one value
+        self._cum: list[float] = self.cum_m.tolist()  # bisect on a list is five times faster than searchsorted on one value
         for array in (
             self.lons,
             self.lats,

@@ -66,12 +66,7 @@ class Service(msgspec.Struct, frozen=True):
             return False
         if day in self.added:
             return True
-        return (
-            self.start is not None
-            and self.end is not None
-            and self.start <= day <= self.end
-            and self.weekdays[day.weekday()]
-        )
+        return self.start is not None and self.end is not None and self.start <= day <= self.end and self.weekdays[day.weekday()]
 
 
 class Pattern(msgspec.Struct, frozen=True, eq=False):
@@ -98,9 +93,7 @@ class Trip(msgspec.Struct, frozen=True, eq=False):
     headsign: str | None = None
     block_id: str | None = None
     short_name: str | None = None
-    frequency_of: str | None = (
-        None  # the feed's trip_id where frequencies.txt made this trip; its start time is departure_s[0]
-    )
+    frequency_of: str | None = None  # the feed's trip_id where frequencies.txt made this trip; its start time is departure_s[0]
     bikes: int = 0
     wheelchair: int = 0
 
