@@ -226,7 +226,7 @@ class Door:
         for one in refused:
             self._refused.add(1, one.reason)
         for one in refused[:REFUSALS_KEPT]:
-            area = device.buses.get(one.bus_id or "", home)
+            area = device.buses.get(one.bus_id, home) if one.bus_id is not None else home
             kept.setdefault(area, []).append(Refusal(now_ms, device.device_id, one.bus_id, source, one.reason, one.index, one.detail))
         for area, some in kept.items():
             try:

@@ -28,6 +28,7 @@ from engine.meter import Meter
 from engine.office.accounts import Device
 from ingest.door import Door, Receipt
 from ingest.wire import Decoded, Refused, WireError, telemetry
+from ingest.wire_phones import osmand, overland, owntracks, traccar
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,6 @@ class Route(NamedTuple):
     said: Callable[[Receipt], bytes]
     status: int
     phone: bool
-    content_type: bytes = JSON
 
 
 def _quarantined(receipt: Receipt) -> bytes:
@@ -90,9 +90,38 @@ def _bus_location(request: Request, device: Device, now_ms: int) -> Decoded:
     return telemetry(request.body, request.content_type, device, "telemetry", now_ms, only_bus=request.rest)
 
 
+def _osmand(request: Request, device: Device, now_ms: int) -> Decoded:
+    return osmand(request.query, request.body, request.content_type, device, now_ms, request.user)
+
+
+def _owntracks(request: Request, device: Device, now_ms: int) -> Decoded:
+    """With Basic credentials their user is the bus; with others, X-Limit-U where it names one (the app sends it with every message)."""
+    user = request.user
+    if not user:
+        named = request.headers.get(b"x-limit-u", b"").decode("utf-8", "replace")
+        user = named if named in device.buses else None
+    return owntracks(request.body, device, now_ms, user)
+
+
+def _overland(request: Request, device: Device, now_ms: int) -> Decoded:
+    return overland(request.body, device, now_ms, request.user)
+
+
+def _traccar(request: Request, device: Device, now_ms: int) -> Decoded:
+    return traccar(request.body, device, now_ms, request.user)
+
+
+def _fixed(body: bytes) -> Callable[[Receipt], bytes]:
+    return lambda receipt: body
+
+
 ROUTES: dict[str, Route] = {
     "telemetry": Route("telemetry", ("POST",), _telemetry, _quarantined, 202, phone=False),
     "buses": Route("telemetry", ("PUT",), _bus_location, _quarantined, 202, phone=True),
+    "osmand": Route("osmand", ("GET", "POST"), _osmand, _fixed(b""), 200, phone=True),
+    "owntracks": Route("owntracks", ("POST",), _owntracks, _fixed(b"[]"), 200, phone=True),
+    "overland": Route("overland", ("POST",), _overland, _fixed(b'{"result":"ok"}'), 200, phone=True),
+    "traccar": Route("traccar", ("POST",), _traccar, _fixed(b"{}"), 200, phone=True),
 }
 
 
@@ -125,7 +154,7 @@ class DevicePaths:
             log.exception("%s %s", method, path)
             return self.problem(EngineError(f"unexpected: {type(fault).__name__}"), path, headers)
         self._answers.add(1, str(route.status))
-        return Answer(route.status, self._headers(headers, route.content_type, said), said)
+        return Answer(route.status, self._headers(headers, said), said)
 
     def early(self, method: str, path: str, headers: Mapping[bytes, bytes], query: bytes) -> Answer | None:
         """What can be refused before the body is read (path, method, length, an unknown token), or None."""
@@ -228,9 +257,9 @@ class DevicePaths:
         self._count += 1
         return b"%s-%x" % (self._prefix.encode(), self._count)
 
-    def _headers(self, headers: Mapping[bytes, bytes], content_type: bytes, body: bytes) -> list[tuple[bytes, bytes]]:
+    def _headers(self, headers: Mapping[bytes, bytes], body: bytes) -> list[tuple[bytes, bytes]]:
         return [
-            (b"content-type", content_type),
+            (b"content-type", JSON),
             (b"content-length", str(len(body)).encode()),
             (b"x-request-id", self.request_id(headers)),
         ]

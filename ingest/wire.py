@@ -26,12 +26,17 @@ ID_MAX = 128  # characters of a trip id; the longest of twelve public feeds had 
 INT64_MAX = 2**63 - 1  # what msgpack can carry
 
 
+def clean(detail: str) -> str:
+    """Fit to be kept: 256 characters, and no half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    return detail[:DETAIL_MAX].encode("utf-8", "replace").decode()
+
+
 class WireError(Exception):
     """The body does not parse at all. `detail` says where."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
-        self.detail = detail[:DETAIL_MAX]
+        self.detail = clean(detail)
 
 
 class Refused(msgspec.Struct, frozen=True, gc=False):
@@ -71,7 +76,7 @@ def take_each(elements: list[Any], read: Callable[[Any], Fix | None]) -> Decoded
         try:
             fix = read(element)
         except Unusable as fault:
-            decoded.refused.append(Refused(index, fault.reason, fault.detail[:DETAIL_MAX], fault.bus_id))
+            decoded.refused.append(Refused(index, fault.reason, clean(fault.detail), fault.bus_id))
         else:
             if fix is None:
                 decoded.ignored += 1
@@ -205,7 +210,7 @@ def telemetry_fix(said: Telemetry, device: Device, source: str, received_at_ms: 
     return screened(
         Fix(
             bus_id, int(said.timestamp), where.latitude, where.longitude, received_at_ms, device.device_id, source,
-            where.accuracy, None if motion.speed is None else motion.speed * KMH, motion.heading, said.seq, trip_id, start_date,
+            where.accuracy, None if motion.speed is None else motion.speed * KMH, within(motion.heading, 0, 360), said.seq, trip_id, start_date,
             within(motion.altitude, -1000, 20_000), status.ignition, status.door_open, whole(status.passengers, 0, 1000),
             within(status.fuel, 0, 100),
         )
@@ -240,8 +245,7 @@ def _typed(one: Any) -> Telemetry:
     try:
         return msgspec.convert(one, Telemetry)
     except (msgspec.ValidationError, RecursionError) as fault:
-        bus_id = one.get("busId") if isinstance(one, dict) else None
-        raise Unusable("MALFORMED", str(fault), bus_id if isinstance(bus_id, str) else None) from fault
+        raise Unusable("MALFORMED", str(fault)) from fault
 
 
 def _elements(body: bytes, *, packed: bool, lines: bool) -> list[Any]:

@@ -64,8 +64,8 @@ async def house(database_url: str, redis_url: str) -> AsyncIterator[House]:
     config = uvicorn.Config(DeviceApp(DevicePaths(door)), port=0, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)  # noqa: ASYNC110  # uvicorn offers no event
+    while not server.started:  # noqa: ASYNC110  # uvicorn offers no event
+        await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
         yield House(client, redis, door, issued, settings, port)
