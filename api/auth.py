@@ -45,7 +45,7 @@ class Tokens:
         key = settings.secret_key or (DEMO_KEY if settings.demo else "")
         if len(key) < 32 or (key == DEMO_KEY and not settings.demo):
             raise Invalid("SECRET_KEY must be set to at least 32 characters of its own (or DEMO=1 for a demo on this machine)")
-        self._key, self._clock = key, clock
+        self.key, self._clock = key, clock  # HMAC secrets of devices derive from the key too
         self._seen: dict[bytes, Principal] = {}
 
     def mint(self, subject: str, role: str, *, partner_id: str | None = None, life_s: int = 900) -> str:
@@ -64,7 +64,7 @@ class Tokens:
             "iat": now_s,
             "exp": now_s + life_s,
         }
-        return jwt.encode(claims, self._key, algorithm="HS256")
+        return jwt.encode(claims, self.key, algorithm="HS256")
 
     def principal(self, token: str) -> Principal:
         """Whoever the token names. Raises `Unauthenticated` for one that is malformed, forged, foreign or over."""
@@ -84,7 +84,7 @@ class Tokens:
         try:
             claims = jwt.decode(
                 token,
-                self._key,
+                self.key,
                 algorithms=["HS256"],
                 audience=AUDIENCE,
                 issuer=ISSUER,

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import sys
@@ -21,7 +20,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from engine import settings as settings_
 from engine.clock import SystemClock
-from engine.errors import EngineError
 from engine.settings import Settings
 
 OUT: Final = Console(highlight=False)
@@ -84,7 +82,13 @@ def migrate(args: argparse.Namespace) -> int:
 
 def import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("feed", type=Path, metavar="FEED.zip", help="a GTFS feed")
-    parser.add_argument("--feed-id", "--feed", dest="feed_id", metavar="ID", help="short name that ids on the wire begin with (default: from the file's name)")
+    parser.add_argument(
+        "--feed-id",
+        "--feed",
+        dest="feed_id",
+        metavar="ID",
+        help="short name that ids on the wire begin with (default: from the file's name)",
+    )
     parser.add_argument("--partner", default="demo", metavar="ID", help="the operator the feed belongs to (default demo)")
     parser.add_argument("--complaints", type=int, default=20, metavar="N", help="how many complaints to print (default 20)")
 
@@ -97,7 +101,9 @@ def replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fixes", type=Path, required=True, metavar="FIXES.csv", help="plain or gzip; columns in docs/replay.md")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--history", type=Path, metavar="DIR", help="the output of an earlier replay to learn from")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a threshold for this run; may be given again")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a threshold for this run; may be given again"
+    )
 
 
 def replay(args: argparse.Namespace) -> int:
@@ -119,7 +125,9 @@ def replay(args: argparse.Namespace) -> int:
 
 def score_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="what a replay wrote")
-    parser.add_argument("--arrivals", type=Path, metavar="FILE", help="observed arrivals; without it, from the fixes that the manifest names")
+    parser.add_argument(
+        "--arrivals", type=Path, metavar="FILE", help="observed arrivals; without it, from the fixes that the manifest names"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 

@@ -13,13 +13,16 @@ Sources: the GTFS-Realtime reference, feed entities FeedHeader, VehiclePosition,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
 from google.protobuf import json_format
 from google.transit import gtfs_realtime_pb2 as rt
+from litestar import Request, Response, get
 
+from api.app import parts_of
+from engine.errors import NotFound
 from engine.events import OFF_ROUTE, OFFLINE, Position, StopForecast, TripForecast
 from engine.tracking.timetable import Timetable, Trip
 
@@ -142,16 +145,17 @@ class RealtimeFeed:
         self._timetable: Timetable | None = None
         self._built: dict[tuple[str, bool], Built] = {}
 
-    def vehicle_positions(self, positions: Mapping[str, Position], timetable: Timetable | None, now_ms: int, *, as_json: bool) -> Built:
+    def vehicle_positions(self, positions: Iterable[Position], timetable: Timetable | None, now_ms: int, *, as_json: bool) -> Built:
         """VehiclePositions of all vehicles of this feed that are not offline."""
         kept = self._serve("vehicle", as_json, now_ms)
         if kept is not None:
             return kept
         self._turn(timetable)
         known: dict[str, _Entity] = {}
-        for bus_id, position in positions.items():
+        for position in positions:
             if position.feed_id != self.feed_id or position.state == OFFLINE:
                 continue
+            bus_id = position.bus_id
             had = self._vehicles.get(bus_id)
             if had is None or had.source is not position:
                 message = vehicle_entity(position, timetable)
@@ -162,24 +166,23 @@ class RealtimeFeed:
 
     def trip_updates(
         self,
-        forecasts: Mapping[str, TripForecast],
-        positions: Mapping[str, Position],
+        forecasts: Iterable[tuple[TripForecast, Position]],
         timetable: Timetable | None,
         now_ms: int,
         *,
         as_json: bool,
     ) -> Built:
-        """TripUpdates of all trips of this feed that a vehicle is predicted on; one per trip instance, the newest forecast."""
+        """TripUpdates from (forecast, position of its vehicle): one per trip instance of this feed, the newest forecast."""
         kept = self._serve("trip", as_json, now_ms)
         if kept is not None:
             return kept
         self._turn(timetable)
         known: dict[str, _Entity] = {}
         said: dict[tuple[str, str], str] = {}
-        for bus_id, forecast in forecasts.items():
-            position = positions.get(bus_id)
-            if position is None or position.feed_id != self.feed_id:
+        for forecast, position in forecasts:
+            if position.feed_id != self.feed_id:
                 continue
+            bus_id = forecast.bus_id
             named = position.state != OFF_ROUTE or _names_trip(position, timetable)
             had = self._trips.get(bus_id)
             if had is None or had.source is not forecast or had.named != named:
@@ -243,3 +246,56 @@ def _entity_bytes(entity: rt.FeedEntity) -> bytes:
 
 def _newest_s(entity: rt.FeedEntity) -> int:
     return int(max(entity.vehicle.timestamp, entity.trip_update.timestamp))
+
+
+# ------------------------------------------------------------------------------------------------ handlers
+
+
+def _built(request: Request[Any, Any, Any], kind: str, feed: str | None, *, as_json: bool) -> Response[bytes]:
+    parts = parts_of(request)
+    plans = parts.plans.all() if parts.plans is not None else []
+    plan = next((p for p in plans if feed is None or p.feed_id == feed), None)
+    if plan is None:
+        raise NotFound(f"no feed {feed!r}" if feed else "no feed is loaded yet")
+    made = parts.realtime.setdefault(plan.feed_id, RealtimeFeed(plan.feed_id))
+    now_ms = parts.clock.now_ms()
+    if kind == "vehicle":
+        built = made.vehicle_positions((s.position for s in parts.table.buses.values()), plan.timetable, now_ms, as_json=as_json)
+    else:
+        pairs = (
+            (found.forecast, seen.position)
+            for bus_id, found in parts.table.forecasts.items()
+            if (seen := parts.table.buses.get(bus_id)) is not None
+        )
+        built = made.trip_updates(pairs, plan.timetable, now_ms, as_json=as_json)
+    headers = {"ETag": built.etag, "Cache-Control": "public, max-age=1"}
+    if request.headers.get("if-none-match") == built.etag:
+        return Response(b"", status_code=304, headers=headers)
+    return Response(built.body, headers=headers, media_type="application/json" if as_json else "application/x-protobuf")
+
+
+@get("/gtfs-rt/vehicle-positions.pb", tags=["feeds"], sync_to_thread=False)
+def vehicle_positions_pb(request: Request[Any, Any, Any], feed: str | None = None) -> Response[bytes]:
+    """GTFS-Realtime VehiclePositions of a feed (the first one, where `feed` names none)."""
+    return _built(request, "vehicle", feed, as_json=False)
+
+
+@get("/gtfs-rt/vehicle-positions.json", tags=["feeds"], sync_to_thread=False)
+def vehicle_positions_json(request: Request[Any, Any, Any], feed: str | None = None) -> Response[bytes]:
+    """The same in protobuf's JSON form."""
+    return _built(request, "vehicle", feed, as_json=True)
+
+
+@get("/gtfs-rt/trip-updates.pb", tags=["feeds"], sync_to_thread=False)
+def trip_updates_pb(request: Request[Any, Any, Any], feed: str | None = None) -> Response[bytes]:
+    """GTFS-Realtime TripUpdates of a feed."""
+    return _built(request, "trip", feed, as_json=False)
+
+
+@get("/gtfs-rt/trip-updates.json", tags=["feeds"], sync_to_thread=False)
+def trip_updates_json(request: Request[Any, Any, Any], feed: str | None = None) -> Response[bytes]:
+    """The same in protobuf's JSON form."""
+    return _built(request, "trip", feed, as_json=True)
+
+
+ROOTS: Final = (vehicle_positions_pb, vehicle_positions_json, trip_updates_pb, trip_updates_json)

@@ -1,0 +1,482 @@
+"""REST reads of the planned network: routes, stops, trips and their times, joined with what is live.
+
+Everything comes from the timetables in memory and the live table: no call here waits for a database. Lists are `{"items", "nextCursor"}`;
+times RFC 3339 UTC; distances metres; ETags are the feed's version, so a client that polls gets 304 until the feed changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta
+from typing import Annotated, Any, Final
+
+import msgspec
+import numpy as np
+from litestar import Request, Response, get
+from litestar.params import Parameter
+
+from api.app import Parts, parts_of
+from api.ids import public_id, split_id, split_trip, trip_key
+from engine.errors import Invalid, NotFound, Unavailable
+from engine.events import Position
+from engine.live.frames import EtaStop, Pos, eta_stop, pos, rfc3339
+from engine.tracking.plans import Plan
+from engine.tracking.timetable import Pattern, Stop, Timetable, Trip, TripInstance, parse_date
+from geo.coords import distance_m
+
+NEAR_MOST_M: Final = 5_000
+DEPARTURES_S: Final = 2 * 3600
+DEPARTURES_BEFORE_S: Final = 120  # a bus that has just left is still worth showing
+
+Limit = Annotated[int, Parameter(query="limit", ge=1, le=100, description="items a page")]
+Cursor = Annotated[str | None, Parameter(query="cursor", description="nextCursor of the page before")]
+
+
+class RouteItem(msgspec.Struct, frozen=True, rename="camel"):
+    route_id: str
+    partner_id: str
+    short_name: str
+    long_name: str
+    kind: int  # GTFS route_type
+    color: str | None
+    text_color: str | None
+
+
+class RouteItems(msgspec.Struct, frozen=True, rename="camel"):
+    items: list[RouteItem]
+    next_cursor: str | None
+
+
+class PatternItem(msgspec.Struct, frozen=True, rename="camel"):
+    pattern_id: str
+    direction_id: int
+    stop_ids: list[str]
+    along_m: list[float]  # arc position of each stop
+    length_m: float
+    geometry: dict[str, Any]  # GeoJSON LineString
+
+
+class RouteDetail(RouteItem, frozen=True, rename="camel"):
+    patterns: list[PatternItem]
+
+
+class StopItem(msgspec.Struct, frozen=True, rename="camel"):
+    stop_id: str
+    name: str
+    lat: float
+    lon: float
+    code: str | None
+    distance_m: float | None = None
+
+
+class StopItems(msgspec.Struct, frozen=True, rename="camel"):
+    items: list[StopItem]
+    next_cursor: str | None
+
+
+class ScheduleItem(msgspec.Struct, frozen=True, rename="camel"):
+    trip_id: str
+    start_date: str
+    headsign: str | None
+    direction_id: int
+    departs_at: str
+    arrives_at: str
+
+
+class ScheduleItems(msgspec.Struct, frozen=True, rename="camel"):
+    items: list[ScheduleItem]
+    next_cursor: str | None
+
+
+class DepartureItem(msgspec.Struct, frozen=True, rename="camel"):
+    trip_id: str
+    route_id: str
+    route_name: str
+    headsign: str | None
+    seq: int
+    scheduled_at: str
+    p10: str | None
+    p50: str | None
+    p90: str | None
+    delay_s: int | None
+    kind: str  # SCHEDULED: the timetable's word; ESTIMATED: a bus is on its way
+    bus_id: str | None
+
+
+class DepartureItems(msgspec.Struct, frozen=True, rename="camel"):
+    items: list[DepartureItem]
+    next_cursor: str | None
+
+
+class TripStop(msgspec.Struct, frozen=True, rename="camel"):
+    stop_id: str
+    seq: int
+    name: str
+    lat: float
+    lon: float
+    arrives_at: str
+    departs_at: str
+    along_m: float
+
+
+class TripDetail(msgspec.Struct, frozen=True, rename="camel"):
+    id: str
+    trip_id: str  # the trip, without its date
+    route_id: str
+    route_name: str
+    start_date: str
+    headsign: str | None
+    status: str  # SCHEDULED | RUNNING | COMPLETED, by what is live, else by the timetable
+    bus_id: str | None
+    map_version: int
+    timezone: str
+    stops: list[TripStop]
+    geometry: dict[str, Any]
+
+
+class TripLive(Pos, frozen=True, rename="camel"):
+    stops: list[EtaStop]
+    age_ms: int
+
+
+# ------------------------------------------------------------------------------------------------ routes
+
+
+@get("/routes", tags=["network"], sync_to_thread=False)
+def list_routes(request: Request[Any, Any, Any], limit: Limit = 20, cursor: Cursor = None, feed: str | None = None) -> RouteItems:
+    """All routes, by feed and id."""
+    rows = sorted(
+        (public_id(plan.feed_id, route_id), plan, route_id)
+        for plan in _plans(request)
+        if feed is None or plan.feed_id == feed
+        for route_id in plan.timetable.routes
+    )
+    page = [row for row in rows if cursor is None or row[0] > cursor][: limit + 1]
+    items = [_route(plan, route_id) for _, plan, route_id in page[:limit]]
+    return RouteItems(items, items[-1].route_id if len(page) > limit else None)
+
+
+@get("/routes/{route_id:str}", tags=["network"], sync_to_thread=False)
+def read_route(request: Request[Any, Any, Any], route_id: str) -> Response[RouteDetail] | Response[None]:
+    """One route with its patterns: stops in order, and the line as GeoJSON."""
+    plan, local = _planned(request, route_id, "route")
+    if local not in plan.timetable.routes:
+        raise NotFound(f"no route {route_id!r}")
+    tag = f'"{plan.timetable.version}"'
+    if request.headers.get("if-none-match") == tag:
+        return Response(None, status_code=304, headers={"ETag": tag})
+    item = _route(plan, local)
+    patterns = [_pattern(plan, pattern) for pattern in plan.timetable.patterns.values() if pattern.route_id == local]
+    detail = RouteDetail(**msgspec.structs.asdict(item), patterns=patterns)
+    return Response(detail, headers={"ETag": tag, "Cache-Control": "public, max-age=60"})
+
+
+@get("/routes/{route_id:str}/schedules", tags=["network"], sync_to_thread=False)
+def read_schedules(
+    request: Request[Any, Any, Any],
+    route_id: str,
+    on: Annotated[str | None, Parameter(query="date", description="yyyy-mm-dd, default today")] = None,
+    limit: Limit = 20,
+    cursor: Cursor = None,
+) -> ScheduleItems:
+    """The trips of a route on one service date, by departure."""
+    plan, local = _planned(request, route_id, "route")
+    if local not in plan.timetable.routes:
+        raise NotFound(f"no route {route_id!r}")
+    day = _date(on, plan.timetable, parts_of(request).clock.now_ms())
+    rows = [instance for instance in plan.timetable.instances_on(day) if instance.trip.route_id == local]
+    start = _offset(cursor)
+    items = [_schedule(plan.feed_id, instance) for instance in rows[start : start + limit]]
+    return ScheduleItems(items, str(start + limit) if start + limit < len(rows) else None)
+
+
+# ------------------------------------------------------------------------------------------------ stops
+
+
+@get("/stops", tags=["network"], sync_to_thread=False)
+def list_stops(
+    request: Request[Any, Any, Any],
+    near: Annotated[str | None, Parameter(description="lat,lon")] = None,
+    radius: Annotated[int, Parameter(ge=1, le=NEAR_MOST_M, description="metres")] = 500,
+    limit: Limit = 20,
+    cursor: Cursor = None,
+) -> StopItems:
+    """All stops by id, or those within `radius` of a point, nearest first."""
+    if near is not None:
+        lat, lon = parse_point(near)
+        near_by = (item for plan in _plans(request) for item in _stops_near(plan, lat, lon, radius))
+        found = sorted(near_by, key=lambda stop: (stop.distance_m, stop.stop_id))
+        start = _offset(cursor)
+        return StopItems(found[start : start + limit], str(start + limit) if start + limit < len(found) else None)
+    rows = sorted((public_id(plan.feed_id, stop_id), stop) for plan in _plans(request) for stop_id, stop in plan.timetable.stops.items())
+    page = [row for row in rows if cursor is None or row[0] > cursor][: limit + 1]
+    items = [_stop(stop_id, stop) for stop_id, stop in page[:limit]]
+    return StopItems(items, items[-1].stop_id if len(page) > limit else None)
+
+
+@get("/stops/{stop_id:str}", tags=["network"], sync_to_thread=False)
+def read_stop(request: Request[Any, Any, Any], stop_id: str) -> StopItem:
+    """One stop."""
+    plan, local = _planned(request, stop_id, "stop")
+    stop = plan.timetable.stops.get(local)
+    if stop is None:
+        raise NotFound(f"no stop {stop_id!r}")
+    return _stop(stop_id, stop)
+
+
+@get("/stops/{stop_id:str}/departures", tags=["network"], sync_to_thread=False)
+def read_departures(request: Request[Any, Any, Any], stop_id: str, limit: Limit = 20) -> DepartureItems:
+    """The next departures within two hours: live where a bus is on its way, else the timetable's word."""
+    parts = parts_of(request)
+    plan, local = _planned(request, stop_id, "stop")
+    if local not in plan.timetable.stops:
+        raise NotFound(f"no stop {stop_id!r}")
+    now_ms = parts.clock.now_ms()
+    found = sorted(_departures(parts, plan, local, now_ms), key=lambda row: row[0])
+    return DepartureItems([item for _, item in found[:limit]], None)
+
+
+# ------------------------------------------------------------------------------------------------ trips
+
+
+@get("/trips/{trip_id:str}", tags=["trips"], sync_to_thread=False)
+def read_trip(request: Request[Any, Any, Any], trip_id: str) -> TripDetail:
+    """One trip instance: its stops with planned times, its line, and who drives it now."""
+    parts = parts_of(request)
+    plan, instance = _instance(request, trip_id)
+    position = on_trip(parts, trip_id)
+    now_ms = parts.clock.now_ms()
+    if position is not None:
+        status = "RUNNING"
+    elif now_ms > instance.arrival_ms(len(instance.trip.arrival_s) - 1):
+        status = "COMPLETED"
+    else:
+        status = "SCHEDULED"
+    trip, pattern = instance.trip, instance.trip.pattern
+    stops = []
+    for index, stop_id in enumerate(pattern.stop_ids):
+        stop = plan.timetable.stops[stop_id]
+        stops.append(
+            TripStop(
+                public_id(plan.feed_id, stop_id),
+                pattern.stop_sequences[index],
+                stop.name,
+                stop.lat,
+                stop.lon,
+                rfc3339(instance.arrival_ms(index)),
+                rfc3339(instance.departure_ms(index)),
+                round(float(pattern.along_m[index]), 1),
+            )
+        )
+    return TripDetail(
+        trip_id,
+        public_id(plan.feed_id, trip.trip_id),
+        public_id(plan.feed_id, trip.route_id),
+        _route_name(plan.timetable, trip),
+        instance.start_date,
+        trip.headsign,
+        status,
+        position.bus_id if position is not None else None,
+        1,
+        str(plan.timetable.tz),
+        stops,
+        _line(pattern),
+    )
+
+
+@get("/trips/{trip_id:str}/live", tags=["trips"], sync_to_thread=False)
+def read_trip_live(request: Request[Any, Any, Any], trip_id: str) -> TripLive:
+    """Where the trip's bus is and when it will be at each remaining stop. 404 NOT_LIVE while no bus drives it."""
+    parts = parts_of(request)
+    _instance(request, trip_id)
+    position = on_trip(parts, trip_id)
+    if position is None:
+        raise NotFound(f"no bus is driving {trip_id!r} right now; GET /v1/trips/{trip_id} has its planned times")
+    forecast = parts.table.forecast(position.bus_id)
+    current = forecast is not None and forecast.trip_id == position.trip_id and forecast.start_date == position.start_date
+    stops = [eta_stop(position.feed_id, stop) for stop in forecast.stops] if current and forecast is not None else []
+    shown = pos(position)
+    return TripLive(**msgspec.structs.asdict(shown), stops=stops, age_ms=max(0, parts.clock.now_ms() - position.fixed_at_ms))
+
+
+# ------------------------------------------------------------------------------------------------ how they are made
+
+
+def on_trip(parts: Parts, trip_id: str) -> Position | None:
+    """The vehicle that drives a trip instance; of several, the one heard last."""
+    seen = parts.table.on_trip(trip_id)
+    return max((one.position for one in seen), key=lambda p: p.fixed_at_ms, default=None)
+
+
+def parse_point(text: str) -> tuple[float, float]:
+    """(lat, lon) from "lat,lon". Raises `Invalid`."""
+    try:
+        lat, lon = (float(part) for part in text.split(","))
+    except ValueError as fault:
+        raise Invalid(f"a point reads lat,lon in degrees, not {text[:60]!r}") from fault
+    if not (-90 <= lat <= 90 and -180 <= lon <= 180):
+        raise Invalid(f"{text[:60]!r} is on no map: latitude -90..90, longitude -180..180")
+    return lat, lon
+
+
+def _plans(request: Request[Any, Any, Any]) -> list[Plan]:
+    plans = parts_of(request).plans
+    if plans is None:
+        raise Unavailable("no timetable is loaded yet", retry_after_s=2)
+    return plans.all()
+
+
+def _planned(request: Request[Any, Any, Any], public: str, what: str) -> tuple[Plan, str]:
+    feed_id, local = split_id(public, what)
+    for plan in _plans(request):
+        if plan.feed_id == feed_id:
+            return plan, local
+    raise NotFound(f"no {what} {public!r}: there is no feed {feed_id!r}")
+
+
+def _instance(request: Request[Any, Any, Any], public: str) -> tuple[Plan, TripInstance]:
+    feed_id, trip_id, start_date = split_trip(public)
+    for plan in _plans(request):
+        if plan.feed_id == feed_id:
+            instance = plan.timetable.instance(trip_id, start_date)
+            if instance is None:
+                raise NotFound(f"no trip {public!r} in feed {feed_id!r}")
+            return plan, instance
+    raise NotFound(f"no trip {public!r}: there is no feed {feed_id!r}")
+
+
+def _route(plan: Plan, route_id: str) -> RouteItem:
+    route = plan.timetable.routes[route_id]
+    return RouteItem(
+        public_id(plan.feed_id, route_id), plan.partner_id, route.short_name, route.long_name, route.kind, route.color, route.text_color
+    )
+
+
+def _route_name(timetable: Timetable, trip: Trip) -> str:
+    route = timetable.routes.get(trip.route_id)
+    return "" if route is None else route.short_name or route.long_name
+
+
+def _line(pattern: Pattern) -> dict[str, Any]:
+    points = np.round(np.column_stack((pattern.shape.lons, pattern.shape.lats)), 6).tolist()
+    return {"type": "LineString", "coordinates": points}
+
+
+def _pattern(plan: Plan, pattern: Pattern) -> PatternItem:
+    return PatternItem(
+        public_id(plan.feed_id, pattern.pattern_id),
+        pattern.direction_id,
+        [public_id(plan.feed_id, stop_id) for stop_id in pattern.stop_ids],
+        [round(float(along), 1) for along in pattern.along_m],
+        round(pattern.shape.length_m, 1),
+        _line(pattern),
+    )
+
+
+def _schedule(feed_id: str, instance: TripInstance) -> ScheduleItem:
+    trip = instance.trip
+    return ScheduleItem(
+        trip_key(feed_id, trip.trip_id, instance.start_date),
+        instance.start_date,
+        trip.headsign,
+        trip.pattern.direction_id,
+        rfc3339(instance.departure_ms(0)),
+        rfc3339(instance.arrival_ms(len(trip.arrival_s) - 1)),
+    )
+
+
+def _stop(public: str, stop: Stop, away_m: float | None = None) -> StopItem:
+    return StopItem(public, stop.name, stop.lat, stop.lon, stop.code, None if away_m is None else round(away_m, 1))
+
+
+def _stops_near(plan: Plan, lat: float, lon: float, radius_m: float) -> Iterator[StopItem]:
+    """Boarding stops (location_type 0). A box first: 2,000 stops cost 0.2 ms, exact distances ten times that."""
+    reach = radius_m / 110_000
+    wide = reach / max(0.01, float(np.cos(np.radians(lat))))
+    for stop_id, stop in plan.timetable.stops.items():
+        if stop.location_type == 0 and abs(stop.lat - lat) <= reach and abs(stop.lon - lon) <= wide:
+            away_m = distance_m(lon, lat, stop.lon, stop.lat)
+            if away_m <= radius_m:
+                yield _stop(public_id(plan.feed_id, stop_id), stop, away_m)
+
+
+def _departures(parts: Parts, plan: Plan, stop_id: str, now_ms: int) -> Iterator[tuple[int, DepartureItem]]:
+    """(departure UTC ms, item) of every trip that leaves the stop within the window, live times first asked."""
+    timetable = plan.timetable
+    calls = {
+        pattern.pattern_id: [i for i, at in enumerate(pattern.stop_ids[:-1]) if at == stop_id]
+        for pattern in timetable.patterns.values()
+        if stop_id in pattern.stop_ids[:-1]
+    }
+    if not calls:
+        return
+    low_ms, high_ms = now_ms - DEPARTURES_BEFORE_S * 1000, now_ms + DEPARTURES_S * 1000
+    for instance in timetable.instances_around(now_ms, DEPARTURES_S, 3600):
+        for index in calls.get(instance.trip.pattern.pattern_id, ()):
+            planned_ms = instance.departure_ms(index)
+            key = trip_key(plan.feed_id, instance.trip.trip_id, instance.start_date)
+            item = _departure(parts, timetable, plan.feed_id, key, instance, index)
+            leaves_ms = item[0]
+            if leaves_ms is None:
+                continue
+            if low_ms <= max(leaves_ms, planned_ms if item[1].kind == "SCHEDULED" else leaves_ms) <= high_ms:
+                yield leaves_ms, item[1]
+
+
+def _departure(
+    parts: Parts, timetable: Timetable, feed_id: str, key: str, instance: TripInstance, index: int
+) -> tuple[int | None, DepartureItem]:
+    trip, planned_ms = instance.trip, instance.departure_ms(index)
+    position = on_trip(parts, key)
+    seq = trip.pattern.stop_sequences[index]
+    p10 = p50 = p90 = delay_s = None
+    kind, leaves_ms = "SCHEDULED", planned_ms
+    if position is not None:
+        forecast = parts.table.forecast(position.bus_id)
+        live = None
+        if forecast is not None and forecast.trip_id == trip.trip_id and forecast.start_date == instance.start_date:
+            live = next((stop for stop in forecast.stops if stop.stop_sequence == seq), None)
+        if live is not None and live.p50_ms is not None:
+            kind, leaves_ms, delay_s = live.kind, live.departs_ms or live.p50_ms, live.delay_s
+            p10, p50, p90 = (None if ms is None else rfc3339(ms) for ms in (live.p10_ms, live.p50_ms, live.p90_ms))
+        elif live is not None and live.kind == "SKIPPED":
+            kind = "SKIPPED"
+        elif position.stop_index is not None and index < position.stop_index:
+            kind, leaves_ms = "DEPARTED", -1
+    item = DepartureItem(
+        key,
+        public_id(feed_id, trip.route_id),
+        _route_name(timetable, trip),
+        trip.headsign,
+        seq,
+        rfc3339(planned_ms),
+        p10,
+        p50,
+        p90,
+        delay_s,
+        kind,
+        position.bus_id if position is not None else None,
+    )
+    return (None if kind == "DEPARTED" else leaves_ms), item
+
+
+def _date(text: str | None, timetable: Timetable, now_ms: int) -> date:
+    if text is None:
+        return datetime.fromtimestamp(now_ms / 1000, timetable.tz).date()
+    day = parse_date(text.replace("-", ""))
+    if day is None:
+        raise Invalid(f"date reads yyyy-mm-dd, not {text[:40]!r}")
+    if abs(day - datetime.fromtimestamp(now_ms / 1000, timetable.tz).date()) > timedelta(days=400):
+        raise Invalid("date must lie within 400 days of today")
+    return day
+
+
+def _offset(cursor: str | None) -> int:
+    if cursor is None:
+        return 0
+    if not cursor.isdigit() or len(cursor) > 9:
+        raise Invalid("cursor must be the nextCursor of an earlier page")
+    return int(cursor)
+
+
+ROUTERS: Final = (list_routes, read_route, read_schedules, list_stops, read_stop, read_departures, read_trip, read_trip_live)
