@@ -16,7 +16,7 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 ENTRY_FIXES_MAX = 500  # fixes of one stream entry: a third of what an area's owner folds between two commits
 BUSY_S = 0.010  # appends closer together than this gather
 REFUSALS_KEPT = 32  # of one request; the rest is counted only, so that one bad batch cannot flood the quarantine
+REFUSALS_WAITING_MAX = 2000  # not yet written; past it they are counted only
 NO_AREA = "-"  # where refusals of a device without any bus go
 NONCE_MAX = 128
 
@@ -77,21 +78,26 @@ class Lane:
         self._last_s = float("-inf")
         self._loop = asyncio.get_running_loop()
         self._encode = msgspec.msgpack.Encoder().encode
+        self._accepted = meter.counter("timepoint_ingest_fixes_total", "fixes appended, by protocol", ("source",))
         self._sizes = meter.histogram("timepoint_ingest_append_fixes", "fixes of one append", bounds=SIZES)
         self._full = meter.counter("timepoint_ingest_queue_full_total", "requests refused because an area's queue is full", ("area",))
         self._failed = meter.counter("timepoint_ingest_append_faults_total", "appends that failed; their devices saw 503", ("area",))
 
     def put(self, fixes: list[Fix]) -> asyncio.Future[None]:
         """Raises `Unavailable` where the queue is full. The future fails with `Unavailable` where the append does."""
-        if self._held and self._held + len(fixes) > self._queue_max:
-            self._full.add(1, self.area)
-            raise Unavailable(f"area {self.area}: {self._held} fixes are waiting for Redis", retry_after_s=2)
+        self.check(len(fixes))
         future: asyncio.Future[None] = self._loop.create_future()
         self._waiting.append((fixes, future))
         self._held += len(fixes)
         if self._task is None:
             self._task = self._loop.create_task(self._run())
         return future
+
+    def check(self, count: int) -> None:
+        """Raises `Unavailable` where so many fixes more are too many. An empty queue takes any request."""
+        if self._held and self._held + count > self._queue_max:
+            self._full.add(1, self.area)
+            raise Unavailable(f"area {self.area}: {self._held} fixes are waiting for Redis", retry_after_s=2)
 
     async def _run(self) -> None:
         try:
@@ -103,6 +109,8 @@ class Lane:
                 self._last_s = self._clock.steady_s()
                 for fixes, future in batch:
                     self._held -= len(fixes)
+                    if fault is None:
+                        self._accepted.add(len(fixes), fixes[0].source)
                     if not future.done():  # done: its device hung up
                         if fault is None:
                             future.set_result(None)
@@ -143,8 +151,10 @@ class Door:
         self.devices, self.streams, self.settings, self.clock = devices, streams, settings, clock
         self.meter = meter = meter or Meter()
         self._lanes: dict[str, Lane] = {}
+        self._refusals: dict[str, list[Refusal]] = {}  # by area, not written yet
+        self._keeping = 0
+        self._keeper: asyncio.Task[None] | None = None
         self._encode = msgspec.msgpack.Encoder().encode
-        self._accepted = meter.counter("timepoint_ingest_fixes_total", "fixes accepted, by protocol", ("source",))
         self._refused = meter.counter("timepoint_ingest_refused_total", "fixes refused at the door, by reason", ("reason",))
         self._unkept = meter.counter("timepoint_ingest_refusals_unkept_total", "refusals that could not be written to the quarantine")
         self._strangers = meter.counter("timepoint_ingest_unauthenticated_total", "requests without good credentials, by fault", ("code",))
@@ -197,46 +207,66 @@ class Door:
         return lane
 
     async def accept(self, device: Device, fixes: list[Fix], refused: Sequence[Refused] = (), *, source: str = "") -> Receipt:
-        """Append and answer. Every fix's bus must be among `device.buses` (the decoders see to it). Raises `Unavailable`."""
-        now_ms = self.clock.now_ms()
-        self.devices.heard(device.device_id, now_ms)
-        if fixes:
-            await self._append(device, fixes)
-            self._accepted.add(len(fixes), fixes[0].source)
+        """Append, keep what was refused, and answer. Every fix's bus must be among `device.buses` (the decoders see to it).
+
+        Raises `Unavailable`; some of the fixes may be appended then, and come again.
+        """
         if refused:
-            await self._keep(device, refused, source or (fixes[0].source if fixes else ""), now_ms)
+            self.keep(device, refused, source)
+        if fixes:
+            await self.submit(device, fixes)
         return Receipt(len(fixes), refused)
 
-    async def _append(self, device: Device, fixes: list[Fix]) -> None:
+    def submit(self, device: Device, fixes: list[Fix]) -> asyncio.Future[Any]:
+        """Done when all of them are appended; fails with `Unavailable`. Raises `Unavailable` at once where a queue is full."""
+        self.devices.heard(device.device_id, fixes[0].received_at_ms)
         if len(device.buses) == 1 or len(fixes) == 1:
-            await self.lane(device.buses[fixes[0].bus_id]).put(fixes)
-            return
+            return self.lane(device.buses[fixes[0].bus_id]).put(fixes)
         by_area: dict[str, list[Fix]] = {}
         for fix in fixes:
             by_area.setdefault(device.buses[fix.bus_id], []).append(fix)
-        waits = [self.lane(area).put(some) for area, some in by_area.items()]
-        for outcome in await asyncio.gather(*waits, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
+        if len(by_area) == 1:
+            return self.lane(next(iter(by_area))).put(fixes)
+        lanes = [(self.lane(area), some) for area, some in by_area.items()]
+        for lane, some in lanes:
+            lane.check(len(some))
+        return asyncio.gather(*(lane.put(some) for lane, some in lanes))
 
-    async def _keep(self, device: Device, refused: Sequence[Refused], source: str, now_ms: int) -> None:
-        """Count them all, write the first 32. A quarantine that cannot be written is counted and does not fail the request."""
-        kept: dict[str, list[Refusal]] = {}
+    def keep(self, device: Device, refused: Sequence[Refused], source: str) -> None:
+        """Count them all; the first 32 go to the quarantine soon. One that cannot be written is counted and holds nothing up."""
+        now_ms = self.clock.now_ms()
         home = next(iter(device.buses.values()), NO_AREA)
         for one in refused:
             self._refused.add(1, one.reason)
         for one in refused[:REFUSALS_KEPT]:
+            if self._keeping >= REFUSALS_WAITING_MAX:
+                self._unkept.add(1)
+                continue
             area = device.buses.get(one.bus_id, home) if one.bus_id is not None else home
-            kept.setdefault(area, []).append(Refusal(now_ms, device.device_id, one.bus_id, source, one.reason, one.index, one.detail))
-        for area, some in kept.items():
-            try:
-                async with asyncio.timeout(self.settings.ingest_answer_timeout_s / 2):
-                    await self.streams.quarantine(area, self._encode(some))
-            except (Unavailable, TimeoutError) as fault:
-                self._unkept.add(len(some))
-                log.warning("quarantine of area %s: %s", area, fault)
+            refusal = Refusal(now_ms, device.device_id, one.bus_id, source, one.reason, one.index, one.detail)
+            self._refusals.setdefault(area, []).append(refusal)
+            self._keeping += 1
+        if self._refusals and self._keeper is None:
+            self._keeper = asyncio.get_running_loop().create_task(self._write_refusals())
+
+    async def _write_refusals(self) -> None:
+        try:
+            while self._refusals:
+                area, some = self._refusals.popitem()
+                try:
+                    async with asyncio.timeout(self.settings.ingest_answer_timeout_s):
+                        await self.streams.quarantine(area, self._encode(some))
+                except (Unavailable, TimeoutError) as fault:
+                    self._unkept.add(len(some))
+                    log.warning("quarantine of area %s: %s", area, fault)
+                finally:
+                    self._keeping -= len(some)
+        finally:
+            self._keeper = None
 
     async def drain(self) -> None:
         """Returns when all that was taken is appended or answered."""
         for lane in list(self._lanes.values()):
             await lane.drained()
+        if self._keeper is not None:
+            await asyncio.wait([self._keeper])

@@ -169,6 +169,10 @@ class DevicePaths:
             return self.problem(fault, path, headers)
         return None
 
+    async def socket_device(self, path: str, headers: Mapping[bytes, bytes], query: bytes) -> Device:
+        """Who asks for /ingest/ws: by token, or by the signature of the upgrade (GET, empty body). Raises `Unauthenticated`, `Unavailable`."""
+        return await self._device(Request("GET", headers, query, b"", ""), path)
+
     def too_large(self) -> TooLarge:
         return TooLarge(f"a body may have at most {self.settings.ingest_body_max_bytes} bytes; send several requests")
 

@@ -69,6 +69,12 @@ class Unusable(Exception):
         self.reason, self.detail, self.bus_id = reason, detail, bus_id
 
 
+def _seq_of(element: Any) -> int | None:
+    """The number by which the device knows the element, for the answer on a socket."""
+    seq = element.get("seq") if isinstance(element, dict) else getattr(element, "seq", None)
+    return seq if isinstance(seq, int) and 0 <= seq <= INT64_MAX else None
+
+
 def take_each(elements: list[Any], read: Callable[[Any], Fix | None]) -> Decoded:
     """`read` on every element: a fix, None (no fix and no fault), or `Unusable`."""
     decoded = Decoded([], [])
@@ -76,7 +82,7 @@ def take_each(elements: list[Any], read: Callable[[Any], Fix | None]) -> Decoded
         try:
             fix = read(element)
         except Unusable as fault:
-            decoded.refused.append(Refused(index, fault.reason, clean(fault.detail), fault.bus_id))
+            decoded.refused.append(Refused(index, fault.reason, clean(fault.detail), fault.bus_id, _seq_of(element)))
         else:
             if fix is None:
                 decoded.ignored += 1
@@ -210,9 +216,9 @@ def telemetry_fix(said: Telemetry, device: Device, source: str, received_at_ms: 
     return screened(
         Fix(
             bus_id, int(said.timestamp), where.latitude, where.longitude, received_at_ms, device.device_id, source,
-            where.accuracy, None if motion.speed is None else motion.speed * KMH, within(motion.heading, 0, 360), said.seq, trip_id, start_date,
-            within(motion.altitude, -1000, 20_000), status.ignition, status.door_open, whole(status.passengers, 0, 1000),
-            within(status.fuel, 0, 100),
+            where.accuracy, None if motion.speed is None else motion.speed * KMH, within(motion.heading, 0, 360), said.seq,
+            trip_id, start_date, within(motion.altitude, -1000, 20_000), status.ignition, status.door_open,
+            whole(status.passengers, 0, 1000), within(status.fuel, 0, 100),
         )
     )  # fmt: skip
 

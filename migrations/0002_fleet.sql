@@ -13,7 +13,7 @@ end $$;
 
 create table fleet.bus (
   bus_id text primary key check (bus_id ~ '^[A-Za-z0-9._~-]{1,64}$'),  -- fit for a path, a channel and an MQTT topic level
-  partner_id text not null,
+  partner_id text not null references public.partner,
   area text not null,                                                -- the feed whose trips it drives
   label text not null default '',
   plate text,
@@ -27,7 +27,7 @@ create trigger bus_change before update on fleet.bus for each row execute functi
 
 create table fleet.device (
   device_id uuid primary key,
-  partner_id text not null,
+  partner_id text not null references public.partner,
   kind text not null constraint device_kind check (kind in ('TOKEN', 'HMAC', 'GATEWAY')),
   name text not null default '',
   bus_ids text[] not null constraint device_buses check (cardinality(bus_ids) between 1 and 5000),

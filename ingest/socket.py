@@ -1,0 +1,137 @@
+"""/ingest/ws: telemetry objects as frames in, acknowledgements out. No I/O: the host gives frames and takes frames (api/live.py is one).
+
+Promises: `{"ack": seq}` goes out after the append, in the order of the frames, and says the highest seq so far stored: everything the
+device sent before it is stored or was named in a `quarantined`. Fixes without a seq are acknowledged by number, `{"ack": null, "n": 3}`.
+Frames are answered in their own kind (text: JSON, binary: MessagePack) and several answers at once become one. An append that fails ends
+the socket (1012, come back): what was not acknowledged is sent again, and the tracker calls a second copy DUPLICATE.
+
+Bounds: `IN_FLIGHT_MAX` fixes wait for their append, then `paused` asks the host to stop reading; a frame over `ingest_fixes_max` is 4400.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from engine.errors import Unavailable
+from engine.office.accounts import Device
+from ingest.door import Door
+from ingest.wire import Refused, WireError, is_msgpack, telemetry
+
+IN_FLIGHT_MAX = 2000  # fixes of one socket: 2 s of a gateway of 1,000 buses
+RESTARTING, BAD_MESSAGE = 1012, 4400
+
+_json, _pack = msgspec.json.Encoder().encode, msgspec.msgpack.Encoder().encode
+
+
+class _Flight(msgspec.Struct, gc=False):
+    """One frame's fixes on their way. `seq`: the highest of them; `bare`: how many carry none."""
+
+    future: asyncio.Future[Any]
+    count: int
+    seq: int | None
+    bare: int
+
+
+class IngestSession:
+    """One device's socket. Not for two threads."""
+
+    def __init__(self, door: Door, device: Device, send: Callable[[str | bytes], None], close: Callable[[int, str], None]) -> None:
+        """`send` writes one frame, `close(code, reason)` ends the socket; both are called on the loop, never after `closed()`."""
+        self.door, self.device, self._send, self._close = door, device, send, close
+        self.on_resume: Callable[[], None] | None = None
+        self._flights: deque[_Flight] = deque()
+        self._held = 0
+        self._packed = False  # how the device talks
+        self._ended = False
+        self._ack_seq: int | None = None
+        self._ack_bare = 0
+        self._ack_due = False
+
+    @property
+    def paused(self) -> bool:
+        """Too many fixes in flight: read no more frames until `on_resume` is called."""
+        return self._held >= IN_FLIGHT_MAX
+
+    def receive(self, frame: str | bytes) -> None:
+        """One frame: a telemetry object, an array of them, or lines of them. Never raises."""
+        if self._ended:
+            return
+        body = frame.encode("utf-8", "replace") if isinstance(frame, str) else bytes(frame)
+        self._packed = not isinstance(frame, str) and is_msgpack(body, "")
+        try:
+            decoded = telemetry(body, "", self.device, "socket", self.door.clock.now_ms())
+        except WireError as fault:
+            self._refuse([Refused(0, "MALFORMED", fault.detail)])
+            return
+        if decoded.count > self.door.settings.ingest_fixes_max:
+            self._end(BAD_MESSAGE, f"a frame may have at most {self.door.settings.ingest_fixes_max} fixes")
+            return
+        if decoded.refused:
+            self._refuse(decoded.refused)
+        if decoded.fixes:
+            try:
+                future = self.door.submit(self.device, decoded.fixes)
+            except Unavailable as fault:
+                self._end(RESTARTING, fault.detail)
+                return
+            numbers = [fix.seq for fix in decoded.fixes if fix.seq is not None]
+            count = len(decoded.fixes)
+            self._flights.append(_Flight(future, count, max(numbers, default=None), count - len(numbers)))
+            self._held += count
+            future.add_done_callback(self._landed)
+
+    def closed(self) -> None:
+        """The socket is gone: nothing is sent any more. What was taken is still appended."""
+        self._ended = True
+
+    def _refuse(self, refused: list[Refused]) -> None:
+        self.door.keep(self.device, refused, "socket")
+        for one in refused:
+            self._say({"quarantined": {"seq": one.seq, "reason": one.reason}})
+
+    def _landed(self, future: asyncio.Future[Any]) -> None:
+        """Acknowledge in the order of the frames: areas differ in speed, and an ack speaks for all before it."""
+        failed = future.cancelled() or future.exception() is not None
+        if self._ended:
+            return
+        if failed:
+            self._end(RESTARTING, "the fixes could not be stored: send again what was not acknowledged")
+            return
+        was_paused = self.paused
+        while self._flights and self._flights[0].future.done():
+            flight = self._flights.popleft()
+            if flight.future.cancelled() or flight.future.exception() is not None:
+                return  # its own callback ends the session; nothing after it may be acknowledged
+            self._held -= flight.count
+            self._ack_bare += flight.bare
+            if flight.seq is not None:
+                self._ack_seq = flight.seq if self._ack_seq is None else max(self._ack_seq, flight.seq)
+            if not self._ack_due:
+                self._ack_due = True
+                asyncio.get_running_loop().call_soon(self._acknowledge)
+        if was_paused and not self.paused and self.on_resume is not None:
+            self.on_resume()
+
+    def _acknowledge(self) -> None:
+        """All that landed in one turn of the loop, in one frame (two where some fixes have a seq and some none)."""
+        self._ack_due = False
+        if self._ended:
+            return
+        seq, bare = self._ack_seq, self._ack_bare
+        self._ack_seq, self._ack_bare = None, 0
+        if seq is not None:
+            self._say({"ack": seq})
+        if bare:
+            self._say({"ack": None, "n": bare})
+
+    def _say(self, said: dict[str, Any]) -> None:
+        self._send(_pack(said) if self._packed else _json(said).decode())
+
+    def _end(self, code: int, reason: str) -> None:
+        self._ended = True
+        self._close(code, reason[:120])  # a close frame holds 123 bytes of reason
