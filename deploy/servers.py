@@ -140,6 +140,7 @@ class Server:
         self.sockets = socket_folder(folder, self.user)
         self.throw_away = throw_away  # no fsync where nobody will miss the data
         self.log = folder / "server.log"
+        self.pid_file = folder / "server.pid"
         self.adopted = False
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -163,11 +164,10 @@ class Server:
         raise NotImplementedError
 
     def found_pid(self) -> int | None:
-        """Process id of a server that an earlier run of ours left behind in this folder."""
-        pid_file = self.folder / "server.pid"
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(pid_file.read_text().split()[0])
-            if runs(pid, str(self.folder)):
+        """Process id of a server that an earlier run of ours left behind in this folder. Redis writes its socket over its command line."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pid = int(self.pid_file.read_text().split()[0])
+            if runs(pid, str(self.folder), str(self.sockets)):
                 return pid
         return None
 
@@ -191,7 +191,8 @@ class Server:
                 start_new_session=True,  # a Ctrl-C in the terminal is for the supervisor, which stops us in order
                 **as_service(self.user),
             )
-        self.give("server.pid", f"{self._process.pid}\n")
+        if self.pid_file.parent == self.folder:
+            self.give(self.pid_file.name, f"{self._process.pid}\n")
         process = self._process
         self._await_answer(lambda: process.poll() is None, "ended at once")
         return self
@@ -243,14 +244,15 @@ class Server:
             if self._process is not None and self._process.pid == pid:
                 if self._process.poll() is not None:
                     return True
-            elif not runs(pid, ""):
+            elif not runs(pid):
                 return True
             time.sleep(0.01)
         return False
 
     def _forget(self) -> None:
         self._process = None
-        (self.folder / "server.pid").unlink(missing_ok=True)
+        if self.pid_file.parent == self.folder:
+            self.pid_file.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Stops it for good and deletes its folders. Only for throw-away instances."""
@@ -270,10 +272,8 @@ class Server:
         draft.replace(path)
         return path
 
-    def last_lines(self, count: int = 15) -> str:
-        with contextlib.suppress(OSError):
-            return "\n".join("    " + line for line in self.log.read_text(errors="replace").splitlines()[-count:])
-        return "    (no log)"
+    def last_lines(self) -> str:
+        return last_lines(self.log)
 
 
 class PostgresServer(Server):
@@ -286,6 +286,7 @@ class PostgresServer(Server):
         super().__init__(folder, throw_away=throw_away)
         self.bin = find_postgres()
         self.data = folder / "data"
+        self.pid_file = self.data / "postmaster.pid"  # its own
 
     @property
     def url(self) -> str:
@@ -354,13 +355,6 @@ class PostgresServer(Server):
             lines["dynamic_shared_memory_type"] = "mmap"
         return "".join(f"{name} = {value}\n" for name, value in lines.items())
 
-    def found_pid(self) -> int | None:
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            pid = int((self.data / "postmaster.pid").read_text().split()[0])
-            if runs(pid, str(self.data)):
-                return pid
-        return None
-
     def answers(self) -> bool:
         argv = [str(self.bin / "pg_isready"), "-q", "-h", str(self.sockets), "-p", "5432", "-t", "2"]
         return subprocess.run(argv, check=False, timeout=10, env={"LC_ALL": "C"}).returncode == 0
@@ -416,12 +410,6 @@ class RedisServer(Server):
         }
         conf = self.give("redis.conf", "".join(f"{name} {value}\n" for name, value in settings.items()))
         return [*find_redis(self.folder), str(conf)]
-
-    def found_pid(self) -> int | None:
-        """By asking the socket: Redis rewrites its command line, so the folder is not to be seen in it."""
-        answer = self._ask(b"INFO server\r\n")
-        found = re.search(rb"process_id:(\d+)", answer)
-        return int(found[1]) if found else None
 
     def answers(self) -> bool:
         return self._ask(b"PING\r\n").startswith(b"+PONG")  # -LOADING while the file is being read
@@ -578,23 +566,27 @@ def leash(sig: signal.Signals) -> list[str]:
     return [setpriv, "--pdeathsig", sig.name.removeprefix("SIG"), "--"] if setpriv else []
 
 
-def runs(pid: int, mark: str) -> bool:
-    """Whether process `pid` is alive (not a zombie) and has `mark` in its command line, so that a reused number is not taken for ours."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    try:
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+def runs(pid: int, *marks: str) -> bool:
+    """Whether process `pid` is alive, no zombie, and has one of `marks` in its command line: a reused number is not taken for ours."""
+    if Path("/proc/self").exists():
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return False
+            shown = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
             return False
-        return mark in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except FileNotFoundError:
-        if Path("/proc/self").exists():
+    else:
+        shown = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False, timeout=10).stdout
+        if not shown.strip():
             return False
-    shown = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False, timeout=10).stdout
-    return bool(shown.strip()) and mark in shown
+    return not marks or any(mark in shown for mark in marks)
+
+
+def last_lines(log: Path, count: int = 15) -> str:
+    """The end of a log, indented, for a message about whoever wrote it."""
+    with contextlib.suppress(OSError):
+        return "\n".join("    " + line for line in log.read_text(errors="replace").splitlines()[-count:])
+    return "    (no log)"
 
 
 def children(pid: int) -> list[int]:

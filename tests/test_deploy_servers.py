@@ -95,9 +95,9 @@ def test_servers_end_with_the_process_that_started_them() -> None:
     parent.send_signal(signal.SIGKILL)
     parent.communicate(timeout=10)
     limit = time.monotonic() + 10
-    while runs(pid, "") and time.monotonic() < limit:
+    while runs(pid) and time.monotonic() < limit:
         time.sleep(0.02)
-    left = runs(pid, "")
+    left = runs(pid)
     RedisServer(folder / "redis").remove()
     assert not left
 
