@@ -1,64 +1,540 @@
-"""The life of a fix, inside one area: the visible list of steps. Pure: no await, no clock, no I/O.
+"""The tracker of one area: many vehicles, the window in which late fixes still count, and what there is to tell. Pure: no await, no clock.
 
-`Tracker` is all that the shell (`control.py`), the replay and the tests talk to. (To be deepened: see the brief.)
+`Tracker` is all that the shell (`control.py`), the replay and the tests talk to; what one fix does to one vehicle stands in `vehicle.py`.
+Positions are told at once. Rows and events leave when their fix is 3 s old by the area's clock (the newest receipt or tick that it was
+told of), folded in the order of the fixes' own times, so that a fix which comes late inside the window changes what will be said instead of
+unsaying it: any permutation of a trace inside 3 s gives the same state, rows and events.
+
+Refused: a fix older than what has settled is a row LATE; it moves nothing and tells nobody (`refold` makes the trip's history from all
+its fixes). A known (vehicle, time, place at 1e-6 degrees) is a row DUPLICATE.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
-from engine.events import Event, Position, TrackRow, TripForecast
-from engine.tracking.fix import Fix
-from engine.tracking.timetable import Timetable
+from engine.events import (
+    DEADHEAD,
+    DONE,
+    OFF_ROUTE,
+    OFFLINE,
+    STALE,
+    Event,
+    Position,
+    StopEvent,
+    StopForecast,
+    TrackRow,
+    TripForecast,
+)
+from engine.tracking import watch as watching
+from engine.tracking.eta import ArrivalModel, Progress
+from engine.tracking.fix import DUPLICATE, FUTURE, FUTURE_MAX_MS, LATE, OK, ClockSkew, Fix, screen_at_door, with_delay
+from engine.tracking.ride import DEVICE, Ride
+from engine.tracking.timetable import Timetable, TripInstance
+from engine.tracking.vehicle import Area, Said, VehicleState, advance
+from engine.tracking.watch import OFF, QUIET
+
+log = logging.getLogger(__name__)
+
+SETTLE_MS = 3_000
+STALE_MS, SILENT_MS, OFFLINE_MS = 90_000, 360_000, 600_000  # no fix: stale; no predictions; gone
+FORGET_MS = 86_400_000
+FORECAST_MS = 10_000  # a forecast is made anew after this, or at a stop
+LEARNED_MS = 60_000  # what the estimator has learned is kept this often
+PENDING_MAX = 256  # fixes of one vehicle inside the window; past it the oldest settle early, counted
+RECENT = 16  # keys kept with a vehicle across restarts, to know its duplicates
+SEEN_MAX = 200_000  # keys of the area in memory; an older duplicate becomes a row LATE, which history knows already
+DEVICES_MAX = 4  # clocks of devices kept per vehicle
+
+Key = tuple[str, int, int, int]
 
 
 class Outcome(msgspec.Struct):
     """All that changed since the last `take()`: the shell commits it as one batch, or forgets it and restores."""
 
-    states: dict[str, bytes]  # state key -> blob to keep in Redis ("bus:{id}" of a vehicle; other keys for what the area has learned)
+    states: dict[str, bytes]  # state key -> blob to keep in Redis ("bus:{id}", "eta:*" of what was learned); b"" drops the key
     gone: list[str]  # bus ids to drop from the live picture and the GEO index
     positions: list[Position]  # newest per bus
-    forecasts: list[TripForecast]  # newest per bus
-    rows: list[TrackRow]
-    events: list[Event]
+    forecasts: list[TripForecast]  # newest per bus; one without stops takes the bus's forecast away
+    rows: list[TrackRow]  # settled fixes, and the refused ones at once
+    events: list[Event]  # settled
+
+
+class Folded(NamedTuple):
+    """A fix inside the window, the state after it, and what it will say."""
+
+    fix: Fix
+    state: VehicleState
+    said: Said
+
+
+def _time_order(folded: Folded) -> tuple[int, float, float]:
+    return _order(folded.fix)
+
+
+def _order(fix: Fix) -> tuple[int, float, float]:
+    return fix.fixed_at_ms, fix.lat, fix.lon
+
+
+class Kept(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A vehicle as Redis keeps it: the settled state, the fixes inside the window (folded again on `restore`), and what was told."""
+
+    base: VehicleState
+    settled_at_ms: int
+    pending: list[Fix]
+    clocks: list[ClockSkew]
+    recent: list[tuple[int, int, int]]
+    shown: str | None
+    forecast_at_ms: int
+    forecast_trip: tuple[str, str, str] | None
+    forecast_stop: int
+    next_stop: StopForecast | None
+
+
+class Vehicle:
+    """One vehicle of the area: the settled state, the window above it, and what watchers were told last."""
+
+    __slots__ = (
+        "base", "clocks", "due_ms", "forecast_at_ms", "forecast_stop", "forecast_trip", "next_stop", "pending", "recent",
+        "settled_at_ms", "shown",
+    )  # fmt: skip
+
+    def __init__(self, bus_id: str) -> None:
+        self.base = VehicleState(bus_id)
+        self.settled_at_ms = 0  # time of the newest fix that has settled
+        self.pending: list[Folded] = []
+        self.clocks: dict[str, ClockSkew] = {}
+        self.recent: list[tuple[int, int, int]] = []
+        self.shown: str | None = None  # state as told last; None: not in the live picture
+        self.forecast_at_ms = 0
+        self.forecast_trip: tuple[str, str, str] | None = None  # trip_id, start_date, route_id that a forecast stands for
+        self.forecast_stop = -1
+        self.next_stop: StopForecast | None = None
+        self.due_ms = 0  # a tick before this has nothing to do here
+
+    @property
+    def newest(self) -> VehicleState:
+        return self.pending[-1].state if self.pending else self.base
 
 
 class Tracker:
-    def __init__(self, timetable: Timetable | None, *, feed_id: str, partner_id: str) -> None:
-        """`timetable` None: an area without a feed; vehicles move, no trips."""
-        self.timetable, self.feed_id, self.partner_id = timetable, feed_id, partner_id
-        self._out = Outcome({}, [], [], [], [], [])
+    """One area. Drive it with `fold` in order of receipt and `tick` once a second; `take` what changed.
+
+    `counts` counts verdicts and everything unusual by name, for the metrics. A `fold` that raises has changed nothing of the vehicle,
+    unless the estimator raised, which is asked last.
+    """
+
+    def __init__(self, timetable: Timetable | None, *, feed_id: str, partner_id: str, model: ArrivalModel | None = None) -> None:
+        """`timetable` None: an area without a feed; vehicles move, no trips. `model` None: one of its own."""
+        self.feed_id, self.partner_id = feed_id, partner_id
+        self.counts: Counter[str] = Counter()
+        self._model = model if model is not None else ArrivalModel()
+        self._area = Area(timetable)
+        self._vehicles: dict[str, Vehicle] = {}
+        self._seen: dict[Key, None] = {}
+        self._now_ms = 0
+        self._learned_ms = 0
+        self._decode = msgspec.msgpack.Decoder(Kept).decode
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._clear()
+
+    def _clear(self) -> None:
+        self._rows: list[TrackRow] = []
+        self._events: list[Event] = []
+        self._forecasts: dict[str, TripForecast] = {}
+        self._states: dict[str, bytes] = {}
+        self._gone: dict[str, None] = {}
+        self._moved: dict[str, None] = {}  # whose position is to be told
+        self._changed: dict[str, None] = {}  # whose state is to be kept
+
+    @property
+    def timetable(self) -> Timetable | None:
+        """The newest feed version."""
+        return self._area.book.timetable if self._area.book is not None else None
 
     def restore(self, states: Mapping[str, bytes]) -> None:
-        """Forget everything and go on from what `Outcome.states` said, key by key."""
+        """Forget everything and go on from what `Outcome.states` said, key by key. A blob of another program version that cannot be
+        read is counted (BAD_STATE) and its vehicle begins anew."""
+        self._vehicles, self._seen, self._now_ms = {}, {}, 0
+        self._area = Area(self.timetable)
+        self._clear()
+        self._model.load({key.removeprefix("eta:"): blob for key, blob in states.items() if key.startswith("eta:")})
+        for key, blob in states.items():
+            if not key.startswith("bus:") or not blob:
+                continue
+            try:
+                vehicle = _restored(self._decode(blob), self._area)
+            except msgspec.DecodeError as fault:
+                self.counts["BAD_STATE"] += 1
+                log.error("area %s: the state of %s cannot be read, it begins anew: %s", self.feed_id, key, fault)
+                continue
+            bus_id = vehicle.base.bus_id
+            self._vehicles[bus_id] = vehicle
+            self._claim(bus_id, None, vehicle.newest.ride)
+            for recent in vehicle.recent:
+                self._seen[(bus_id, *recent)] = None
+            newest = vehicle.newest.fix
+            if newest is not None:
+                self._now_ms = max(self._now_ms, newest.received_at_ms)
 
     def swap(self, timetable: Timetable) -> None:
-        """A newer feed version; vehicles in a trip stay on it."""
-        self.timetable = timetable
+        """A newer feed version. A vehicle on a trip stays on the version it began with where the new one changed or lost that trip, until
+        the trip ends; where the trip is the same it goes on in the new one."""
+        area = self._area
+        old = area.book
+        area.adopt(timetable)
+        if old is not None:
+            for vehicle in self._vehicles.values():
+                ride = vehicle.newest.ride
+                if ride is not None:
+                    self._changed[vehicle.base.bus_id] = None
+        area.keep({ride.version for each in self._vehicles.values() if (ride := each.newest.ride) is not None})
 
     def fold(self, fix: Fix) -> None:
         """One fix, in order of receipt. May raise: the shell sends the fix to the dead letters and goes on."""
-        self._out.positions.append(
-            Position(
-                bus_id=fix.bus_id, partner_id=self.partner_id, feed_id=self.feed_id, trip_id=None, route_id=None, start_date=None,
-                lat=fix.lat, lon=fix.lon, bearing_deg=fix.bearing_deg, speed_mps=fix.speed_mps, along_m=None, offset_m=None,
-                state="DEADHEAD", delay_s=None, next_stop=None, fixed_at_ms=fix.fixed_at_ms, received_at_ms=fix.received_at_ms,
-            )
-        )  # fmt: skip
-        self._out.states["bus:" + fix.bus_id] = b""
-        self._out.rows.append(
-            TrackRow(
-                fix.bus_id, fix.fixed_at_ms, fix.lat, fix.lon, fix.received_at_ms, fix.device_id, fix.source, "OK", fix.accuracy_m,
-                fix.speed_mps, fix.bearing_deg, fix.seq, None, None, None, None, "DEADHEAD",
-            )
-        )  # fmt: skip
+        if fix.received_at_ms > self._now_ms:
+            self._now_ms = fix.received_at_ms
+        checked = screen_at_door(fix, fix.received_at_ms)
+        if isinstance(checked, str):
+            return self._refuse(fix, checked)
+        fix = checked
+        vehicle = self._vehicles.get(fix.bus_id)
+        if vehicle is None:
+            vehicle = self._vehicles[fix.bus_id] = Vehicle(fix.bus_id)
+        place = (fix.fixed_at_ms, round(fix.lat * 1e6), round(fix.lon * 1e6))
+        key = (fix.bus_id, *place)
+        if key in self._seen:
+            return self._refuse(fix, DUPLICATE)
+        self._remember(vehicle, key, place)
+        fix = self._clocked(vehicle, fix)
+        if fix.fixed_at_ms > fix.received_at_ms + FUTURE_MAX_MS:
+            return self._refuse(fix, FUTURE)
+        if fix.fixed_at_ms < vehicle.settled_at_ms:
+            return self._refuse(fix, LATE, vehicle.newest.ride)
+        was = vehicle.newest
+        vehicle.pending = _inserted(vehicle, fix, self._area)
+        now = vehicle.newest
+        self._changed[fix.bus_id] = None
+        if now.fix is not was.fix:
+            self._moved[fix.bus_id] = None
+        if now.ride is not was.ride:
+            self._claim(fix.bus_id, was.ride, now.ride)
+        self._settle(vehicle)
+        self._foretell(vehicle)
+        self._show(vehicle)
+        return None
 
     def tick(self, now_ms: int) -> None:
-        """Once a second: silence, staleness, settled events and expiry happen too."""
+        """Once a second: silence, staleness, settled events and expiry happen too. Never raises: a fault is counted and logged."""
+        if now_ms > self._now_ms:
+            self._now_ms = now_ms
+        now_ms = self._now_ms
+        forgotten = []
+        for bus_id, vehicle in self._vehicles.items():
+            if vehicle.due_ms > now_ms:
+                continue
+            try:
+                self._settle(vehicle)
+                self._foretell(vehicle)
+                self._show(vehicle)
+                if self._is_forgotten(vehicle):
+                    forgotten.append(bus_id)
+            except Exception:
+                self.counts["TICK_FAULT"] += 1
+                vehicle.due_ms = now_ms + FORECAST_MS
+                log.exception("area %s: the tick of %s failed", self.feed_id, bus_id)
+        for bus_id in forgotten:
+            self._forget(bus_id)
+        if now_ms - self._learned_ms >= LEARNED_MS:
+            self._learned_ms = now_ms
+            self._states.update({"eta:" + part: blob for part, blob in self._model.dump().items()})
 
     def take(self) -> Outcome:
         """What changed, and a clean slate."""
-        out, self._out = self._out, Outcome({}, [], [], [], [], [])
+        for bus_id in self._changed:
+            vehicle = self._vehicles.get(bus_id)
+            if vehicle is not None:
+                self._states["bus:" + bus_id] = self._encode(_kept(vehicle))
+        positions = [self._position(self._vehicles[bus_id]) for bus_id in self._moved if bus_id not in self._gone]
+        out = Outcome(self._states, list(self._gone), positions, list(self._forecasts.values()), self._rows, self._events)
+        self._clear()
         return out
+
+    def forecasts(self, now_ms: int) -> list[TripForecast]:
+        """What would be foretold at this moment for every vehicle on a trip, in order of bus ids: for replays, which sample at fixed times."""
+        found = []
+        for bus_id in sorted(self._vehicles):
+            progress = self._progress(self._vehicles[bus_id].newest)
+            if progress is not None and now_ms - progress.fixed_at_ms < SILENT_MS:
+                forecast = self._model.forecast(progress, now_ms)
+                if forecast is not None:
+                    found.append(forecast)
+        return found
+
+    def _remember(self, vehicle: Vehicle, key: Key, place: tuple[int, int, int]) -> None:
+        self._seen[key] = None
+        if len(self._seen) > SEEN_MAX:
+            del self._seen[next(iter(self._seen))]
+        vehicle.recent.append(place)
+        if len(vehicle.recent) > 2 * RECENT:
+            del vehicle.recent[:RECENT]
+
+    def _clocked(self, vehicle: Vehicle, fix: Fix) -> Fix:
+        """The fix with its device's clock put right."""
+        clock = vehicle.clocks.get(fix.device_id)
+        if clock is None:
+            if len(vehicle.clocks) >= DEVICES_MAX:
+                del vehicle.clocks[next(iter(vehicle.clocks))]
+            clock = ClockSkew(fix.device_id)
+        after = with_delay(clock, fix.fixed_at_ms, fix.received_at_ms)
+        if after is not clock:
+            vehicle.clocks[fix.device_id] = after
+            self._changed[fix.bus_id] = None
+            if after.skew_ms != clock.skew_ms:
+                log.warning("area %s: the clock of device %s is off by %d ms", self.feed_id, fix.device_id, -after.skew_ms)
+        if not after.skew_ms:
+            return fix
+        self.counts["SKEW_CORRECTED"] += 1
+        return msgspec.structs.replace(fix, fixed_at_ms=fix.fixed_at_ms + after.skew_ms)
+
+    def _refuse(self, fix: Fix, verdict: str, ride: Ride | None = None) -> None:
+        self.counts[verdict] += 1
+        trip_id, start_date = (ride.trip_id, ride.start_date) if ride is not None else (fix.trip_id, fix.start_date)
+        self._rows.append(_row(fix, verdict, trip_id, start_date, None, None, None))
+
+    def _claim(self, bus_id: str, was: Ride | None, now: Ride | None) -> None:
+        driven = self._area.driven
+        if was is not None and driven.get((was.trip_id, was.start_date)) == bus_id:
+            del driven[(was.trip_id, was.start_date)]
+        if now is not None:
+            other = driven.get((now.trip_id, now.start_date), bus_id)
+            if other != bus_id and (was is None or (was.trip_id, was.start_date) != (now.trip_id, now.start_date)):
+                self.counts["TRIP_DRIVEN_TWICE"] += 1
+            if other == bus_id or now.given_by == DEVICE:
+                driven[(now.trip_id, now.start_date)] = bus_id
+
+    def _settle(self, vehicle: Vehicle) -> None:
+        """Fixes that are 3 s old by the area's clock say what they have to say, in the order of their times."""
+        edge_ms, pending, count = self._now_ms - SETTLE_MS, vehicle.pending, 0
+        for folded in pending:
+            if folded.fix.fixed_at_ms >= edge_ms and len(pending) - count <= PENDING_MAX:
+                break
+            if folded.fix.fixed_at_ms >= edge_ms:
+                self.counts["SETTLED_EARLY"] += 1
+            count += 1
+        if not count:
+            return
+        settled, vehicle.pending = pending[:count], pending[count:]
+        vehicle.base, vehicle.settled_at_ms = settled[-1].state, settled[-1].fix.fixed_at_ms
+        self._changed[vehicle.base.bus_id] = None
+        for fix, state, said in settled:
+            self.counts[said.verdict] += 1
+            if said.note is not None:
+                self.counts[said.note] += 1
+            self._events.extend(said.events)
+            self._rows.append(_settled_row(fix, state, said.verdict))
+        for _, state, said in settled:
+            if said.verdict == OK:
+                self._learn(state, said)
+
+    def _learn(self, state: VehicleState, said: Said) -> None:
+        progress = self._progress(state)
+        if progress is None:
+            return
+        for crossing in said.crossings:
+            self._model.crossed(state.bus_id, progress.instance, crossing.stop_index, crossing.at_ms, measured=crossing.measured)
+        self._model.observe(progress)
+
+    def _progress(self, state: VehicleState) -> Progress | None:
+        """The vehicle as the estimator sees it; None: on no trip, or not on its way."""
+        ride, match, motion = state.ride, state.match, state.motion
+        if ride is None or match is None or motion is None or ride.phase == DONE:
+            return None
+        found = self._area.of(ride)
+        if found is None:
+            return None
+        return Progress(
+            state.bus_id, found[1], motion.fixed_at_ms, match.along_m, match.offset_m, ride.next_stop, motion.speed_mps,
+            ride.started_at_ms is not None,
+        )  # fmt: skip
+
+    def _foretell(self, vehicle: Vehicle) -> None:
+        """Arrivals anew: at a stop, on another trip, or after 10 s; taken away at the end of the trip and after 6 min of silence."""
+        state, now_ms = vehicle.newest, self._now_ms
+        ride = state.ride
+        if ride is not None and ride.phase != DONE and state.motion is not None and now_ms - state.motion.fixed_at_ms < SILENT_MS:
+            told = vehicle.forecast_trip
+            same = told is not None and told[0] == ride.trip_id and told[1] == ride.start_date
+            if same and vehicle.forecast_stop == ride.next_stop and now_ms - vehicle.forecast_at_ms < FORECAST_MS:
+                return
+            progress = self._progress(state)
+            forecast = self._model.forecast(progress, now_ms) if progress is not None else None
+            vehicle.forecast_at_ms, vehicle.forecast_stop = now_ms, ride.next_stop
+            if forecast is not None and forecast.stops:
+                vehicle.forecast_trip = (forecast.trip_id, forecast.start_date, forecast.route_id)
+                vehicle.next_stop = forecast.stops[0]
+                self._forecasts[state.bus_id] = forecast
+                self._changed[state.bus_id] = None
+                return
+        if vehicle.forecast_trip is not None:
+            trip_id, start_date, route_id = vehicle.forecast_trip
+            self._forecasts[state.bus_id] = TripForecast(state.bus_id, trip_id, start_date, route_id, now_ms, ())
+            vehicle.forecast_trip, vehicle.next_stop, vehicle.forecast_stop = None, None, -1
+            self._changed[state.bus_id] = self._moved[state.bus_id] = None
+
+    def _show(self, vehicle: Vehicle) -> None:
+        """What watchers should see now, and when to look again."""
+        now_ms, state = self._now_ms, vehicle.newest
+        bus_id = state.bus_id
+        if state.motion is None:
+            vehicle.due_ms = now_ms + FORGET_MS
+            return
+        age_ms = now_ms - state.motion.fixed_at_ms
+        shown = _shown(state, age_ms)
+        if shown == OFFLINE:
+            self._moved.pop(bus_id, None)
+            if vehicle.shown is not None:
+                self._gone[bus_id] = None
+                self._part(vehicle)
+        elif shown != vehicle.shown:
+            self._moved[bus_id] = self._changed[bus_id] = None
+            self._gone.pop(bus_id, None)
+        vehicle.shown = shown if shown != OFFLINE else None
+        due_ms = state.motion.fixed_at_ms + (STALE_MS if age_ms < STALE_MS else OFFLINE_MS if age_ms < OFFLINE_MS else FORGET_MS)
+        if vehicle.pending:
+            due_ms = min(due_ms, vehicle.pending[0].fix.fixed_at_ms + SETTLE_MS + 1)
+        if vehicle.forecast_trip is not None or (state.ride is not None and age_ms < SILENT_MS):
+            due_ms = min(due_ms, vehicle.forecast_at_ms + FORECAST_MS)
+        vehicle.due_ms = due_ms
+
+    def _part(self, vehicle: Vehicle) -> None:
+        """Gone from the live picture: what is open is closed at the time of the last word, and others may drive its trip."""
+        state = vehicle.base
+        if state.ride is not None and state.fix is not None and state.motion is not None:
+            self._events.extend(watching.close(state.watch, state.fix, state.ride, state.motion.fixed_at_ms, "SILENT"))
+            vehicle.base = msgspec.structs.replace(state, watch=QUIET)
+            self._claim(state.bus_id, state.ride, None)
+        self._model.forget(state.bus_id)
+        self._changed[state.bus_id] = None
+
+    def _is_forgotten(self, vehicle: Vehicle) -> bool:
+        motion = vehicle.newest.motion
+        return motion is None or self._now_ms - motion.fixed_at_ms >= FORGET_MS
+
+    def _forget(self, bus_id: str) -> None:
+        vehicle = self._vehicles.pop(bus_id)
+        self._claim(bus_id, vehicle.newest.ride, None)
+        self._changed.pop(bus_id, None)
+        self._moved.pop(bus_id, None)
+        self._states["bus:" + bus_id] = b""
+
+    def _position(self, vehicle: Vehicle) -> Position:
+        state = vehicle.newest
+        fix, motion, ride, match = state.fix, state.motion, state.ride, state.match
+        assert fix is not None and motion is not None  # it moved
+        on = ride is not None and match is not None
+        next_stop = vehicle.next_stop
+        found = self._area.of(ride) if ride is not None else None
+        return Position(
+            bus_id=state.bus_id,
+            partner_id=self.partner_id,
+            feed_id=self.feed_id,
+            trip_id=ride.trip_id if ride is not None else None,
+            route_id=found[1].trip.route_id if found is not None else None,
+            start_date=ride.start_date if ride is not None else None,
+            lat=fix.lat,
+            lon=fix.lon,
+            bearing_deg=motion.bearing_deg,
+            speed_mps=motion.speed_mps,
+            along_m=match.along_m if match is not None and on else None,
+            offset_m=match.offset_m if match is not None and on else None,
+            state=vehicle.shown or OFFLINE,
+            delay_s=next_stop.delay_s if next_stop is not None else None,
+            next_stop=next_stop,
+            fixed_at_ms=fix.fixed_at_ms,
+            received_at_ms=fix.received_at_ms,
+            stop_index=ride.next_stop if ride is not None and ride.phase != DONE else None,
+            occupancy=fix.passengers,
+        )
+
+
+def _inserted(vehicle: Vehicle, fix: Fix, area: Area) -> list[Folded]:
+    """The window with one more fix. In order, which is nearly always, it is folded once; else those after it are folded again."""
+    pending = vehicle.pending
+    if not pending or _order(fix) >= _order(pending[-1].fix):
+        state, said = advance(vehicle.newest, fix, area)
+        return [*pending, Folded(fix, state, said)]
+    at = bisect_right(pending, _order(fix), key=_time_order)
+    window = pending[:at]
+    state = window[-1].state if window else vehicle.base
+    for each in [fix, *(folded.fix for folded in pending[at:])]:
+        state, said = advance(state, each, area)
+        window.append(Folded(each, state, said))
+    return window
+
+
+def _shown(state: VehicleState, age_ms: int) -> str:
+    if age_ms >= OFFLINE_MS:
+        return OFFLINE
+    if age_ms >= STALE_MS:
+        return STALE
+    if state.ride is None:
+        return DEADHEAD
+    return OFF_ROUTE if state.watch.off_route.phase == OFF else state.ride.phase
+
+
+def _kept(vehicle: Vehicle) -> Kept:
+    return Kept(
+        vehicle.base, vehicle.settled_at_ms, [folded.fix for folded in vehicle.pending], list(vehicle.clocks.values()),
+        vehicle.recent[-RECENT:], vehicle.shown, vehicle.forecast_at_ms, vehicle.forecast_trip, vehicle.forecast_stop, vehicle.next_stop,
+    )  # fmt: skip
+
+
+def _restored(kept: Kept, area: Area) -> Vehicle:
+    vehicle = Vehicle(kept.base.bus_id)
+    vehicle.base, vehicle.settled_at_ms = kept.base, kept.settled_at_ms
+    for fix in kept.pending:
+        vehicle.pending = _inserted(vehicle, fix, area)
+    vehicle.clocks = {clock.device_id: clock for clock in kept.clocks}
+    vehicle.recent, vehicle.shown, vehicle.next_stop = list(kept.recent), kept.shown, kept.next_stop
+    vehicle.forecast_at_ms, vehicle.forecast_trip, vehicle.forecast_stop = kept.forecast_at_ms, kept.forecast_trip, kept.forecast_stop
+    return vehicle
+
+
+def _settled_row(fix: Fix, state: VehicleState, verdict: str) -> TrackRow:
+    ride, match = state.ride, state.match
+    if verdict != OK:
+        return _row(fix, verdict, fix.trip_id, fix.start_date, None, None, None)
+    shown = _shown(state, 0)
+    if ride is None or match is None:
+        return _row(fix, verdict, None, None, None, None, shown)
+    return _row(fix, verdict, ride.trip_id, ride.start_date, match.along_m, match.offset_m, shown)
+
+
+def _row(
+    fix: Fix, verdict: str, trip_id: str | None, start_date: str | None, along_m: float | None, offset_m: float | None, shown: str | None
+) -> TrackRow:
+    return TrackRow(
+        fix.bus_id, fix.fixed_at_ms, fix.lat, fix.lon, fix.received_at_ms, fix.device_id, fix.source, verdict, fix.accuracy_m,
+        fix.speed_mps, fix.bearing_deg, fix.seq, trip_id, start_date, along_m, offset_m, shown,
+    )  # fmt: skip
+
+
+def refold(fixes: Iterable[Fix], instance: TripInstance, timetable: Timetable) -> list[StopEvent]:
+    """The stop events of one vehicle on one trip instance, made again from all its fixes of that trip, late ones among them, in any order.
+
+    For history alone: every event is `late`. Its ids are those of the live events of the same stops, so that history replaces and adds.
+    """
+    area, events = Area(timetable), []
+    state: VehicleState | None = None
+    for fix in sorted(fixes, key=_order):
+        named = msgspec.structs.replace(fix, trip_id=instance.trip.trip_id, start_date=instance.start_date)
+        state, said = advance(state if state is not None else VehicleState(fix.bus_id), named, area)
+        events += [msgspec.structs.replace(event, late=True) for event in said.events if isinstance(event, StopEvent)]
+    return events
