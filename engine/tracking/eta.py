@@ -1,0 +1,199 @@
+"""When a bus will be where: arrivals with intervals at every remaining stop, learned link by link from the day itself.
+
+`ArrivalModel` is the pure model of one area: no clock, no I/O, the same calls giving the same answers. A link is the way between two stops of
+one route and direction; its ratio is observed over scheduled seconds, kept by a scalar Kalman filter each, with a common term per route and
+direction that fades, a term for the gap to the leader, and holding at timepoints that is learned, not assumed. A bus that stands still although
+it is early is waiting for its time: how far it waits is learned too. Recipe and measurements: docs/decisions, tracking.
+
+It promises: times strictly increase along the trip, none lies in the past, p10 <= p50 <= p90, no value rather than an old one.
+It refuses: fixes far off the shape, gaps and outliers as lessons. UTC ms outside, seconds inside; metres; delay positive = late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from engine.events import StopForecast, TripForecast
+from engine.tracking.pace import Pace, PaceConfig, Plan, Run, halt_class
+from engine.tracking.spread import MOVING, OVERDUE, PAUSED, WAITING, Floats, Spread, SpreadConfig
+from engine.tracking.timetable import TripInstance
+
+
+class ArrivalConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Every constant of the forecast with unit and reason; those of learning stand in `PaceConfig` and `SpreadConfig`."""
+
+    pace: PaceConfig = PaceConfig()
+    spread: SpreadConfig = SpreadConfig()
+    silent_s: Annotated[float, Meta(description="no forecast once the last fix is older: no value rather than an old one")] = 360.0
+    start_least_s: Annotated[
+        float, Meta(description="a bus still at its first stop past its time leaves this much after now at the earliest")
+    ] = 20.0
+    soft_s: Annotated[float, Meta(description="scale at which an arrival that should be over is pushed ahead of now: softplus")] = 15.0
+    recover_cap_s: Annotated[float, Meta(description="an early bus is expected to lose at most this much of it on the way")] = 600.0
+    recover_s: Annotated[float, Meta(description="scheduled seconds over which it loses 63 % of that")] = 4_000.0
+    moving_s: Annotated[float, Meta(description="standing shorter than this counts as moving: one fix of noise at 10 s sampling")] = 20.0
+    step_least_s: Annotated[float, Meta(description="least time between two stops: keeps the order strict")] = 1.0
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """Where a vehicle is on its trip, after matching."""
+
+    bus_id: str
+    instance: TripInstance
+    fixed_at_ms: int
+    along_m: float  # on the trip's shape
+    offset_m: float  # away from it
+    stop_index: int  # of the next stop
+    speed_mps: float | None
+    departed: bool  # has left the first stop
+
+
+class ArrivalModel:
+    """The arrivals of one area. Feed it `observe` and `crossed` in time order of each vehicle, ask `forecast` at any time.
+
+    State is dumped by parts (`agency`, `route:{id}`, `run:{bus}`), each only when it changed; an empty part means: drop it.
+    """
+
+    def __init__(self, config: ArrivalConfig | None = None) -> None:
+        self.config = config or ArrivalConfig()
+        self.pace = Pace(self.config.pace)
+        self.spread = Spread(self.config.spread)
+        self._agency_changed = False
+
+    def observe(self, progress: Progress) -> None:
+        """A settled fix of a vehicle on a trip, in time order of that vehicle; older ones and those off the shape are passed over."""
+        plan = self.pace.plan(progress.instance.trip)
+        run, fresh = self.pace.run(progress.bus_id, progress.instance)
+        if fresh:
+            self.spread.forget(progress.bus_id)
+        at_s = progress.fixed_at_ms / 1000
+        if at_s <= run.fixed_at_s or progress.offset_m > self.config.pace.offset_max_m:
+            return
+        self.pace.observe(progress.bus_id, run, plan, progress.instance.base_ms / 1000, at_s, progress.along_m, progress.departed)
+        self._agency_changed = True
+
+    def crossed(self, bus_id: str, instance: TripInstance, stop_index: int, at_ms: int, *, measured: bool) -> None:
+        """The vehicle was at a stop then. `measured` False (a long gap filled in): nothing is learned from it."""
+        if measured and self.pace.is_on(bus_id, instance):
+            self._agency_changed |= self.spread.learn(bus_id, stop_index, at_ms / 1000)
+
+    def forget(self, bus_id: str) -> None:
+        """The vehicle is gone or off its trip: what was being measured on it is dropped, what was learned stays."""
+        self.pace.forget(bus_id)
+        self.spread.forget(bus_id)
+
+    def halted_s(self, bus_id: str, now_ms: int) -> float:
+        """Seconds since the vehicle last moved on by 15 m along its trip; 0 where unknown. From 240 s on a watcher should be told."""
+        run = self.pace.runs.get(bus_id)
+        return 0.0 if run is None or run.moved_at_s < 0 else max(0.0, now_ms / 1000 - run.moved_at_s)
+
+    def forecast(self, progress: Progress, now_ms: int) -> TripForecast | None:
+        """Arrivals at all remaining stops as seen at `now_ms`; None at the end of the trip or when the last fix is over `silent_s` old."""
+        now_s = now_ms / 1000
+        if now_s - progress.fixed_at_ms / 1000 > self.config.silent_s:
+            return None
+        instance = progress.instance
+        plan = self.pace.plan(instance.trip)
+        first = max(1, int(np.searchsorted(plan.along_m, progress.along_m, "right")))
+        if first >= plan.n:
+            return None
+        run = self.pace.runs.get(progress.bus_id)
+        if run is None or run.trip_id != instance.trip.trip_id or run.start_date != instance.start_date:
+            run = Run(instance.trip.trip_id, instance.start_date)
+        state, horizons, waits = self._expect(plan, run, progress, first, now_s)
+        if self.spread.due(progress.bus_id, now_s):
+            self.spread.keep(progress.bus_id, now_s, state, first, horizons)
+        return self._published(progress, plan, first, now_ms, horizons, waits, self.spread.offsets(state, horizons))
+
+    def _expect(self, plan: Plan, run: Run, progress: Progress, first: int, now_s: float) -> tuple[int, Floats, Floats | None]:
+        """State, expected seconds from now to each remaining stop (all > 0), and expected waits there (None: no waits)."""
+        c, pace = self.config, self.pace
+        base_s, at_s, along_m = progress.instance.base_ms / 1000, progress.fixed_at_ms / 1000, progress.along_m
+        link = first - 1
+        seconds = plan.seconds[link:].copy()
+        late0 = 0.0
+        if not progress.departed:
+            leaves_s = base_s + plan.leaves_s
+            start = max(leaves_s - now_s, c.start_least_s)
+            state = WAITING if now_s < leaves_s else OVERDUE
+        else:
+            seconds[0] *= min(1.0, (plan.along_m[first] - along_m) / plan.length_m[link])
+            moved = along_m >= run.moved_to_m + c.pace.progress_m or (run.moved_at_s == at_s)
+            stood_s = 0.0 if moved else at_s - run.moved_at_s
+            if stood_s < c.moving_s:
+                state = MOVING
+                start = at_s - now_s if moved else (at_s - now_s) / 2
+            else:
+                start = (at_s - now_s) / 2
+                patience = halt_class(stood_s)
+                state = PAUSED + patience
+                late0 = pace.halt_wait(patience, base_s + plan.scheduled_at(along_m) - now_s)
+        ahead = np.cumsum(seconds)
+        travel = pace.multipliers(plan, link, ahead, now_s)
+        travel *= seconds
+        travel *= run.gap
+        arrive = np.cumsum(travel)
+        arrive += start
+        early_s = base_s + plan.arrival_s[first] - now_s - arrive[0]
+        if early_s > 0:
+            arrive += min(early_s, c.recover_cap_s) * -np.expm1(ahead / -c.recover_s)
+        if late0:
+            arrive += late0
+        waits = pace.hold(plan, first, arrive, base_s - now_s)
+        soft = c.soft_s
+        return state, soft * np.logaddexp(0.0, arrive / soft), waits
+
+    def _published(
+        self, progress: Progress, plan: Plan, first: int, now_ms: int, horizons: Floats, waits: Floats | None, offsets: Floats
+    ) -> TripForecast:
+        """Quantiles in order, none in the past, strictly increasing; as records."""
+        ladder = plan.ladder[: len(horizons), None] * self.config.step_least_s
+        quantiles = horizons[:, None] + offsets
+        np.maximum(quantiles, self.config.step_least_s, out=quantiles)
+        quantiles.sort(axis=1)
+        quantiles -= ladder
+        np.maximum.accumulate(quantiles, axis=0, out=quantiles)
+        quantiles += ladder
+        times = (quantiles * 1000.0).astype(np.int64)
+        times += now_ms
+        instance = progress.instance
+        leaves = times[:, 1].tolist() if waits is None else (times[:, 1] + (waits * 1000.0).astype(np.int64)).tolist()
+        delays = ((times[:, 1] - instance.base_ms) // 1000 - plan.arrival_whole_s[first:]).tolist()
+        pattern = instance.trip.pattern
+        stops = tuple(
+            [
+                StopForecast(stop_id, sequence, p10, p50, p90, delay, "ESTIMATED", leave)
+                for stop_id, sequence, (p10, p50, p90), delay, leave in zip(
+                    pattern.stop_ids[first:], pattern.stop_sequences[first:], times.tolist(), delays, leaves, strict=True
+                )
+            ]
+        )
+        return TripForecast(progress.bus_id, instance.trip.trip_id, instance.start_date, pattern.route_id, now_ms, stops)
+
+    def dump(self) -> dict[str, bytes]:
+        """The parts that changed since the last dump, msgpack; b"" = drop that part."""
+        parts = self.pace.dump()
+        if self._agency_changed:
+            parts["agency"] = msgspec.msgpack.encode((self.pace.agency(), self.spread.state()))
+            self._agency_changed = False
+        return parts
+
+    def load(self, parts: Mapping[str, bytes]) -> None:
+        """Take up what `dump` said, all parts of it; what was learned before the call is forgotten. Unknown keys raise ValueError."""
+        self.pace = Pace(self.config.pace)
+        self.spread = Spread(self.config.spread)
+        self._agency_changed = False
+        for key in sorted(parts):
+            if not parts[key]:
+                continue
+            if key == "agency":
+                agency, spread = msgspec.msgpack.decode(parts[key], type=tuple[list[float], tuple[list[float], list[float]]])
+                self.pace.restore_agency(agency)
+                self.spread.restore(*spread)
+            else:
+                self.pace.restore(key, parts[key])

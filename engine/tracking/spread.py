@@ -1,0 +1,124 @@
+"""How wrong arrivals turn out to be: quantiles of (actual - expected) by predicted horizon and by what the bus is doing.
+
+`Spread` is asked for the offsets that turn an expected arrival into p10, p50 and p90, and is told every measured crossing. It moves each
+quantile by stochastic approximation of the pinball loss (Robbins and Monro 1951; the step keeps a floor, so it follows a day that changes).
+Errors are scored against every expectation we gave at most `sample_every_s` apart, not only the last one: that is what a passenger sees.
+Seconds throughout. The expectations that still wait for their crossing live in memory only: a restart forgets some lessons, never a table.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+# What a bus is doing, as far as the error of its arrivals depends on it: rows of the table.
+MOVING, PAUSED, WAITING, OVERDUE = 0, 1, 5, 6  # 1..4: standing, longer and longer
+STATES = 7
+TAUS = np.array([0.1, 0.5, 0.9])
+EDGES_S = np.array([0.0, 60.0, 180.0, 360.0, 600.0, 900.0, 1800.0, 3600.0])
+MIDS_S = (EDGES_S[1:] + EDGES_S[:-1]) / 2
+
+
+class SpreadConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Units last in the name."""
+
+    sample_every_s: Annotated[float, Meta(description="an expectation is kept for learning at most this often: the score samples so")] = (
+        30.0
+    )
+    samples_max: Annotated[int, Meta(description="expectations kept a vehicle: 40 min of them; beyond, every second one goes")] = 80
+    step_floor: Annotated[float, Meta(description="least share of the scale that one error moves a quantile: it goes on following")] = 0.002
+    step_start: Annotated[float, Meta(description="numerator of the early steps: start / (n + calm)")] = 2.0
+    step_calm: Annotated[float, Meta(description="errors after which the early steps calm down")] = 100.0
+    scale_s: Annotated[float, Meta(description="scale of a step at horizon 0, seconds")] = 15.0
+    scale_share: Annotated[float, Meta(description="and its growth with the horizon: 0.1 of it")] = 0.1
+    start_s: Annotated[float, Meta(description="half width of the first interval at horizon 0, seconds")] = 30.0
+    start_share: Annotated[float, Meta(description="and its growth with the horizon")] = 0.15
+
+
+class _Kept(NamedTuple):
+    """One forecast that waits for its crossings: made at, state, index of its first stop, horizons in seconds."""
+
+    at_s: float
+    state: int
+    first: int
+    horizons_s: NDArray[np.float32]
+
+
+class Spread:
+    """The tables of one area, and the expectations of each vehicle that are still open."""
+
+    def __init__(self, config: SpreadConfig | None = None) -> None:
+        self.config = config or SpreadConfig()
+        c = self.config
+        half = c.start_s + c.start_share * MIDS_S
+        self._scale = c.scale_s + c.scale_share * MIDS_S
+        self.table: Floats = np.repeat((half[:, None] * np.array([-1.0, 0.0, 1.0]))[None], STATES, axis=0)  # [state, bin, quantile] seconds
+        self.counts: Floats = np.zeros((STATES, len(MIDS_S)))
+        self._open: dict[str, list[_Kept]] = {}
+
+    def offsets(self, state: int, horizons_s: Floats) -> Floats:
+        """Shape (n, 3): seconds to add to each expected arrival for p10, p50, p90; linear between the bins' middles."""
+        place = np.interp(horizons_s, MIDS_S, _PLACES)
+        low = np.minimum(place.astype(np.intp), len(MIDS_S) - 2)
+        rows = self.table[state]
+        below: Floats = rows[low]
+        return below + (place - low)[:, None] * (rows[low + 1] - below)
+
+    def due(self, bus_id: str, now_s: float) -> bool:
+        """Whether the next forecast of this vehicle is one to keep."""
+        kept = self._open.get(bus_id)
+        return not kept or now_s - kept[-1].at_s >= self.config.sample_every_s
+
+    def keep(self, bus_id: str, now_s: float, state: int, first: int, horizons_s: Floats) -> None:
+        """Remember a forecast until its stops are crossed."""
+        kept = self._open.setdefault(bus_id, [])
+        if len(kept) >= self.config.samples_max:
+            del kept[::2]
+        kept.append(_Kept(now_s, state, first, horizons_s.astype(np.float32)))
+
+    def forget(self, bus_id: str) -> None:
+        """The vehicle has another trip or none: what is open can no longer be judged."""
+        self._open.pop(bus_id, None)
+
+    def learn(self, bus_id: str, index: int, crossed_at_s: float) -> bool:
+        """The vehicle was at the stop with this index then. True when a table changed."""
+        judged: dict[int, list[tuple[float, float]]] = {}
+        for kept in self._open.get(bus_id, ()):
+            place = index - kept.first
+            if place >= 0 and kept.at_s < crossed_at_s:
+                expected = float(kept.horizons_s[place])
+                if expected <= EDGES_S[-1]:
+                    judged.setdefault(kept.state, []).append((expected, crossed_at_s - kept.at_s - expected))
+        for state, pairs in judged.items():
+            self._step(state, np.array(pairs))
+        return bool(judged)
+
+    def _step(self, state: int, pairs: Floats) -> None:
+        """One step of all bins of a state; pairs are (expected horizon, error), seconds."""
+        c, bins = self.config, len(MIDS_S)
+        expected, errors = pairs[:, 0], pairs[:, 1]
+        gradient = TAUS - (errors[:, None] < self.offsets(state, expected))
+        bin_of = np.maximum(np.searchsorted(EDGES_S, expected) - 1, 0)
+        self.counts[state] += np.bincount(bin_of, minlength=bins)
+        share = np.maximum(c.step_floor, c.step_start / (self.counts[state] + c.step_calm))
+        for q in range(3):
+            self.table[state, :, q] += share * self._scale * np.bincount(bin_of, gradient[:, q], minlength=bins)
+
+    def state(self) -> tuple[list[float], list[float]]:
+        """Tables and counts, flat, for the dump."""
+        return self.table.ravel().tolist(), self.counts.ravel().tolist()
+
+    def restore(self, table: list[float], counts: list[float]) -> None:
+        """What `state` said; a dump of another shape (an older version's) is not taken and the first tables stay."""
+        if len(table) == self.table.size and len(counts) == self.counts.size:
+            self.table = np.array(table).reshape(self.table.shape)
+            self.counts = np.array(counts).reshape(self.counts.shape)
+
+
+_PLACES = np.arange(len(MIDS_S), dtype=np.float64)
