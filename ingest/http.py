@@ -44,7 +44,7 @@ class MethodNotAllowed(Invalid):
 class BodyTimeout(EngineError):
     """The body did not arrive whole in time."""
 
-    code, status, retryable = "BODY_TIMEOUT", 408, True
+    code, status, retryable = "TIMEOUT", 408, True
 
 
 class Answer(NamedTuple):
@@ -274,7 +274,7 @@ class DevicePaths:
         request_id = self.request_id(headers)
         code = str(fault.facts.get("reason", fault.code))
         said: dict[str, Any] = {
-            "type": f"urn:timepoint:problem:{code}",
+            "type": "urn:timepoint:problem:" + code.lower().replace("_", "-"),
             "title": code.replace("_", " ").capitalize(),
             "status": fault.status,
             "detail": fault.detail,

@@ -34,7 +34,9 @@ create table fleet.device (
   unique_id text constraint device_unique_id unique,                   -- what the phone calls itself
   token_sha256 bytea constraint device_token unique,
   previous_sha256 bytea,                                               -- still good until previous_until
-  generation int not null default 1,                                   -- of the derived HMAC secret
+  mqtt_hash text not null,                                             -- the broker's own hash of the token or secret
+  previous_mqtt_hash text,
+  generation int not null default 1,                                   -- 1 + rotations; an HMAC secret is derived from it
   previous_until timestamptz,
   created_at timestamptz not null default now(),
   rotated_at timestamptz,

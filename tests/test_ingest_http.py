@@ -50,6 +50,7 @@ class House:
 async def house(database_url: str, redis_url: str) -> AsyncIterator[House]:
     settings = Settings(database_url=database_url, redis_url=redis_url, ingest_body_timeout_s=1.0)
     postgres, redis = await Postgres.connect(settings), await Redis.connect(settings)
+    await postgres.execute("insert into partner (partner_id, name) values ('p1', 'One')")
     fleet = Fleet(postgres)
     await fleet.put_buses([BusRow(bus_id, "p1", "demo" if bus_id != "B3" else "other", bus_id, None) for bus_id in ("B1", "B2", "B3")])
     wanted = {

@@ -65,7 +65,9 @@ class Talk:
 
 
 def fix(seq: int | None, bus_id: str = "B1") -> dict[str, Any]:
-    return {"busId": bus_id, "timestamp": NOW_MS, "location": {"latitude": 36.75, "longitude": 3.05}} | ({} if seq is None else {"seq": seq})
+    return {"busId": bus_id, "timestamp": NOW_MS, "location": {"latitude": 36.75, "longitude": 3.05}} | (
+        {} if seq is None else {"seq": seq}
+    )
 
 
 async def test_nothing_is_acknowledged_before_it_is_appended() -> None:

@@ -9,6 +9,7 @@ derived from the product's secret key, the device and a generation number, so a 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import logging
@@ -18,7 +19,7 @@ from typing import Protocol
 import msgspec
 
 from engine.clock import Clock
-from engine.errors import Invalid, NotFound, Unavailable
+from engine.errors import Conflict, Invalid, NotFound, Unavailable
 from engine.meter import Meter
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ REFRESH_S = 2.0  # twice that and a slow query still keep the 5 s promised for a
 SEEN_S = 10.0  # how often "last seen" goes to the database
 GRACE_S = 86_400  # default life of the credentials before a rotation: a day to reach every phone
 BUSES_MAX = 5000  # of one gateway
+MQTT_ITERATIONS = 101
 NEVER_MS = 2**62
 
 
@@ -61,12 +63,14 @@ class DeviceRow(msgspec.Struct, frozen=True):
     unique_id: str | None
     token_sha256: bytes | None  # None: an HMAC device
     previous_sha256: bytes | None
-    generation: int  # of the HMAC secret
+    generation: int  # 1 + rotations; an HMAC secret is derived from it
     previous_until_ms: int | None  # until when what was good before the rotation stays good
     created_at_ms: int
     rotated_at_ms: int | None
     retired_at_ms: int | None
     seen_at_ms: int | None = None
+    mqtt_hash: str | None = None  # the broker's own hash of the token, or of the HMAC secret
+    previous_mqtt_hash: str | None = None
 
 
 class BusRow(msgspec.Struct, frozen=True):
@@ -107,6 +111,15 @@ def hmac_secret(secret_key: str, device_id: str, generation: int) -> str:
     return hmac.new(secret_key.encode(), f"timepoint device hmac\n{device_id}\n{generation}".encode(), hashlib.sha256).hexdigest()
 
 
+def mosquitto_hash(password: str, clock: Clock) -> str:
+    """As mosquitto_passwd writes it: `$7$iterations$salt$hash`, PBKDF2-HMAC-SHA512. 101 iterations, its default, are enough for a password
+    of 192 random bits; ten thousand devices take a second.
+    """
+    salt = hashlib.sha256(clock.token(16).encode()).digest()[:12]
+    known = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, MQTT_ITERATIONS)
+    return f"$7${MQTT_ITERATIONS}${base64.b64encode(salt).decode()}${base64.b64encode(known).decode()}"
+
+
 class Devices:
     """The registry of one worker. One task (`run`) keeps it fresh; lookups are dictionary reads."""
 
@@ -119,6 +132,7 @@ class Devices:
         self.buses: dict[str, BusRow] = {}
         self._devices: dict[str, Device] = {}
         self._by_hash: dict[bytes, tuple[Device, int]] = {}  # until when, UTC ms
+        self._by_bus: dict[str, str] = {}  # the youngest device of its own
         self._heard: dict[str, int] = {}
         self._mark = 0
         self.version = 0  # grows with every change: who writes the broker's files looks at it
@@ -133,6 +147,10 @@ class Devices:
 
     def by_id(self, device_id: str) -> Device | None:
         return self._devices.get(device_id)
+
+    def of_bus(self, bus_id: str) -> Device | None:
+        """The device of that bus alone, else a gateway that may speak for it: who an MQTT topic means."""
+        return self._devices.get(self._by_bus.get(bus_id, ""))
 
     def secrets(self, device_id: str) -> list[str]:
         """The signing secrets that are good now, newest first; empty for one that does not sign."""
@@ -176,6 +194,9 @@ class Devices:
         row = self.rows.pop(device_id, None)
         self._devices.pop(device_id, None)
         if row is not None:
+            for bus_id in row.bus_ids:
+                if self._by_bus.get(bus_id) == row.device_id:
+                    del self._by_bus[bus_id]
             for digest in (row.token_sha256, row.previous_sha256):
                 if digest is not None:
                     self._by_hash.pop(digest, None)
@@ -192,6 +213,10 @@ class Devices:
                 buses[bus_id] = bus.area
         device = Device(row.device_id, row.partner_id, row.kind, buses, row.unique_id)
         self._devices[row.device_id] = device
+        for bus_id in buses:
+            held = self.rows.get(self._by_bus.get(bus_id, ""))
+            if held is None or (row.kind != GATEWAY, row.device_id) > (held.kind != GATEWAY, held.device_id):
+                self._by_bus[bus_id] = row.device_id
         if row.token_sha256 is not None:
             self._by_hash[row.token_sha256] = (device, NEVER_MS)
         if row.previous_sha256 is not None and row.previous_until_ms is not None:
@@ -244,6 +269,7 @@ class Issued(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     token: str | None = None
     secret: str | None = None
     previous_until_ms: int | None = None  # after a rotation: until when the last credentials stay good
+    mqtt_user: str | None = None  # after a rotation: the broker's user that has the new password at once
 
 
 class FleetRecords(Protocol):
@@ -253,9 +279,9 @@ class FleetRecords(Protocol):
 
     async def insert_devices(self, devices: Sequence[DeviceRow]) -> None: ...
 
-    async def rotate_device(
-        self, partner_id: str, device_id: str, token_sha256: bytes, at_ms: int, until_ms: int
-    ) -> tuple[str, int, list[str]] | None: ...
+    async def device(self, partner_id: str, device_id: str) -> DeviceRow | None: ...
+
+    async def rotate_device(self, row: DeviceRow, token_sha256: bytes | None, mqtt_hash: str, at_ms: int, until_ms: int) -> bool: ...
 
 
 async def create_devices(fleet: FleetRecords, clock: Clock, secret_key: str, partner_id: str, wanted: Sequence[NewDevice]) -> list[Issued]:
@@ -271,9 +297,12 @@ async def create_devices(fleet: FleetRecords, clock: Clock, secret_key: str, par
         token = None if one.kind == HMAC else "tpd_" + clock.token(24)
         secret = hmac_secret(secret_key, device_id, 1) if one.kind == HMAC else None
         digest = None if token is None else token_hash(token)
+        known = mosquitto_hash(token or secret or "", clock)
         rows.append(
-            DeviceRow(device_id, partner_id, one.kind, one.name, one.bus_ids, one.unique_id, digest, None, 1, None, now_ms, None, None)
-        )
+            DeviceRow(
+                device_id, partner_id, one.kind, one.name, one.bus_ids, one.unique_id, digest, None, 1, None, now_ms, None, None, None, known
+            )
+        )  # fmt: skip
         issued.append(Issued(device_id, one.kind, one.bus_ids, one.name, token, secret))
     await fleet.insert_devices(rows)
     return issued
@@ -301,15 +330,19 @@ async def _check(fleet: FleetRecords, partner_id: str, wanted: Sequence[NewDevic
 async def rotate_device(
     fleet: FleetRecords, clock: Clock, secret_key: str, partner_id: str, device_id: str, *, grace_s: int = GRACE_S
 ) -> Issued:
-    """New credentials; the last ones stay good for `grace_s` (0: end now, for a stolen phone). Raises `NotFound`."""
-    token = "tpd_" + clock.token(24)
-    now_ms = clock.now_ms()
-    until_ms = now_ms + grace_s * 1000
-    found = await fleet.rotate_device(partner_id, device_id, token_hash(token), now_ms, until_ms)
-    if found is None:
+    """New credentials; the last ones stay good for `grace_s` (0: end now, for a stolen phone).
+
+    Raises `NotFound`, and `Conflict` where another rotation came between.
+    """
+    row = await fleet.device(partner_id, device_id)
+    if row is None or row.retired_at_ms is not None:
         raise NotFound("there is no such device")
-    kind, generation, bus_ids = found
-    if kind == HMAC:
-        secret = hmac_secret(secret_key, device_id, generation)
-        return Issued(device_id, kind, bus_ids, secret=secret, previous_until_ms=until_ms)
-    return Issued(device_id, kind, bus_ids, token=token, previous_until_ms=until_ms)
+    now_ms, generation = clock.now_ms(), row.generation + 1
+    until_ms = now_ms + grace_s * 1000
+    token = None if row.kind == HMAC else "tpd_" + clock.token(24)
+    secret = hmac_secret(secret_key, device_id, generation) if row.kind == HMAC else None
+    digest = None if token is None else token_hash(token)
+    if not await fleet.rotate_device(row, digest, mosquitto_hash(token or secret or "", clock), now_ms, until_ms):
+        raise Conflict("this device was changed at the same moment; look again")
+    user = f"{device_id}.{generation}"
+    return Issued(device_id, row.kind, row.bus_ids, row.name, token, secret, until_ms, user)

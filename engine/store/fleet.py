@@ -55,6 +55,8 @@ def _device(row: Any) -> DeviceRow:
         rotated_at_ms=_ms(row["rotated_at"]),
         retired_at_ms=_ms(row["retired_at"]),
         seen_at_ms=_ms(row["seen_at"]),
+        mqtt_hash=row["mqtt_hash"],
+        previous_mqtt_hash=row["previous_mqtt_hash"],
     )
 
 
@@ -111,10 +113,10 @@ class Fleet:
         """All or none. Raises `Conflict` where a unique_id is taken."""
         if not devices:
             return
-        rows = (
-            (d.device_id, d.partner_id, d.kind, d.name, ",".join(d.bus_ids), d.unique_id, d.token_sha256, _at(d.created_at_ms))
+        rows = [
+            (d.device_id, d.partner_id, d.kind, d.name, ",".join(d.bus_ids), d.unique_id, d.token_sha256, d.mqtt_hash, _at(d.created_at_ms))
             for d in devices
-        )
+        ]
         try:
             await self._run.execute(self._sql["insert_devices"], *map(list, zip(*rows, strict=True)))
         except asyncpg.UniqueViolationError as fault:
@@ -133,9 +135,7 @@ class Fleet:
         """False: the partner has no such device."""
         return await self._run.fetchrow(self._sql["retire_device"], device_id, partner_id, _at(at_ms)) is not None
 
-    async def rotate_device(
-        self, partner_id: str, device_id: str, token_sha256: bytes, at_ms: int, until_ms: int
-    ) -> tuple[str, int, list[str]] | None:
-        """(kind, generation, bus ids) after the change; None: no such device, or it is retired."""
-        row = await self._run.fetchrow(self._sql["rotate_device"], device_id, partner_id, token_sha256, _at(at_ms), _at(until_ms))
-        return None if row is None else (row["kind"], row["generation"], row["bus_ids"])
+    async def rotate_device(self, row: DeviceRow, token_sha256: bytes | None, mqtt_hash: str, at_ms: int, until_ms: int) -> bool:
+        """The next generation of `row`; its credentials of now stay good until `until_ms`. False: it is no longer what `row` says."""
+        sql, key = self._sql["rotate_device"], (row.device_id, row.partner_id, row.generation)
+        return await self._run.fetchrow(sql, *key, token_sha256, mqtt_hash, _at(at_ms), _at(until_ms)) is not None

@@ -5,7 +5,8 @@ select pg_snapshot_xmin(pg_current_snapshot())::text::bigint as mark
 -- name: changed_devices
 -- Devices of transactions from a mark on (0: all), retired ones too.
 select d.device_id::text, d.partner_id, d.kind, d.name, d.bus_ids, d.unique_id, d.token_sha256, d.previous_sha256, d.generation,
-       d.previous_until, d.created_at, d.rotated_at, d.retired_at, null::timestamptz as seen_at
+       d.previous_until, d.created_at, d.rotated_at, d.retired_at, d.mqtt_hash, d.previous_mqtt_hash,
+       null::timestamptz as seen_at
 from fleet.device d
 where d.changed_xid >= $1::text::xid8
 
@@ -57,15 +58,16 @@ where b.bus_id is null
 
 -- name: insert_devices
 -- Many devices at once. Their bus ids come as one array of comma-separated lists: PostgreSQL has no arrays of unequal arrays.
-insert into fleet.device (device_id, partner_id, kind, name, bus_ids, unique_id, token_sha256, created_at)
-select n.device_id, n.partner_id, n.kind, n.name, string_to_array(n.bus_ids, ','), n.unique_id, n.token_sha256, n.created_at
-from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::timestamptz[])
-  as n (device_id, partner_id, kind, name, bus_ids, unique_id, token_sha256, created_at)
+insert into fleet.device (device_id, partner_id, kind, name, bus_ids, unique_id, token_sha256, mqtt_hash, created_at)
+select n.device_id, n.partner_id, n.kind, n.name, string_to_array(n.bus_ids, ','), n.unique_id, n.token_sha256, n.mqtt_hash, n.created_at
+from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::text[], $9::timestamptz[])
+  as n (device_id, partner_id, kind, name, bus_ids, unique_id, token_sha256, mqtt_hash, created_at)
 
 -- name: devices
 -- A partner's devices by id (so by age), from a cursor on, with when they were last heard.
 select d.device_id::text, d.partner_id, d.kind, d.name, d.bus_ids, d.unique_id, d.token_sha256, d.previous_sha256, d.generation,
-       d.previous_until, d.created_at, d.rotated_at, d.retired_at, s.seen_at
+       d.previous_until, d.created_at, d.rotated_at, d.retired_at, d.mqtt_hash, d.previous_mqtt_hash,
+       s.seen_at
 from fleet.device d
 left join fleet.device_seen s using (device_id)
 where d.partner_id = $1 and d.device_id > $2::uuid and (d.retired_at is null or $4) and ($5::text is null or d.bus_ids @> array[$5::text])
@@ -75,21 +77,22 @@ limit $3
 -- name: device
 -- One device of one partner.
 select d.device_id::text, d.partner_id, d.kind, d.name, d.bus_ids, d.unique_id, d.token_sha256, d.previous_sha256, d.generation,
-       d.previous_until, d.created_at, d.rotated_at, d.retired_at, s.seen_at
+       d.previous_until, d.created_at, d.rotated_at, d.retired_at, d.mqtt_hash, d.previous_mqtt_hash,
+       s.seen_at
 from fleet.device d
 left join fleet.device_seen s using (device_id)
 where d.device_id = $1::uuid and d.partner_id = $2
 
 -- name: retire_device
 -- For ever. Its credentials go with the row's change to every worker.
-update fleet.device set retired_at = coalesce(retired_at, $3), previous_sha256 = null, previous_until = null
+update fleet.device set retired_at = coalesce(retired_at, $3), previous_sha256 = null, previous_mqtt_hash = null, previous_until = null
 where device_id = $1::uuid and partner_id = $2
 returning device_id::text
 
 -- name: rotate_device
--- New credentials; the last ones stay good until $5. A token device gets $3, an HMAC device the next generation of its secret.
+-- The next generation, if the device is still of generation $3; the credentials of now stay good until $7.
 update fleet.device
-set previous_sha256 = token_sha256, token_sha256 = case when kind = 'HMAC' then null else $3::bytea end,
-    generation = generation + case when kind = 'HMAC' then 1 else 0 end, previous_until = $5, rotated_at = $4
-where device_id = $1::uuid and partner_id = $2 and retired_at is null
-returning device_id::text, kind, generation, bus_ids
+set previous_sha256 = token_sha256, token_sha256 = $4::bytea, previous_mqtt_hash = mqtt_hash, mqtt_hash = $5,
+    generation = generation + 1, previous_until = $7, rotated_at = $6
+where device_id = $1::uuid and partner_id = $2 and generation = $3 and retired_at is null
+returning device_id::text
