@@ -92,8 +92,11 @@ class ArrivalModel:
         run = self.pace.runs.get(bus_id)
         return 0.0 if run is None or run.moved_at_s < 0 else max(0.0, now_ms / 1000 - run.moved_at_s)
 
-    def forecast(self, progress: Progress, now_ms: int) -> TripForecast | None:
-        """Arrivals at all remaining stops as seen at `now_ms`; None at the end of the trip or when the last fix is over `silent_s` old."""
+    def forecast(self, progress: Progress, now_ms: int, *, learn: bool = True) -> TripForecast | None:
+        """Arrivals at all remaining stops as seen at `now_ms`; None at the end of the trip or when the last fix is over `silent_s` old.
+
+        With `learn` the forecast is kept, at most every 30 s, to be judged when its stops are crossed; without, nothing changes at all.
+        """
         now_s = now_ms / 1000
         if now_s - progress.fixed_at_ms / 1000 > self.config.silent_s:
             return None
@@ -106,7 +109,7 @@ class ArrivalModel:
         if run is None or run.trip_id != instance.trip.trip_id or run.start_date != instance.start_date:
             run = Run(instance.trip.trip_id, instance.start_date)
         state, horizons, waits = self._expect(plan, run, progress, first, now_s)
-        if self.spread.due(progress.bus_id, now_s):
+        if learn and self.spread.due(progress.bus_id, now_s):
             self.spread.keep(progress.bus_id, now_s, state, first, horizons)
         return self._published(progress, plan, first, now_ms, horizons, waits, self.spread.offsets(state, horizons))
 
@@ -175,10 +178,10 @@ class ArrivalModel:
         )
         return TripForecast(progress.bus_id, instance.trip.trip_id, instance.start_date, pattern.route_id, now_ms, stops)
 
-    def dump(self) -> dict[str, bytes]:
-        """The parts that changed since the last dump, msgpack; b"" = drop that part."""
-        parts = self.pace.dump()
-        if self._agency_changed:
+    def dump(self, *, everything: bool = False) -> dict[str, bytes]:
+        """The parts that changed since the last dump (or all there is), msgpack; b"" = drop that part."""
+        parts = self.pace.dump(everything=everything)
+        if self._agency_changed or everything:
             parts["agency"] = msgspec.msgpack.encode((self.pace.agency(), self.spread.state()))
             self._agency_changed = False
         return parts
@@ -197,3 +200,12 @@ class ArrivalModel:
                 self.spread.restore(*spread)
             else:
                 self.pace.restore(key, parts[key])
+
+    def inherit(self, parts: Mapping[str, bytes]) -> None:
+        """Begin a day from what an earlier one learned (a full dump): links, holds, halts and quantiles count, with less certainty; its
+        vehicles, gaps and passing deviations do not. Several days: call it for each, oldest first."""
+        earlier = ArrivalModel(self.config)
+        earlier.load({key: part for key, part in parts.items() if not key.startswith("run:")})
+        self.pace.inherit(earlier.pace)
+        self.spread = earlier.spread
+        self._agency_changed = True

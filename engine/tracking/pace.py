@@ -379,9 +379,11 @@ class Pace:
             self._mean, self._hold_all = values[0], (values[1], values[2])
             self._halts = [(values[3 + 2 * i], values[4 + 2 * i]) for i in range(len(self._halts))]
 
-    def dump(self) -> dict[str, bytes]:
-        """Parts changed since the last dump."""
+    def dump(self, *, everything: bool = False) -> dict[str, bytes]:
+        """Parts changed since the last dump, or all there is."""
         parts = {}
+        if everything:
+            self._changed = {"route:" + route: None for route in self._routes} | {"run:" + bus_id: None for bus_id in self.runs}
         for key in self._changed:
             kind, _, name = key.partition(":")
             if kind == "run":
@@ -420,6 +422,21 @@ class Pace:
             self._holds.update({(name, d, stop): (total, weight) for d, stop, total, weight in kept.holds})
         else:
             raise ValueError(f"no part of an arrival model is called {key!r}")
+
+    def inherit(self, earlier: Pace) -> None:
+        """Links, holds and halts of an earlier day. Where this one has seen a link too, the two ratios are weighed by their variances."""
+        for route, links in earlier._routes.items():
+            for key, place in links.items():
+                variance = max(float(earlier._variance[place]), self.config.history_variance)
+                if variance >= self.config.prior_variance:
+                    continue
+                mine = self._link(route, key)
+                share = float(self._variance[mine]) / (float(self._variance[mine]) + variance)
+                self._ratio[mine] += share * (earlier._ratio[place] - self._ratio[mine])
+                self._variance[mine] = max(share * variance, self.config.history_variance)
+            self._changed["route:" + route] = None
+        self._mean, self._hold_all, self._halts = earlier._mean, earlier._hold_all, list(earlier._halts)
+        self._holds.update(earlier._holds)
 
 
 class _Route(msgspec.Struct, array_like=True):
