@@ -38,7 +38,7 @@ _BLOCK = 1_000_000  # stops x segments worked on at once: bounds memory at about
 
 
 class Placing(NamedTuple):
-    """`along_m`, strictly increasing and within the line; `offset_m`, how far each stop is from its place; `forced`: the second pass was needed."""
+    """`along_m`, strictly increasing and within the line; `offset_m`, each stop's distance from its place; `forced`: by the second pass."""
 
     along_m: Floats
     offset_m: Floats
@@ -61,7 +61,7 @@ def place_stops(
     if shape.length_m <= 0:
         raise ValueError(f"shape {shape.shape_id}: no length, nothing can be placed on it")
     found = _candidates(shape, lons, lats)
-    hints = _sane_hints(shape, lons, lats, hint_m, [alongs[int(np.argmin(offsets))] for alongs, offsets in found], found)
+    hints = _sane_hints(shape, lons, lats, hint_m, found)
     chosen = _choose(shape.length_m, found, hints, _expected_legs(shape.length_m, leg_s, len(lons)))
     forced = chosen is None
     if chosen is None:
@@ -136,15 +136,10 @@ def _merged(along: list[float], offset: list[float]) -> tuple[list[float], list[
 
 
 def _sane_hints(
-    shape: Shape,
-    lons: Floats,
-    lats: Floats,
-    hint_m: Floats | None,
-    nearest: list[float],
-    found: list[tuple[list[float], list[float]]],
+    shape: Shape, lons: Floats, lats: Floats, hint_m: Floats | None, found: list[tuple[list[float], list[float]]]
 ) -> list[float] | None:
     """The feed's own positions where they never go back and nine in ten of them are about as near to their stops as the line is."""
-    if hint_m is None or len(hint_m) != len(nearest) or not np.isfinite(hint_m).all() or (np.diff(hint_m) < 0).any():
+    if hint_m is None or len(hint_m) != len(found) or not np.isfinite(hint_m).all() or (np.diff(hint_m) < 0).any():
         return None
     at_lon, at_lat, _ = shape.positions(hint_m)
     off = np.hypot(wrap_lon(lons - at_lon) * shape.per_lon[0], (lats - at_lat) * shape.per_lat[0])
@@ -218,7 +213,7 @@ def _cheapest_way(before: list[float], costs: list[float], at: float, leg_m: flo
 def _choose_by_pieces(shape: Shape, lons: Floats, lats: Floats) -> list[float]:
     """Least square distances over the whole line cut into pieces, each stop on the same piece as the one before it or a later one."""
     pieces = max(2 * len(lons), min(20_000, int(shape.length_m / PIECE_M) + 1))
-    centres = (np.arange(pieces) + 0.5) * (shape.length_m / pieces)
+    centres: Floats = (np.arange(pieces, dtype=np.float64) + 0.5) * (shape.length_m / pieces)
     at_lon, at_lat, _ = shape.positions(centres)
     index = np.searchsorted(shape.cum_m, centres, side="right") - 1
     per_lon, per_lat = shape.per_lon[index], shape.per_lat[index]
