@@ -74,6 +74,12 @@ class TooMany(EngineError):
     code, status, retryable = "TOO_MANY_REQUESTS", 429, True
 
 
+class TooManyChannels(TooMany):
+    """A socket subscribes to more channels than one may."""
+
+    code, retryable = "TOO_MANY_CHANNELS", False
+
+
 class Unavailable(EngineError):
     """We cannot keep our promise right now (Redis or PostgreSQL away, a queue full, draining): come back."""
 

@@ -1,0 +1,571 @@
+"""Live sockets: /ws, /ws/tracking/{busId}, /ws/booking/{ref}, /ws/notifications, and the devices' /ingest/ws.
+
+One `asyncio.Protocol` per connection, which takes the transport over from uvicorn's HTTP protocol (api/server.py), so sockets share port
+and loop with HTTP. Handshake and frames of RFC 6455 are judged by `websockets`' sans-I/O protocols; what we send is framed once by the hub
+and written as ready bytes to every transport: no task, no await, no queue per socket (speed.md: 7.0 us a delivery where the framework's
+own send loop costs 12.6). permessage-deflate is never offered. Everything is slotted; the handshake's objects are gone once it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from urllib.parse import parse_qs, unquote
+
+import msgspec
+from websockets.datastructures import Headers
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.protocol import OPEN, SERVER
+from websockets.protocol import Protocol as WsProtocol
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from api.problems import BAD_MESSAGE, MEDIA_TYPE, NOT_AUTHENTICATED, RESTARTING, TOO_MANY, close_code, problem_of
+from engine.clock import Clock
+from engine.errors import EngineError, Forbidden, Invalid, NotFound, TooMany, Unauthenticated, Unavailable
+from engine.live.channels import spoken
+from engine.live.frames import ENCODE, JSON, MSGPACK, Wire
+from engine.live.hub import Hub, Since
+from engine.live.listener import Listener
+from engine.meter import Meter
+from engine.settings import Settings
+
+log = logging.getLogger(__name__)
+_quiet = logging.getLogger("timepoint.websockets")
+_quiet.setLevel(logging.WARNING)  # the library says "connection open" for every socket
+
+SUBPROTOCOLS: Final = {"timepoint.v1.json": JSON, "timepoint.v1.msgpack": MSGPACK}
+MOVING: Final = 1001  # what a peer that vanished is closed with: no pong within a ping's interval
+WINDOW_S: Final = 10.0  # the client's messages are counted over it
+GIVE_UP_S: Final = 5.0  # after a close frame, before the connection is cut
+LOW_WATER: Final = 16_384
+PING: Final = b"\x89\x00"
+GOING_AWAY_REASON: Final = "restarting: come back"
+
+
+def text_frame(payload: bytes, last: str = "") -> bytes:
+    """One unmasked text frame, as every server frame is (RFC 6455 section 5.1)."""
+    return _header(0x81, len(payload)) + payload
+
+
+def binary_frame(payload: bytes, last: str = "") -> bytes:
+    """One unmasked binary frame."""
+    return _header(0x82, len(payload)) + payload
+
+
+def _header(first: int, size: int) -> bytes:
+    if size < 126:
+        return bytes((first, size))
+    if size < 65_536:
+        return bytes((first, 126)) + size.to_bytes(2, "big")
+    return bytes((first, 127)) + size.to_bytes(8, "big")
+
+
+WIRES: Final = (Wire("ws-json", JSON, text_frame), Wire("ws-msgpack", MSGPACK, binary_frame))
+
+
+class Ask(msgspec.Struct, gc=False):
+    """One message of a client. `op`: auth, sub, unsub, bbox, ping."""
+
+    op: str
+    id: int | str | None = None
+    ch: str | None = None
+    since: AskSince | None = None
+    token: str | None = None
+    box: tuple[float, float, float, float] | None = None
+    zoom: float | None = None
+
+
+class AskSince(msgspec.Struct, gc=False):
+    e: str
+    o: int
+
+
+_DECODE: Final[tuple[Callable[[bytes], Ask], ...]] = (msgspec.json.Decoder(Ask).decode, msgspec.msgpack.Decoder(Ask).decode)
+
+
+class DeviceSession(Protocol):
+    """What `ingest.socket.IngestSession` offers."""
+
+    on_resume: Callable[[], None] | None
+
+    @property
+    def paused(self) -> bool: ...
+    def receive(self, frame: str | bytes) -> None: ...
+    def closed(self) -> None: ...
+
+
+# (token, send one frame, close with code and reason) -> session; raises Unauthenticated
+OpenDevice = Callable[[str, Callable[[str | bytes], None], Callable[[int, str], None]], DeviceSession]
+
+
+class Sockets:
+    """All live sockets of one worker, and what they share."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        settings: Settings,
+        clock: Clock,
+        principal_of: Callable[[str], Any],
+        meter: Meter | None = None,
+        open_device: OpenDevice | None = None,
+    ) -> None:
+        self.hub, self.settings, self.clock = hub, settings, clock
+        self.principal_of = principal_of  # access token -> principal with .subject and .expires_at_ms; raises Unauthenticated
+        self.open_device = open_device
+        self.draining = False
+        origins = settings.socket_origins.strip()
+        self.origins = None if origins == "*" else {origin.strip() for origin in origins.split(",")}
+        self.slots: list[dict[LiveSocket | DeviceSocket, None]] = [{} for _ in range(max(1, round(settings.socket_ping_s)))]
+        self.count = 0
+        self._next = 0
+        meter = meter or Meter()
+        self.gauge = meter.gauge("timepoint_sockets", "open WebSocket connections", ("kind",))
+        self.closed = meter.counter("timepoint_sockets_closed_total", "WebSocket connections that we closed, by code", ("code",))
+        self.refused = meter.counter("timepoint_sockets_refused_total", "handshakes refused, by status", ("status",))
+
+    def upgrade(self, transport: asyncio.Transport, method: str, target: str, headers: Headers, connections: set[Any]) -> None:
+        """An upgrade request on that transport: answers 101 and gives it to its socket, or refuses it and closes.
+
+        Headers were read by uvicorn's HTTP protocol; `websockets` judges the handshake (RFC 6455 section 4.2).
+        """
+        conn = ServerProtocol(select_subprotocol=_select, logger=_quiet)
+        try:
+            if method != "GET":
+                raise Invalid("a WebSocket handshake is a GET")
+            socket = self._route(target, headers)
+            response = conn.accept(Request(target, headers))
+            if response.status_code != 101:
+                raise Invalid(str(conn.handshake_exc or "not a WebSocket handshake"))
+        except EngineError as fault:
+            self._refuse(transport, fault)
+            return
+        transport.write(response.serialize())
+        socket.begin(transport, connections)
+
+    def _route(self, target: str, headers: Headers) -> LiveSocket | DeviceSocket:
+        path, _, query = target.partition("?")
+        origin = headers.get("Origin")
+        if self.origins is not None and origin is not None and origin not in self.origins:
+            raise Forbidden(f"pages of {origin} may not open sockets here")
+        if self.draining:
+            raise Unavailable(GOING_AWAY_REASON, retry_after_s=2)
+        if path == "/ingest/ws":
+            return DeviceSocket(self, device_token(headers, query))
+        if path == "/ws":
+            return LiveSocket(self, headers, None)
+        rest = unquote(path.removeprefix("/ws/").partition("/")[2])
+        if path.startswith("/ws/tracking/") and rest:
+            return LiveSocket(self, headers, "bus:" + rest)
+        if path.startswith("/ws/booking/") and rest:
+            return LiveSocket(self, headers, "booking:" + rest)
+        if path == "/ws/notifications":
+            return LiveSocket(self, headers, "notifications")
+        raise NotFound(f"no socket at {path}; there are /ws, /ws/tracking/BUS, /ws/booking/REF, /ws/notifications, /ingest/ws")
+
+    def _refuse(self, transport: asyncio.Transport, fault: EngineError) -> None:
+        self.refused.add(1, str(fault.status))
+        problem, more = problem_of(fault, "/ws", self.clock.uuid7())
+        body = msgspec.json.encode(problem)
+        lines = [
+            f"HTTP/1.1 {fault.status} {problem.code}",
+            f"Content-Type: {MEDIA_TYPE}",
+            f"Content-Length: {len(body)}",
+            "Connection: close",
+        ]
+        lines += [f"{name}: {value}" for name, value in more.items()]
+        transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        transport.close()
+
+    def add(self, socket: LiveSocket | DeviceSocket, kind: str) -> None:
+        """Counted, and pinged in its slot of the wheel."""
+        self._next = (self._next + 1) % len(self.slots)
+        socket.slot = self._next
+        self.slots[self._next][socket] = None
+        self.count += 1
+        self.gauge.add(1, kind)
+
+    def drop(self, socket: LiveSocket | DeviceSocket, kind: str) -> None:
+        if self.slots[socket.slot].pop(socket, self) is None:
+            self.count -= 1
+            self.gauge.add(-1, kind)
+
+    async def run(self) -> None:
+        """Pings: one slot of the wheel after the other, each once in `socket_ping_s`. Whoever has not answered since the last one is gone."""
+        pause_s = self.settings.socket_ping_s / len(self.slots)
+        at = 0
+        while True:
+            await asyncio.sleep(pause_s)
+            at = (at + 1) % len(self.slots)
+            for number, socket in enumerate(list(self.slots[at])):
+                if number % 100 == 99:
+                    await asyncio.sleep(0)
+                socket.ping()
+
+    async def drain(self, over_s: float) -> None:
+        """Says `drain` to everybody, then closes with 1012 in ten waves a second over `over_s`, so that they do not all come back at once."""
+        self.draining = True
+        everyone = [socket for slot in self.slots for socket in slot]
+        body = {"t": "drain", "d": {"withinMs": int(over_s * 1000)}}
+        frames = [wire.frame(ENCODE[wire.encoding](body), "") for wire in WIRES]
+        for number, socket in enumerate(everyone):
+            if number % 100 == 99:
+                await asyncio.sleep(0)
+            if isinstance(socket, LiveSocket) and socket.mailbox is None:
+                socket.write(frames[socket.wire.encoding])
+        waves = max(1, round(over_s * 10))
+        size = -(-len(everyone) // waves)
+        for start in range(0, len(everyone), max(1, size)):
+            for socket in everyone[start : start + size]:
+                socket.close(RESTARTING, GOING_AWAY_REASON)
+            await asyncio.sleep(over_s / waves)
+
+
+def _select(conn: ServerProtocol, offered: Any) -> Subprotocol | None:
+    """The first of ours that the client offers; never its `bearer.` token."""
+    return next((name for name in offered if name in SUBPROTOCOLS), None)
+
+
+def bearer(headers: Headers) -> str | None:
+    """The access token offered as a subprotocol `bearer.<jwt>`: the only way in for a browser's first message-free token."""
+    for line in headers.get_all("Sec-WebSocket-Protocol"):
+        for name in line.split(","):
+            if name.strip().startswith("bearer."):
+                return str(name.strip()[7:])
+    return None
+
+
+def device_token(headers: Headers, query: str) -> str:
+    """A device's token from `?token=` or Authorization. Raises `Unauthenticated`."""
+    found = parse_qs(query).get("token", [""])[0] or str(headers.get("Authorization", "")).removeprefix("Bearer ").strip()
+    if not found:
+        raise Unauthenticated("a device's socket needs its token: ?token=T or Authorization: Bearer T")
+    return found
+
+
+class Speaker(asyncio.Protocol):
+    """What live and device sockets share: reading frames, ping, close, the limits of a client."""
+
+    if not TYPE_CHECKING:
+        __slots__ = ()  # the subclasses have them: Python lets only one base of a class have slots of its own
+
+    kind = ""
+    sockets: Sockets
+    conn: WsProtocol
+    transport: asyncio.Transport
+    connections: set[Any]
+    slot: int
+    unanswered: bool  # a ping of ours, since nothing came
+    fragments: list[bytes] | None
+    asked: int
+    window_s: float
+
+    def begin(self, transport: asyncio.Transport, connections: set[Any]) -> None:
+        """The handshake is done; the transport is ours from here. `connections`: what uvicorn waits for at its end."""
+        self.transport, self.connections = transport, connections
+        self.conn = WsProtocol(SERVER, max_size=self.sockets.settings.socket_message_max_bytes, logger=_quiet)
+        self.unanswered, self.fragments = False, None
+        self.asked, self.window_s = 0, self.sockets.clock.steady_s()
+        transport.set_protocol(self)
+        transport.set_write_buffer_limits(high=self.sockets.settings.socket_buffer_max_bytes, low=LOW_WATER)
+        self.connections.add(self)
+        self.sockets.add(self, self.kind)  # type: ignore[arg-type]
+        if self.sockets.count > self.sockets.settings.socket_max:
+            self.close(TOO_MANY, "this worker has all the sockets it takes")
+            return
+        self.opened()
+
+    def data_received(self, data: bytes) -> None:
+        self.unanswered = False
+        conn = self.conn
+        conn.receive_data(data)
+        for event in conn.events_received():
+            if conn.state is OPEN:
+                self._frame(cast(Frame, event))
+        out = conn.data_to_send()
+        if out and not self.transport.is_closing():  # pongs, the echo of a close frame, the verdict on a broken frame
+            self.transport.write(b"".join(out))
+        if conn.close_expected():
+            self.transport.close()
+
+    def eof_received(self) -> None:
+        """The peer is done; the transport closes itself."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.connections.discard(self)
+        self.sockets.drop(self, self.kind)  # type: ignore[arg-type]
+        self.ended()
+
+    def ping(self) -> None:
+        """Called once in every ping interval."""
+        if self.unanswered:
+            self.close(MOVING, "no answer to a ping")
+        elif self.conn.state is OPEN:
+            self.unanswered = True
+            self.transport.write(PING)
+
+    def close(self, code: int, reason: str) -> None:
+        """A close frame, and no more after it; the connection is cut when the peer does not answer it."""
+        if self.conn.state is not OPEN:
+            return
+        self.sockets.closed.add(1, str(code))
+        self.conn.send_close(code, reason[:120])  # a control frame holds 125 bytes
+        if not self.transport.is_closing():
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            asyncio.get_running_loop().call_later(GIVE_UP_S, self.transport.abort)
+        self.ended()
+
+    def shutdown(self) -> None:
+        """uvicorn's last word, after the drain."""
+        self.close(RESTARTING, GOING_AWAY_REASON)
+        self.transport.close()
+
+    def _frame(self, frame: Frame) -> None:
+        opcode = frame.opcode
+        if opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            if opcode is not Opcode.CONT:
+                self.fragments = [b"t" if opcode is Opcode.TEXT else b"b"]
+            if self.fragments is None:
+                return
+            self.fragments.append(bytes(frame.data))
+            if frame.fin:
+                first, *rest = self.fragments
+                self.fragments = None
+                self.message(b"".join(rest), first == b"t")
+
+    def _over_rate(self, most: int) -> bool:
+        now_s = self.sockets.clock.steady_s()
+        if now_s - self.window_s > WINDOW_S:
+            self.window_s, self.asked = now_s, 0
+        self.asked += 1
+        return self.asked > most
+
+    def opened(self) -> None:
+        raise NotImplementedError
+
+    def ended(self) -> None:
+        """Called at least once, maybe twice."""
+        raise NotImplementedError
+
+    def message(self, data: bytes, is_text: bool) -> None:
+        raise NotImplementedError
+
+
+_SPEAKER_SLOTS = ("asked", "conn", "connections", "fragments", "sockets", "slot", "transport", "unanswered", "window_s")
+
+
+class LiveSocket(Listener, Speaker):
+    """One listener's socket: the ops of the contract, translated for the hub."""
+
+    __slots__ = (*_SPEAKER_SLOTS, "boxes", "own", "timer", "token")
+
+    kind = "live"
+
+    def __init__(self, sockets: Sockets, headers: Headers, own: str | None) -> None:
+        offered = [name.strip() for line in headers.get_all("Sec-WebSocket-Protocol") for name in line.split(",")]
+        encoding = next((SUBPROTOCOLS[name] for name in offered if name in SUBPROTOCOLS), JSON)
+        Listener.__init__(self, WIRES[encoding], _nowhere)
+        self.sockets = sockets
+        self.own = own  # the channel that this path subscribes by itself, until it has
+        self.token = bearer(headers)
+        self.boxes = 0
+        self.timer: asyncio.TimerHandle | None = None  # the wait for a token, then its end
+
+    # --- life ---
+
+    def opened(self) -> None:
+        self.write = self.transport.write
+        token, self.token = self.token, None
+        try:
+            if token is not None:
+                self._authenticate(token)
+            self._own_channel()
+        except EngineError as fault:
+            self.close(close_code(fault), fault.detail)
+
+    def ended(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.sockets.hub.leave(self)
+
+    def ping(self) -> None:
+        if self.mailbox is None:  # a stalled one is the hub's to judge, and we do not read its pongs
+            Speaker.ping(self)
+
+    def pause_writing(self) -> None:
+        """Our buffer for it is full: newest only, and no more questions from it either."""
+        if self.conn.state is OPEN:
+            self.sockets.hub.stall(self)
+            self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.conn.state is OPEN and not self.transport.is_closing():
+            self.transport.resume_reading()
+            self.unanswered = False
+            self.sockets.hub.resume(self)
+
+    # --- what the client says ---
+
+    def message(self, data: bytes, is_text: bool) -> None:
+        if self._over_rate(self.sockets.settings.socket_messages_max):
+            self.close(TOO_MANY, "too many messages")
+            return
+        try:
+            ask = _DECODE[JSON if is_text else MSGPACK](data)
+            step = _OPS[ask.op]
+        except (msgspec.DecodeError, msgspec.ValidationError, KeyError, UnicodeDecodeError) as fault:
+            self.close(BAD_MESSAGE, f"bad message: {fault}")
+            return
+        try:
+            step(self, ask)
+        except EngineError as fault:
+            self.refused(ask.id, fault)
+
+    def _auth(self, ask: Ask) -> None:
+        if not ask.token:
+            raise Invalid("auth needs its token")
+        self._authenticate(ask.token)
+        self._reply({"id": ask.id, "ok": True})
+        try:
+            self._own_channel()
+        except EngineError as fault:
+            self.close(close_code(fault), fault.detail)
+
+    def _sub(self, ask: Ask) -> None:
+        since = None if ask.since is None else Since(ask.since.e, ask.since.o)
+        self._listen(_channel(ask), since, ask.id)
+
+    def _unsub(self, ask: Ask) -> None:
+        channel = _channel(ask)
+        self.sockets.hub.unsubscribe(self, self._inner(channel) if channel == "notifications" else channel)
+        self._reply({"id": ask.id, "ok": True})
+
+    def _bbox(self, ask: Ask) -> None:
+        if ask.box is None:
+            raise Invalid("bbox needs its box: [west, south, east, north]")
+        if self.asked == 1:
+            self.boxes = 0
+        self.boxes += 1
+        if self.boxes > self.sockets.settings.bbox_changes_max:
+            raise TooMany("the viewport changes too often", retry_after_s=1)
+        self.sockets.hub.look(self, ask.box, ask.id)
+
+    def _ping(self, ask: Ask) -> None:
+        self._reply({"id": ask.id, "ok": True})
+
+    # --- what the hub says ---
+
+    def subscribed(self, ident: Any, channel: str, epoch: str, offset: int, recovered: bool) -> None:
+        self._reply({"id": ident, "ok": True, "ch": spoken(channel), "e": epoch, "o": offset, "recovered": recovered})
+
+    def refused(self, ident: Any, fault: EngineError) -> None:
+        self._reply({"id": ident, "error": {"code": fault.code, "detail": fault.detail, "retryable": fault.retryable}})
+
+    def _reply(self, said: dict[str, Any]) -> None:
+        if self.conn.state is OPEN:
+            self.write(self.wire.frame(ENCODE[self.wire.encoding](said), ""))
+
+    # --- who it is ---
+
+    def _authenticate(self, token: str) -> None:
+        sockets = self.sockets
+        principal = sockets.principal_of(token)
+        if self.principal is not None and self.principal.subject != principal.subject:
+            raise Forbidden("this socket belongs to somebody else: open another")
+        self.principal = principal
+        if self.timer is not None:
+            self.timer.cancel()
+        left_s = max(0.0, (principal.expires_at_ms - sockets.clock.now_ms()) / 1000)
+        self.timer = asyncio.get_running_loop().call_later(min(left_s, 86_400), self._token_over)
+
+    def _token_over(self) -> None:
+        """Public channels go on without a token; private ones end the socket."""
+        self.timer, self.principal = None, None
+        may_listen = self.sockets.hub.may_listen
+        if self.own is not None or not all(name == "bbox" or may_listen(None, spoken(name)) for name in self.channels):
+            self.close(NOT_AUTHENTICATED, "the access token is over: auth again before it ends")
+
+    def _own_channel(self) -> None:
+        """Subscribes the channel of this socket's path; a private one waits for its token, bounded."""
+        if self.own is None:
+            return
+        own = self.own
+        if self.principal is None and not self.sockets.hub.may_listen(None, own):
+            self.timer = asyncio.get_running_loop().call_later(self.sockets.settings.socket_auth_s, self._token_over)
+            return
+        self.own = None
+        self._listen(own, None, None)
+
+    def _listen(self, channel: str, since: Since | None, ident: Any) -> None:
+        self.sockets.hub.subscribe(self, channel, since, ident, name=self._inner(channel) if channel == "notifications" else channel)
+
+    def _inner(self, channel: str) -> str:
+        if self.principal is None:
+            raise Unauthenticated(f"{channel} asks for an access token: send auth first")
+        return f"{channel}:{self.principal.subject}"
+
+
+def _nowhere(frame: bytes) -> None:
+    """Before the handshake is done nothing is written."""
+
+
+def _channel(ask: Ask) -> str:
+    if not ask.ch:
+        raise Invalid(f"{ask.op} needs its ch")
+    return ask.ch
+
+
+_OPS: Final[dict[str, Callable[[LiveSocket, Ask], None]]] = {
+    "auth": LiveSocket._auth,
+    "sub": LiveSocket._sub,
+    "unsub": LiveSocket._unsub,
+    "bbox": LiveSocket._bbox,
+    "ping": LiveSocket._ping,
+}
+
+
+class DeviceSocket(Speaker):
+    """A device's socket: frames go to its ingest session, which answers when they are stored."""
+
+    __slots__ = (*_SPEAKER_SLOTS, "session")
+
+    kind = "device"
+
+    def __init__(self, sockets: Sockets, token: str) -> None:
+        self.sockets = sockets
+        if sockets.open_device is None:
+            raise NotFound("this worker takes no devices")
+        self.session = sockets.open_device(token, self._send, self.close)
+        self.session.on_resume = self._resume
+
+    def opened(self) -> None:
+        """Its session exists since the handshake: a token that does not hold was answered 401 there."""
+
+    def ended(self) -> None:
+        self.session.closed()
+
+    def message(self, data: bytes, is_text: bool) -> None:
+        self.session.receive(data.decode("utf-8", "replace") if is_text else data)
+        if self.session.paused:
+            self.transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        """It does not read its acknowledgements: we read no more fixes."""
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._resume()
+
+    def _resume(self) -> None:
+        self.unanswered = False
+        if not self.transport.is_closing() and not self.session.paused:
+            self.transport.resume_reading()
+
+    def _send(self, frame: str | bytes) -> None:
+        if self.conn.state is OPEN and not self.transport.is_closing():
+            self.transport.write(text_frame(frame.encode()) if isinstance(frame, str) else binary_frame(frame))

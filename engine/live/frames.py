@@ -1,0 +1,219 @@
+"""What a listener reads: the shapes of the contract's live section, and their bytes.
+
+The body (`d`) of an update is encoded once per encoding, the push around it once per set of channels that it names, and the frame around
+that once per wire. JSON is camelCase with RFC 3339 times; MessagePack has the same names and values. None where something is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+
+from engine.events import Position, StopEvent, StopForecast, TripForecast
+from engine.live.channels import trip_key
+
+JSON: Final = 0
+MSGPACK: Final = 1
+
+
+@lru_cache(maxsize=4096)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def rfc3339(ms: int) -> str:
+    """UTC milliseconds as RFC 3339 text: `2026-02-16T14:05:09.250Z`."""
+    second, rest = divmod(ms, 1000)
+    return f"{_second(second)}.{rest:03d}Z"
+
+
+def _when(ms: int | None) -> str | None:
+    return None if ms is None else rfc3339(ms)
+
+
+class NextStop(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    stop_id: str
+    seq: int
+    p10: str | None
+    p50: str | None
+    p90: str | None
+
+
+class Pos(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """`pos` of the contract."""
+
+    bus_id: str
+    trip_id: str | None  # the trip instance
+    route_id: str | None
+    start_date: str | None
+    lat: float
+    lon: float
+    bearing: float | None
+    speed_mps: float | None
+    along_m: float | None
+    offset_m: float | None
+    state: str
+    delay_s: int | None
+    next_stop: NextStop | None
+    at: str
+    received_at: str
+    occupancy: int | None
+
+
+class EtaStop(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    stop_id: str
+    seq: int
+    p10: str | None
+    p50: str | None
+    p90: str | None
+    delay_s: int | None
+    kind: str
+    departs: str | None
+
+
+class Eta(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """`eta`: the forecast of one vehicle on one trip; on a stop channel `stops` has that stop alone."""
+
+    bus_id: str
+    trip_id: str
+    route_id: str
+    start_date: str
+    made_at: str
+    stops: list[EtaStop]
+
+
+class Served(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """`stop`: a vehicle served, passed or missed a stop."""
+
+    bus_id: str
+    trip_id: str
+    route_id: str
+    start_date: str
+    stop_id: str
+    seq: int
+    kind: str
+    arrived_at: str | None
+    departed_at: str | None
+
+
+class Gone(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """`gone`: the vehicle left this channel (its trip, its route, the box, or the air)."""
+
+    bus_id: str
+
+
+def pos(p: Position) -> Pos:
+    """A position with public ids. Degrees to 6 places (0.1 m), metres and m/s to 2: what lies below is noise that costs bytes."""
+    feed, ahead = p.feed_id, p.next_stop
+    return Pos(
+        p.bus_id,
+        None if p.trip_id is None or p.start_date is None else trip_key(feed, p.trip_id, p.start_date),
+        None if p.route_id is None else f"{feed}:{p.route_id}",
+        p.start_date,
+        round(p.lat, 6),
+        round(p.lon, 6),
+        None if p.bearing_deg is None else round(p.bearing_deg, 1),
+        None if p.speed_mps is None else round(p.speed_mps, 2),
+        None if p.along_m is None else round(p.along_m, 1),
+        None if p.offset_m is None else round(p.offset_m, 1),
+        p.state,
+        p.delay_s,
+        None
+        if ahead is None
+        else NextStop(f"{feed}:{ahead.stop_id}", ahead.stop_sequence, _when(ahead.p10_ms), _when(ahead.p50_ms), _when(ahead.p90_ms)),
+        rfc3339(p.fixed_at_ms),
+        rfc3339(p.received_at_ms),
+        p.occupancy,
+    )
+
+
+def eta_stop(feed_id: str, stop: StopForecast) -> EtaStop:
+    return EtaStop(
+        f"{feed_id}:{stop.stop_id}",
+        stop.stop_sequence,
+        _when(stop.p10_ms),
+        _when(stop.p50_ms),
+        _when(stop.p90_ms),
+        stop.delay_s,
+        stop.kind,
+        _when(stop.departs_ms),
+    )
+
+
+def eta(feed_id: str, forecast: TripForecast, only_stop_id: str | None = None) -> Eta:
+    """A forecast with public ids; `only_stop_id` (the feed's own id) leaves that stop alone."""
+    return Eta(
+        forecast.bus_id,
+        trip_key(feed_id, forecast.trip_id, forecast.start_date),
+        f"{feed_id}:{forecast.route_id}",
+        forecast.start_date,
+        rfc3339(forecast.made_at_ms),
+        [eta_stop(feed_id, stop) for stop in forecast.stops if only_stop_id is None or stop.stop_id == only_stop_id],
+    )
+
+
+def served(feed_id: str, event: StopEvent) -> Served:
+    return Served(
+        event.bus_id,
+        trip_key(feed_id, event.trip_id, event.start_date),
+        f"{feed_id}:{event.route_id}",
+        event.start_date,
+        f"{feed_id}:{event.stop_id}",
+        event.stop_sequence,
+        event.kind,
+        _when(event.arrived_at_ms),
+        _when(event.departed_at_ms),
+    )
+
+
+# --- bytes ---
+
+ENCODE: Final[tuple[Callable[[Any], bytes], ...]] = (msgspec.json.encode, msgspec.msgpack.encode)
+
+Frame = Callable[[bytes, str], bytes]  # (payload, where to resume: "epoch:offset") -> what the transport writes
+
+
+class Wire:
+    """One way to speak: an encoding, and the frame that a transport puts around a payload."""
+
+    __slots__ = ("encoding", "frame", "name")
+
+    def __init__(self, name: str, encoding: int, frame: Frame) -> None:
+        self.name, self.encoding, self.frame = name, encoding, frame
+
+
+def push(encoding: int, channels: Sequence[str], offsets: Sequence[int], kind: str, body: bytes, epoch: str | None = None) -> bytes:
+    """`{"ch","o","t","d"}` around an encoded body; `ch` and `o` are lists where there is more than one channel. `e` where it is given."""
+    one = len(channels) == 1
+    head: dict[str, Any] = {"ch": channels[0] if one else channels, "o": offsets[0] if one else offsets}
+    if epoch is not None:
+        head["e"] = epoch
+    head["t"] = kind
+    head["d"] = msgspec.Raw(body)
+    return ENCODE[encoding](head)
+
+
+def array(encoding: int, parts: Sequence[bytes]) -> bytes:
+    """Encoded values as one encoded array."""
+    if encoding == JSON:
+        return b"[" + b",".join(parts) + b"]"
+    count = len(parts)
+    if count < 16:
+        head = bytes((0x90 | count,))
+    elif count < 65_536:
+        head = b"\xdc" + count.to_bytes(2, "big")
+    else:
+        head = b"\xdd" + count.to_bytes(4, "big")
+    return head + b"".join(parts)
+
+
+def batch(encoding: int, parts: Sequence[bytes]) -> bytes:
+    """Several pushes in one frame: `{"t":"batch","d":[push, ...]}`; a single one stays itself."""
+    if len(parts) == 1:
+        return parts[0]
+    listed = array(encoding, parts)
+    return b'{"t":"batch","d":' + listed + b"}" if encoding == JSON else b"\x82\xa1t\xa5batch\xa1d" + listed

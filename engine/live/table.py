@@ -1,0 +1,432 @@
+"""The live table: what a worker knows of every vehicle right now. Reads, bounding boxes, GTFS-Realtime and snapshots come from it.
+
+Fed by the numbered batches of `live:{area}`. Promises: batches of an area are applied once, in order, without a hole: a missing number, a
+new epoch or a reconnect makes it read the area's picture again, and what arrives meanwhile waits (bounded) and is applied after it. A new
+epoch (Redis lost something) is told as a reset. While Redis is away the last picture stays and `stale` says so. Refuses to be a history: it
+holds the newest position and forecast per vehicle, nothing else.
+
+`hear` and `learn` are pure; `follow` is the shell around them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Final, Protocol, TypeVar
+
+import msgspec
+
+from engine.errors import Unavailable
+from engine.events import LiveBatch, Position, StopEvent, TripForecast
+from engine.live.channels import trip_key
+from engine.meter import Meter
+
+log = logging.getLogger(__name__)
+
+K = TypeVar("K")
+
+WAITING_MAX: Final = 2_000  # batches kept per area while its picture is read; past it the oldest go and it is read once more
+LEFT_MAX: Final = 4_096  # departures from channels remembered per area: what a resume may look back on
+CELL_DEG: Final = 0.05  # grid of the bounding boxes: about 5 km
+CHECK_S: Final = 1.0  # how often Redis is asked whether it is there
+RETRY_S: Final = 0.5
+
+
+class Seen:
+    """The newest position of one vehicle, the area that said it, and the number of the batch in which it last changed."""
+
+    __slots__ = ("area", "n", "position")
+
+    def __init__(self, area: str, n: int, position: Position) -> None:
+        self.area, self.n, self.position = area, n, position
+
+
+class Foreseen:
+    """The newest forecast of one vehicle, likewise."""
+
+    __slots__ = ("area", "forecast", "n")
+
+    def __init__(self, area: str, n: int, forecast: TripForecast) -> None:
+        self.area, self.n, self.forecast = area, n, forecast
+
+
+class Change:
+    """What one batch, or one reading of the picture, changed."""
+
+    __slots__ = ("area", "forecasts", "gone", "moved", "n", "reset", "stops")
+
+    def __init__(self, area: str, n: int, *, reset: bool = False) -> None:
+        self.area, self.n = area, n
+        self.reset = reset  # True: a new epoch; nothing said before counts, everyone needs a snapshot
+        self.moved: list[tuple[Seen | None, Seen]] = []  # (before, now)
+        self.gone: list[Seen] = []
+        self.forecasts: list[Foreseen] = []
+        self.stops: list[StopEvent] = []
+
+
+class Area:
+    """How far we have heard one area."""
+
+    __slots__ = ("base_n", "buses", "epoch", "id", "left", "loading", "n", "waiting")
+
+    def __init__(self, area_id: str) -> None:
+        self.id = area_id
+        self.epoch = ""  # "": nothing known yet
+        self.n = 0
+        self.base_n = 0  # we know every departure since this number; a resume from before it needs a snapshot
+        self.buses: dict[str, None] = {}
+        self.left: deque[tuple[int, str, tuple[str, ...]]] = deque()  # (n, bus_id, channels it left)
+        self.loading = False
+        self.waiting: deque[LiveBatch] = deque(maxlen=WAITING_MAX)
+
+
+class Source(Protocol):
+    """What the table needs of `engine.store.redis.Redis`."""
+
+    async def ping(self) -> None: ...
+    async def areas(self) -> list[str]: ...
+    async def load_live(self, area: str) -> LiveBatch: ...
+    def listen_live(self) -> AsyncIterator[bytes | None]: ...
+
+
+def trip_of(p: Position) -> str | None:
+    """The public id of the trip instance that it drives."""
+    return None if p.trip_id is None or p.start_date is None else trip_key(p.feed_id, p.trip_id, p.start_date)
+
+
+def route_of(p: Position) -> str | None:
+    return None if p.route_id is None else f"{p.feed_id}:{p.route_id}"
+
+
+def group_channels(p: Position) -> tuple[str, ...]:
+    """The channels besides its own that carry this position: of its trip, its route and its fleet."""
+    trip, route = trip_of(p), route_of(p)
+    fleet = "fleet:" + p.partner_id
+    if trip is None:
+        return (fleet,) if route is None else ("route:" + route, fleet)
+    return ("trip:" + trip, fleet) if route is None else ("trip:" + trip, "route:" + route, fleet)
+
+
+def _cell(p: Position) -> tuple[int, int]:
+    return int(p.lon // CELL_DEG), int(p.lat // CELL_DEG)
+
+
+class LiveTable:
+    """Everything we hear of, by bus id, with indexes by channel, stop and place."""
+
+    def __init__(self, meter: Meter | None = None) -> None:
+        self.areas: dict[str, Area] = {}
+        self.buses: dict[str, Seen] = {}
+        self.forecasts: dict[str, Foreseen] = {}
+        self.groups: dict[str, dict[str, None]] = {}  # "trip:..", "route:..", "fleet:.." -> bus ids
+        self.stops: dict[str, dict[str, None]] = {}  # "stop:.." -> ids of the buses whose forecast has that stop
+        self.cells: dict[tuple[int, int], dict[str, None]] = {}
+        self.stale = True  # True until the first picture is read, and while Redis is away
+        self.wanted: dict[str, None] = {}  # areas whose picture has to be read
+        meter = meter or Meter()
+        self._heard = meter.counter("timepoint_live_batches_total", "numbered live batches applied")
+        self._gaps = meter.counter("timepoint_live_gaps_total", "times an area's picture was read again, by cause", ("cause",))
+        self._bad = meter.counter("timepoint_live_undecodable_total", "live batches that did not decode")
+        self._decode_batch = msgspec.msgpack.Decoder(LiveBatch).decode
+        self._decode_position = msgspec.msgpack.Decoder(Position).decode
+        self._decode_forecast = msgspec.msgpack.Decoder(TripForecast).decode
+
+    # --- reading ---
+
+    def position(self, bus_id: str) -> Position | None:
+        seen = self.buses.get(bus_id)
+        return None if seen is None else seen.position
+
+    def forecast(self, bus_id: str) -> TripForecast | None:
+        found = self.forecasts.get(bus_id)
+        return None if found is None else found.forecast
+
+    def on_channel(self, channel: str) -> list[Seen]:
+        """The vehicles that a `bus:`, `trip:`, `route:` or `fleet:` channel carries now."""
+        if channel.startswith("bus:"):
+            seen = self.buses.get(channel[4:])
+            return [] if seen is None else [seen]
+        return [self.buses[bus_id] for bus_id in self.groups.get(channel, ())]
+
+    def at_stop(self, stop: str) -> list[Foreseen]:
+        """Forecasts that have this stop (public id) ahead."""
+        return [self.forecasts[bus_id] for bus_id in self.stops.get("stop:" + stop, ())]
+
+    def on_trip(self, trip: str) -> list[Seen]:
+        """The vehicles on this trip instance (public id)."""
+        return self.on_channel("trip:" + trip)
+
+    def inside(self, west: float, south: float, east: float, north: float) -> Iterator[Seen]:
+        """The vehicles in a box of degrees; west > east means a box across the antimeridian."""
+        if west > east:
+            yield from self.inside(west, south, 180.0, north)
+            yield from self.inside(-180.0, south, east, north)
+            return
+        columns = range(int(west // CELL_DEG), int(east // CELL_DEG) + 1)
+        rows = range(int(south // CELL_DEG), int(north // CELL_DEG) + 1)
+        if len(columns) * len(rows) > len(self.cells):
+            candidates: Iterator[str] = iter(self.buses)
+        else:
+            candidates = (bus_id for x in columns for y in rows for bus_id in self.cells.get((x, y), ()))
+        for bus_id in candidates:
+            seen = self.buses[bus_id]
+            p = seen.position
+            if west <= p.lon <= east and south <= p.lat <= north:
+                yield seen
+
+    def mark(self, channel: str) -> tuple[Area | None, bool]:
+        """The area whose epoch and number are this channel's, and whether there is just one (else nothing can be resumed)."""
+        kind, _, rest = channel.partition(":")
+        if kind == "bus":
+            seen = self.buses.get(rest)
+            return (self.areas.get(seen.area), True) if seen is not None else (None, False)
+        if kind == "fleet":
+            names = {self.buses[bus_id].area for bus_id in self.groups.get(channel, ())}
+            return (self.areas.get(names.pop()), True) if len(names) == 1 else (None, False)
+        area = self.areas.get(rest.partition(":")[0])
+        return area, area is not None
+
+    def left_since(self, area: Area, channel: str, offset: int) -> list[str] | None:
+        """Ids of the buses that left the channel after that number and are not back; None where we do not look that far back."""
+        if offset < area.base_n or offset > area.n:
+            return None
+        here = self.groups.get(channel, {})
+        found = {bus_id: None for n, bus_id, channels in area.left if n > offset and channel in channels and bus_id not in here}
+        return list(found)
+
+    # --- hearing ---
+
+    def hear(self, batch: LiveBatch) -> Change | None:
+        """One batch as it comes from `live:*`. None: a repetition, or it waits for the picture (`wanted` says which areas)."""
+        area = self.areas.get(batch.area)
+        if area is None:
+            area = self.areas[batch.area] = Area(batch.area)
+            self._lose(area, "NEW_AREA", batch)
+        elif area.loading:
+            area.waiting.append(batch)
+        elif batch.epoch != area.epoch:
+            self._lose(area, "NEW_EPOCH", batch)
+        elif batch.n == area.n + 1:
+            return self._apply(area, batch)
+        elif batch.n > area.n:
+            self._lose(area, "MISSING_NUMBER", batch)
+        return None
+
+    def lose(self, area_id: str, cause: str) -> None:
+        """What we know of this area may have a hole: read it again."""
+        self._lose(self.areas.setdefault(area_id, Area(area_id)), cause, None)
+
+    def learn(self, picture: LiveBatch) -> list[Change]:
+        """The whole picture of one area, and then what waited for it. The area may be wanted again after it, if there is still a hole."""
+        area = self.areas.setdefault(picture.area, Area(picture.area))
+        area.loading = False
+        self.wanted.pop(area.id, None)
+        waiting, area.waiting = area.waiting, deque(maxlen=WAITING_MAX)
+        changes = []
+        if picture.epoch != area.epoch or picture.n >= area.n:  # an older picture of the same epoch can only come from a lagging replica
+            changes.append(self._compare(area, picture))
+        for batch in waiting:
+            change = self.hear(batch)
+            if change is not None:
+                changes.append(change)
+        return changes
+
+    def _lose(self, area: Area, cause: str, batch: LiveBatch | None) -> None:
+        self._gaps.add(1, cause)
+        area.loading = True
+        area.waiting.clear()
+        if batch is not None:
+            area.waiting.append(batch)
+        self.wanted[area.id] = None
+
+    def _apply(self, area: Area, batch: LiveBatch) -> Change:
+        area.n = batch.n
+        self._heard.add()
+        change = Change(area.id, batch.n)
+        for raw in batch.positions:
+            self._move(area, self._decode_position(raw), change)
+        for blob in batch.forecasts:
+            self._foresee(area, self._decode_forecast(blob), change)
+        change.stops = [event for event in batch.events if isinstance(event, StopEvent) and not event.late]
+        for bus_id in batch.gone:
+            self._drop(area, bus_id, change)
+        return change
+
+    def _compare(self, area: Area, picture: LiveBatch) -> Change:
+        """The picture against what we hold: only what differs is a change, so a reload after a hole costs its listeners only that."""
+        reset = picture.epoch != area.epoch
+        area.epoch, area.n = picture.epoch, picture.n
+        change = Change(area.id, picture.n, reset=reset)
+        if reset:
+            area.base_n = picture.n
+            area.left.clear()
+        here = set()
+        for raw in picture.positions:
+            position = self._decode_position(raw)
+            here.add(position.bus_id)
+            held = self.buses.get(position.bus_id)
+            if reset or held is None or held.area != area.id or held.position != position:
+                self._move(area, position, change)
+        for bus_id in [bus_id for bus_id in area.buses if bus_id not in here]:
+            self._drop(area, bus_id, change)
+        for blob in picture.forecasts:
+            forecast = self._decode_forecast(blob)
+            known = self.forecasts.get(forecast.bus_id)
+            if forecast.bus_id in area.buses and (reset or known is None or known.forecast.made_at_ms != forecast.made_at_ms):
+                self._foresee(area, forecast, change)
+        return change
+
+    # --- the indexes ---
+
+    def _move(self, area: Area, p: Position, change: Change) -> None:
+        bus_id = p.bus_id
+        before = self.buses.get(bus_id)
+        now = self.buses[bus_id] = Seen(area.id, area.n, p)
+        change.moved.append((before, now))
+        if before is None:
+            area.buses[bus_id] = None
+            self._enter(bus_id, p)
+            return
+        if before.area != area.id:
+            self.areas[before.area].buses.pop(bus_id, None)
+            area.buses[bus_id] = None
+        q = before.position
+        if (
+            p.trip_id != q.trip_id
+            or p.start_date != q.start_date
+            or p.route_id != q.route_id
+            or p.partner_id != q.partner_id
+            or before.area != area.id
+        ):
+            self._leave_groups(area, bus_id, q, group_channels(p))
+            for channel in group_channels(p):
+                self.groups.setdefault(channel, {})[bus_id] = None
+            held = self.forecasts.get(bus_id)
+            if held is not None and held.forecast.trip_id == q.trip_id and p.trip_id != q.trip_id:
+                self._forget_forecast(bus_id)
+        old, new = _cell(q), _cell(p)
+        if old != new:
+            _leave(self.cells, old, bus_id)
+            self.cells.setdefault(new, {})[bus_id] = None
+
+    def _enter(self, bus_id: str, p: Position) -> None:
+        for channel in group_channels(p):
+            self.groups.setdefault(channel, {})[bus_id] = None
+        self.cells.setdefault(_cell(p), {})[bus_id] = None
+
+    def _drop(self, area: Area, bus_id: str, change: Change) -> None:
+        seen = self.buses.get(bus_id)
+        if seen is None or seen.area != area.id:
+            return
+        del self.buses[bus_id]
+        area.buses.pop(bus_id, None)
+        self._leave_groups(area, bus_id, seen.position, ())
+        _leave(self.cells, _cell(seen.position), bus_id)
+        self._forget_forecast(bus_id)
+        change.gone.append(Seen(area.id, area.n, seen.position))
+
+    def _leave_groups(self, area: Area, bus_id: str, p: Position, stays_in: tuple[str, ...]) -> None:
+        gone = tuple(channel for channel in group_channels(p) if channel not in stays_in)
+        for channel in gone:
+            _leave(self.groups, channel, bus_id)
+        if gone:
+            if len(area.left) >= LEFT_MAX:
+                area.base_n = area.left.popleft()[0]
+            area.left.append((area.n, bus_id, gone))
+
+    def _foresee(self, area: Area, forecast: TripForecast, change: Change) -> None:
+        found = Foreseen(area.id, area.n, forecast)
+        held = self.forecasts.get(forecast.bus_id)
+        if held is None or _stops_differ(held.forecast, forecast) or held.area != area.id:
+            self._forget_forecast(forecast.bus_id)
+            for stop in forecast.stops:
+                self.stops.setdefault(f"stop:{area.id}:{stop.stop_id}", {})[forecast.bus_id] = None
+        self.forecasts[forecast.bus_id] = found
+        change.forecasts.append(found)
+
+    def _forget_forecast(self, bus_id: str) -> None:
+        held = self.forecasts.pop(bus_id, None)
+        if held is not None:
+            for stop in held.forecast.stops:
+                _leave(self.stops, f"stop:{held.area}:{stop.stop_id}", bus_id)
+
+    # --- the shell ---
+
+    async def follow(self, source: Source, say: Callable[[Change], None]) -> None:
+        """Listens until cancelled; `say` gets every change, in order per area."""
+        needed = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            reader = _Reader(self, source, say, needed)
+            tasks.create_task(reader.run(), name="live pictures")
+            async for raw in source.listen_live():
+                if raw is None:
+                    reader.relist = True
+                else:
+                    try:
+                        change = self.hear(self._decode_batch(raw))
+                    except (msgspec.DecodeError, msgspec.ValidationError) as fault:
+                        self._bad.add()
+                        log.error("a live batch does not decode: %s", fault)
+                        continue
+                    if change is not None:
+                        say(change)
+                if reader.relist or self.wanted:
+                    needed.set()
+
+
+def _leave(index: dict[K, dict[str, None]], key: K, bus_id: str) -> None:
+    members = index.get(key)
+    if members is not None:
+        members.pop(bus_id, None)
+        if not members:
+            del index[key]
+
+
+def _stops_differ(a: TripForecast, b: TripForecast) -> bool:
+    """Whether two forecasts of a vehicle name other stops; the rest of a trip only ever gets shorter, so ends and length decide."""
+    if len(a.stops) != len(b.stops) or a.trip_id != b.trip_id:
+        return True
+    return bool(a.stops) and (a.stops[0].stop_sequence != b.stops[0].stop_sequence or a.stops[-1].stop_id != b.stops[-1].stop_id)
+
+
+class _Reader:
+    """Reads wanted pictures, one at a time, and looks every second whether Redis is there."""
+
+    def __init__(self, table: LiveTable, source: Source, say: Callable[[Change], None], needed: asyncio.Event) -> None:
+        self.table, self.source, self.say, self.needed = table, source, say, needed
+        self.relist = False  # True: every area there is has to be read
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self.needed.wait(), CHECK_S)
+            except TimeoutError:
+                pass
+            self.needed.clear()
+            try:
+                await self._look()
+            except Unavailable as fault:
+                if not self.table.stale:
+                    log.warning("the live picture is stale: %s", fault.detail)
+                self.table.stale = self.relist = True
+                await asyncio.sleep(RETRY_S)
+                self.needed.set()
+
+    async def _look(self) -> None:
+        table = self.table
+        if self.relist:
+            known = {*await self.source.areas(), *table.areas}
+            self.relist = False
+            for area_id in sorted(known):
+                table.lose(area_id, "CONNECTED")
+        elif not table.wanted:
+            await self.source.ping()
+            return
+        while table.wanted:
+            area_id = next(iter(table.wanted))
+            for change in table.learn(await self.source.load_live(area_id)):
+                self.say(change)
+        if not self.relist:
+            table.stale = False
