@@ -1,0 +1,257 @@
+"""Matching: the right arc of lines that meet themselves, from noisy fixes."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geo.coords import distance_m, moved
+from geo.match import RETREAT_MAX_M, Line, Match, place_first, place_next, sigma_m
+from geo.shape import Shape
+
+KINDS = ("wander", "loop", "out_and_back", "figure_of_eight", "lollipop", "grid_loop")
+
+
+def shape_of(kind: str, chance: random.Random) -> Shape:
+    """A line of some kilometres in local metres, put somewhere between the tropics and Scandinavia."""
+    points = {
+        "wander": _wander,
+        "loop": _loop,
+        "out_and_back": _out_and_back,
+        "figure_of_eight": _figure_of_eight,
+        "lollipop": _lollipop,
+        "grid_loop": _grid_loop,
+    }[kind](chance)
+    lon0, lat0 = chance.uniform(-120, 140), chance.uniform(-40, 60)
+    places = [moved(lon0, lat0, x, y) for x, y in points]
+    return Shape(kind, np.array([lon for lon, _ in places]), np.array([lat for _, lat in places]))
+
+
+def _wander(chance: random.Random, length_m: float = 8_000) -> list[tuple[float, float]]:
+    points, heading = [(0.0, 0.0)], chance.uniform(0, 6.28)
+    for _ in range(int(length_m / 40)):
+        heading += chance.gauss(0, 0.12) + (chance.choice((-1.5, 1.5)) if chance.random() < 0.02 else 0)
+        points.append((points[-1][0] + 40 * math.cos(heading), points[-1][1] + 40 * math.sin(heading)))
+    return points
+
+
+def _loop(chance: random.Random) -> list[tuple[float, float]]:
+    radius = chance.uniform(400, 1_500)
+    return [(radius * math.cos(a), radius * math.sin(a)) for a in np.linspace(0, 2 * math.pi, 120)]
+
+
+def _out_and_back(chance: random.Random) -> list[tuple[float, float]]:
+    out = _wander(chance, chance.uniform(2_000, 6_000))
+    return out + out[-2::-1]
+
+
+def _figure_of_eight(chance: random.Random) -> list[tuple[float, float]]:
+    size = chance.uniform(500, 1_500)
+    return [(size * math.sin(a), size * math.sin(a) * math.cos(a)) for a in np.linspace(0.3, 0.3 + 2 * math.pi, 160)]
+
+
+def _lollipop(chance: random.Random) -> list[tuple[float, float]]:
+    stick = [(x, 0.0) for x in np.arange(0, chance.uniform(1_000, 3_000), 50)]
+    radius = chance.uniform(200, 600)
+    end = stick[-1][0]
+    head = [(end + radius - radius * math.cos(a), radius * math.sin(a)) for a in np.linspace(0, 2 * math.pi, 60)]
+    return stick + head + stick[::-1]
+
+
+def _grid_loop(chance: random.Random) -> list[tuple[float, float]]:
+    """Round a block, along a street that is driven again later: two arcs 0 m apart, driven in one direction."""
+    side = chance.uniform(300, 700)
+    corners = [(0, 0), (side, 0), (side, side), (0, side), (0, 0), (side, 0), (side, -side), (2 * side, -side)]
+    points = []
+    for (x0, y0), (x1, y1) in zip(corners, corners[1:], strict=False):
+        points += [(x0 + (x1 - x0) * u, y0 + (y1 - y0) * u) for u in np.linspace(0, 1, 8, endpoint=False)]
+    return [*points, corners[-1]]
+
+
+@dataclass
+class Driven:
+    """What a matched trace looked like: absolute errors along the line in metres, and the published arcs."""
+
+    errors: list[float]
+    published: list[float]
+
+
+def drive(shape: Shape, chance: random.Random, noise_m: float, every_s: float, *, tells_motion: bool) -> Driven:
+    """A bus with stops and lights, seen through noise of `noise_m` to either side."""
+    line, result = Line(shape), Driven([], [])
+    along, speed, at_s, halt_s, next_halt = 0.0, 8.0, 0.0, 0.0, chance.uniform(200, 500)
+    match: Match | None = None
+    seen: tuple[float, float, float] | None = None
+    east = north = 0.0
+    next_fix_s = 0.0
+    while along < shape.length_m:
+        if at_s >= next_fix_s:
+            next_fix_s += every_s
+            lon, lat, course = shape.position(along)
+            lon, lat = moved(lon, lat, chance.gauss(0, noise_m), chance.gauss(0, noise_m))
+            rolling = 0.0 if halt_s > 0 else speed
+            if seen is not None:
+                lon0, lat0, _ = seen
+                step_e = distance_m(lon0, lat0, lon, lat0) * (1 if lon > lon0 else -1) / every_s
+                step_n = distance_m(lon, lat0, lon, lat) * (1 if lat > lat0 else -1) / every_s
+                weight = 1 - math.exp(-every_s / 10)
+                east, north = east + weight * (step_e - east), north + weight * (step_n - north)
+            own = math.hypot(east, north)
+            bearing = course if tells_motion else math.degrees(math.atan2(east, north)) % 360 if own > 3 else None
+            v = rolling if tells_motion else own
+            sigma = sigma_m(noise_m)
+            if match is None:
+                match = place_first(line, lon, lat, sigma=sigma, bearing_deg=None, prior=lambda s: min(8.0, s / 200))
+            else:
+                match = place_next(
+                    line, match, lon, lat, dt_s=every_s, speed_mps=v, sigma=sigma, bearing_deg=bearing if v > 1.5 else None,
+                    lost_m=max(60.0, 3 * noise_m),
+                )  # fmt: skip
+            result.errors.append(abs(match.along_m - along))
+            result.published.append(match.along_m)
+            seen = (lon, lat, at_s)
+        if halt_s > 0:
+            halt_s -= 1
+        else:
+            speed = min(14.0, max(3.0, speed + chance.gauss(0, 1)))
+            along += speed
+            if along > next_halt:
+                halt_s, next_halt = chance.uniform(5, 40), along + chance.uniform(200, 500)
+        at_s += 1
+    return result
+
+
+@pytest.mark.parametrize(("noise_m", "every_s"), [(5, 1), (10, 5), (5, 30), (10, 60), (20, 10)])
+def test_the_right_arc_is_found_on_lines_that_meet_themselves(noise_m: float, every_s: float) -> None:
+    errors: list[float] = []
+    for kind in KINDS:
+        for tells_motion in (True, False):
+            chance = random.Random(f"{kind} {noise_m} {every_s} {tells_motion}")
+            for _ in range(3):
+                errors += drive(shape_of(kind, chance), chance, noise_m, every_s, tells_motion=tells_motion).errors
+    assert np.percentile(errors, 95) <= 3 * noise_m + 5
+    if noise_m <= 10:
+        assert sum(error > 200 for error in errors) <= max(1, 0.001 * len(errors))
+
+
+def straight(length_m: float = 5_000.0, lon: float = 3.0, lat: float = 36.0) -> Shape:
+    places = [moved(lon, lat, x, 0.0) for x in np.arange(0.0, length_m + 1, 50.0)]
+    return Shape("straight", np.array([x for x, _ in places]), np.array([y for _, y in places]))
+
+
+def along_straight(shape: Shape, along: float, aside: float = 0.0) -> tuple[float, float]:
+    lon, lat, _ = shape.position(along)
+    return moved(lon, lat, 0.0, aside)
+
+
+def step(line: Line, match: Match, shape: Shape, along: float, aside: float = 0.0, dt_s: float = 10.0, speed: float = 10.0) -> Match:
+    lon, lat = along_straight(shape, along, aside)
+    return place_next(line, match, lon, lat, dt_s=dt_s, speed_mps=speed, sigma=8.0, bearing_deg=None)
+
+
+def first(line: Line, shape: Shape, along: float) -> Match:
+    lon, lat = along_straight(shape, along)
+    return place_first(line, lon, lat, sigma=8.0, bearing_deg=None)
+
+
+def test_the_published_arc_goes_back_fifty_metres_and_no_further() -> None:
+    shape = straight()
+    line = Line(shape)
+    match = first(line, shape, 2_000)
+    for back in (30, 60, 120, 180):
+        match = step(line, match, shape, 2_000 - back, speed=0.0)
+        assert match.along_m >= 2_000 - RETREAT_MAX_M - 1e-6
+    assert match.raw_m == pytest.approx(1_820, abs=1)
+
+
+def test_a_vehicle_that_drives_on_from_further_back_is_followed_again() -> None:
+    shape = straight()
+    line = Line(shape)
+    match = first(line, shape, 2_000)
+    for along in (1_920, 1_840, 1_760, 1_860, 1_970):
+        match = step(line, match, shape, along, speed=8.0)
+    assert match.along_m == pytest.approx(1_970, abs=1)
+
+
+def test_heading_decides_which_way_a_shared_street_is_driven() -> None:
+    out = [moved(3.0, 36.0, x, 0.0) for x in np.arange(0, 2_001, 50.0)]
+    places = out + out[-2::-1]
+    shape = Shape("out_and_back", np.array([x for x, _ in places]), np.array([y for _, y in places]))
+    line = Line(shape)
+    lon, lat = moved(3.0, 36.0, 500.0, 3.0)
+    assert place_first(line, lon, lat, sigma=8.0, bearing_deg=88.0).along_m == pytest.approx(500, abs=2)
+    assert place_first(line, lon, lat, sigma=8.0, bearing_deg=268.0).along_m == pytest.approx(3_500, abs=2)
+    unsure = place_first(line, lon, lat, sigma=8.0, bearing_deg=None)
+    assert [round(arc.along_m, -1) for arc in unsure.arcs] == [500, 3_500]
+
+
+def test_a_lost_vehicle_finds_its_way_back_beyond_the_window() -> None:
+    """It leaves a line with a long detour, takes the short cut, and joins 3 km further on."""
+    corners = [(0, 0), (1_000, 0), (1_000, 1_500), (1_200, 1_500), (1_200, 0), (3_000, 0)]
+    points = []
+    for (x0, y0), (x1, y1) in zip(corners, corners[1:], strict=False):
+        count = max(2, int(math.hypot(x1 - x0, y1 - y0) / 50))
+        points += [(x0 + (x1 - x0) * u, y0 + (y1 - y0) * u) for u in np.linspace(0, 1, count, endpoint=False)]
+    points.append(corners[-1])
+    places = [moved(3.0, 36.0, x, y) for x, y in points]
+    shape = Shape("detour", np.array([x for x, _ in places]), np.array([y for _, y in places]))
+    line = Line(shape)
+    match = place_first(line, *moved(3.0, 36.0, 800.0, 0.0), sigma=8.0, bearing_deg=90.0)
+    for x in range(900, 2_200, 100):
+        y = -80.0 if x < 2_000 else 0.0
+        match = place_next(line, match, *moved(3.0, 36.0, float(x), y), dt_s=10.0, speed_mps=10.0, sigma=8.0, bearing_deg=90.0)
+    assert match.along_m == pytest.approx(shape.length_m - 900, abs=10)
+
+
+def test_a_point_beside_a_long_intercity_shape_is_right_to_metres_at_both_ends() -> None:
+    places = [moved(3.0, 33.0 + k * 0.01, 2_000 * math.sin(k / 9), 0.0) for k in range(270)]  # 300 km northward
+    shape = Shape("intercity", np.array([x for x, _ in places]), np.array([y for _, y in places]))
+    line = Line(shape)
+    for along in (10.0, 150_000.0, shape.length_m - 10.0):
+        lon, lat, bearing = shape.position(along)
+        aside = moved(lon, lat, 20 * math.cos(math.radians(bearing)), -20 * math.sin(math.radians(bearing)))
+        match = place_first(line, *aside, sigma=8.0, bearing_deg=None)
+        assert match.along_m == pytest.approx(along, abs=3)
+        assert match.offset_m == pytest.approx(20, abs=0.5)
+
+
+def test_the_antimeridian_is_no_edge() -> None:
+    places = [moved(179.99, -17.0, x, 0.0) for x in np.arange(0, 4_001, 50.0)]
+    shape = Shape("fiji", np.array([x for x, _ in places]), np.array([y for _, y in places]))
+    line = Line(shape)
+    for along in (100.0, 2_000.0, 3_900.0):
+        lon, lat, _ = shape.position(along)
+        assert place_first(line, lon, lat, sigma=8.0, bearing_deg=None).along_m == pytest.approx(along, abs=1)
+
+
+@given(seed=st.integers(0, 10_000), kind=st.sampled_from(KINDS))
+@settings(max_examples=40, deadline=None)
+def test_the_thinned_line_keeps_every_place_within_two_metres(seed: int, kind: str) -> None:
+    chance = random.Random(seed)
+    shape = shape_of(kind, chance)
+    line = Line(shape)
+    along = chance.uniform(0, shape.length_m)
+    lon, lat, _ = shape.position(along)
+    near = line.candidates(lon, lat, max(0.0, along - 5), along + 5)
+    assert min(abs(each.along_m - along) + each.offset_m for each in near) < 3.0
+
+
+@given(seed=st.integers(0, 10_000), kind=st.sampled_from(KINDS))
+@settings(max_examples=40, deadline=None)
+def test_loop_and_arrays_find_the_same_minima(seed: int, kind: str) -> None:
+    chance = random.Random(seed)
+    shape = shape_of(kind, chance)
+    line = Line(shape)
+    lon, lat, _ = shape.position(chance.uniform(0, shape.length_m))
+    lon, lat = moved(lon, lat, chance.gauss(0, 30), chance.gauss(0, 30))
+    segments = line.segments_between(0.0, 2_000.0)
+    plain = line.candidates_plain(lon, lat, *segments)
+    arrays = line.candidates_array(lon, lat, *segments)
+    nearest = sorted(plain, key=lambda each: each.offset_m)[: len(arrays)]
+    assert sorted(round(each.along_m, 3) for each in nearest) == [round(each.along_m, 3) for each in arrays]
