@@ -1,0 +1,274 @@
+"""How simulated buses drive: a trip instance becomes a journey, an exact curve of metres along the shape over time, with its stop times.
+
+Promises: the same seed, feed and day give the same journey whenever the simulation is started, so a run may begin in the middle of a trip.
+A journey is a list of pieces of constant acceleration; its link times spread around the timetable's:
+
+    scheduled x traffic of the hour x this street today x this street now x this bus on this trip
+
+The street's factors belong to the pair of stops, so that every line on it feels them: that is what arrivals can learn. Stops take a dwell
+(some are passed), streets have signals at fixed places, buses wait for the clock at timepoints and keep their lateness from trip to trip.
+Units: UTC ms outside, seconds since the journey's start inside, metres, m/s.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect_right
+from functools import lru_cache
+from zlib import crc32
+
+import msgspec
+
+from bench.network.buses import Block
+from engine.tracking.timetable import TripInstance
+
+ACCELERATE_MPS2, BRAKE_MPS2 = 0.9, 1.0
+CITY_TOP_MPS, OPEN_ROAD_TOP_MPS = 20.0, 29.0
+OPEN_ROAD_M = 4000.0  # a longer link is a road between towns: it may be driven fast, its pace changes on the way, and it has no signals
+PASSED_SHARE = 0.10  # of stops in a city at which nobody gets on or off
+SIGNAL_EVERY_M = 450.0
+RED_SHARE, RED_MAX_S = 0.42, 42.0
+DAY_MS = 86_400_000
+
+
+class StopVisit(msgspec.Struct, gc=False):
+    """What truly happened at a stop. `kind`: SERVED, PASSED (without standing) or MISSED (driven around)."""
+
+    stop_index: int
+    arrived_ms: int
+    departed_ms: int
+    kind: str
+
+
+class Detour(msgspec.Struct, frozen=True, gc=False):
+    """Off the shape between two arcs, at most `aside_m` away (positive: to the right)."""
+
+    from_m: float
+    to_m: float
+    aside_m: float
+
+    def offset_m(self, along_m: float) -> float:
+        """Metres to the right of the shape: rises and falls over a quarter of the way each."""
+        if not self.from_m < along_m < self.to_m:
+            return 0.0
+        share = (along_m - self.from_m) / (self.to_m - self.from_m)
+        ramp = min(1.0, 4 * min(share, 1 - share))
+        return self.aside_m * ramp * ramp * (3 - 2 * ramp)
+
+
+class Journey:
+    """One bus on one trip instance: where it is at any time from `begins_ms` to `ends_ms`."""
+
+    __slots__ = ("_a", "_s", "_t", "_v", "begins_ms", "detour", "ends_ms", "instance", "visits")
+
+    def __init__(self, instance: TripInstance, begins_ms: int) -> None:
+        self.instance, self.begins_ms = instance, begins_ms
+        self.ends_ms = begins_ms
+        self.visits: list[StopVisit] = []
+        self.detour: Detour | None = None
+        self._t, self._s, self._v, self._a = [0.0], [0.0], [0.0], [0.0]
+
+    def at(self, now_ms: float) -> tuple[float, float]:
+        """(metres along the shape, m/s)."""
+        t = (now_ms - self.begins_ms) / 1000
+        i = max(0, bisect_right(self._t, t) - 1)
+        dt = max(0.0, t - self._t[i])
+        speed = max(0.0, self._v[i] + self._a[i] * dt)
+        return self._s[i] + (self._v[i] + self._a[i] * dt / 2) * dt, speed
+
+
+class _Wheel:
+    """Writes a journey piece by piece."""
+
+    def __init__(self, journey: Journey, along_m: float) -> None:
+        self.t, self.s, self.v = 0.0, along_m, 0.0
+        self.pieces = (journey._t, journey._s, journey._v, journey._a)
+        self._put(0.0)
+
+    def _put(self, acceleration: float) -> None:
+        for column, value in zip(self.pieces, (self.t, self.s, self.v, acceleration), strict=True):
+            column.append(value)
+
+    def stand(self, seconds: float) -> None:
+        if seconds > 0:
+            self.v = 0.0
+            self._put(0.0)
+            self.t += seconds
+
+    def to_speed(self, speed: float, rate: float) -> None:
+        """Gains or loses speed at `rate` m/s2."""
+        if speed == self.v:
+            return
+        acceleration = math.copysign(rate, speed - self.v)
+        self._put(acceleration)
+        dt = (speed - self.v) / acceleration
+        self.s += (self.v + speed) / 2 * dt
+        self.t += dt
+        self.v = speed
+
+    def roll_to(self, along_m: float) -> None:
+        if along_m > self.s and self.v > 0:
+            self._put(0.0)
+            self.t += (along_m - self.s) / self.v
+            self.s = along_m
+
+    def drive(self, to_m: float, speeds: list[tuple[float, float]], halt: bool) -> None:
+        """To an arc, at the given speeds up to their arcs, then to a standstill there or straight through."""
+        for until_m, wanted in speeds:
+            room = to_m - self.s
+            if halt and self.v**2 / (2 * BRAKE_MPS2) >= room:
+                break
+            rate = ACCELERATE_MPS2 if len(speeds) == 1 or self.v < 1 else 0.5
+            reach = math.sqrt((2 * room + self.v**2 / rate) / (1 / rate + 1 / BRAKE_MPS2)) if halt else wanted
+            speed = min(wanted, reach)
+            self.to_speed(speed, rate if speed > self.v else BRAKE_MPS2)
+            self.roll_to(min(until_m, to_m - (speed**2 / (2 * BRAKE_MPS2) if halt else 0.0)))
+        if halt:
+            if self.v > 0.01 and to_m > self.s:
+                self.to_speed(0.0, self.v**2 / (2 * (to_m - self.s)))
+            self.s, self.v = max(self.s, to_m), 0.0
+
+
+@lru_cache(maxsize=100_000)
+def _chance(*key: object) -> float:
+    """A number in [0, 1) that is always the same for that key."""
+    return random.Random(crc32(repr(key).encode())).random()
+
+
+@lru_cache(maxsize=200_000)
+def _normal(*key: object) -> float:
+    return random.Random(crc32(repr(key).encode())).gauss(0.0, 1.0)
+
+
+def traffic(seed: int, at_ms: int, offset_ms: int) -> float:
+    """How full the streets are beyond what the timetable allows for: two humps a day and a slow drift of the whole town."""
+    hour = (at_ms + offset_ms) / 3_600_000 % 24
+    humps = math.exp(-(((hour - 8.2) / 1.1) ** 2)) + 1.1 * math.exp(-(((hour - 17.4) / 1.4) ** 2))
+    drift = 0.03 * math.sin(at_ms / 3_600_000 + seed) + 0.03 * math.sin(at_ms / 8_200_000 + 2 * seed)
+    return 0.89 + 0.17 * humps + drift
+
+
+def street_factor(seed: int, link: tuple[str, str], at_ms: int) -> float:
+    """A street's own pace: always so, today so, and this half hour so (fading from one half hour into the next); now and then it is blocked."""
+    always, today = _normal(seed, link), _normal(seed, link, at_ms // DAY_MS)
+    slot, share = divmod(at_ms / 1_800_000, 1)
+    now = (1 - share) * _normal(seed, link, "h", int(slot)) + share * _normal(seed, link, "h", int(slot) + 1)
+    blocked = 1.6 if _chance(seed, link, "blocked", at_ms // 5_400_000) < 0.008 else 1.0
+    return math.exp(0.13 * always + 0.08 * today + 0.08 * now) * blocked
+
+
+class Driver:
+    """Makes journeys of one feed. `offset_ms`: local time minus UTC, for the hours of traffic."""
+
+    def __init__(self, seed: int = 1, detour_rate: float = 0.0, offset_ms: int = 3_600_000) -> None:
+        self.seed, self.detour_rate, self.offset_ms = seed, detour_rate, offset_ms
+
+    def block(self, block: Block, shift_ms: int = 0, free_from_ms: int | None = None) -> list[Journey]:
+        """The whole block, lateness carried from trip to trip. `shift_ms`: the block is driven that much later than planned."""
+        journeys: list[Journey] = []
+        for instance in block.trips:
+            journeys.append(self.trip(instance, free_from_ms, shift_ms))
+            free_from_ms = journeys[-1].ends_ms
+        return journeys
+
+    def trip(self, instance: TripInstance, free_from_ms: int | None = None, shift_ms: int = 0) -> Journey:
+        """`free_from_ms`: when the bus ended its last trip; it turns round in at least 90 s."""
+        chance = random.Random(crc32(f"{self.seed}:{instance.trip.trip_id}:{instance.start_date}".encode()))
+        pattern = instance.trip.pattern
+        planned = instance.departure_ms(0) + shift_ms
+        leaves = planned + min(240_000, int(chance.expovariate(1 / 22_000)))
+        if free_from_ms is not None:
+            leaves = max(leaves, free_from_ms + 90_000)
+        first_m = float(pattern.along_m[0])
+        journey = Journey(instance, leaves)
+        journey.detour = self._detour(instance, chance)
+        journey.visits.append(StopVisit(0, leaves, leaves, "SERVED"))
+        wheel = _Wheel(journey, first_m)
+        pace = math.exp(chance.gauss(0.0, 0.06))
+        for i in range(1, len(pattern.stop_ids)):
+            self._link(wheel, journey, i, pace, chance)
+            self._stop(wheel, journey, i, planned - instance.departure_ms(0), chance)
+        wheel.v = 0.0
+        wheel._put(0.0)
+        journey.ends_ms = leaves + round(wheel.t * 1000)
+        return journey
+
+    def _detour(self, instance: TripInstance, chance: random.Random) -> Detour | None:
+        if chance.random() >= self.detour_rate or len(instance.trip.pattern.stop_ids) < 6:
+            return None
+        along = instance.trip.pattern.along_m
+        first = chance.randrange(1, len(along) - 3)
+        middle = float(along[first + 1])
+        half = max(450.0, (float(along[first + 2]) - float(along[first])) / 2)
+        return Detour(
+            max(float(along[0]) + 200, middle - half),
+            min(float(along[-1]) - 200, middle + half),
+            chance.choice((-1, 1)) * chance.uniform(180, 420),
+        )
+
+    def _link(self, wheel: _Wheel, journey: Journey, i: int, pace: float, chance: random.Random) -> None:
+        """From stop i - 1 to stop i, with the signals on the way."""
+        instance, pattern = journey.instance, journey.instance.trip.pattern
+        link = (pattern.stop_ids[i - 1], pattern.stop_ids[i])
+        from_m, to_m = float(pattern.along_m[i - 1]), float(pattern.along_m[i])
+        length = to_m - from_m
+        now_ms = journey.begins_ms + round(wheel.t * 1000)
+        scheduled_s = max(5.0, instance.trip.arrival_s[i] - instance.trip.departure_s[i - 1])
+        open_road = length > OPEN_ROAD_M
+        factor = pace * street_factor(self.seed, link, now_ms)
+        if open_road:  # the motorway is less moody than the town
+            factor = 1 + (factor - 1) * 0.45
+        factor *= 1 + (traffic(self.seed, now_ms, self.offset_ms) - 1) * (0.4 if open_road else 1.0)
+        standing = [] if open_road else self._signals(link, from_m, length, chance)
+        dwell_s = 40.0 if open_road else 11.0
+        running_s = max(length / OPEN_ROAD_TOP_MPS, scheduled_s * factor - dwell_s - 0.8 * len(standing) * RED_SHARE * RED_MAX_S / 2)
+        hops = 1 + sum(1 for _, red_s in standing if red_s > 0)
+        speed = _cruise(length, running_s, hops, OPEN_ROAD_TOP_MPS if open_road else CITY_TOP_MPS)
+        for place_m, red_s in standing:
+            if red_s > 0 and place_m - wheel.s > 25:
+                wheel.drive(place_m, [(place_m, speed)], halt=True)
+                wheel.stand(red_s)
+        pieces = [(to_m, speed)]
+        if open_road:
+            count = int(length // 2200) + 1
+            tilt = [math.exp(0.09 * _normal(self.seed, link, "piece", n) + 0.04 * chance.gauss(0, 1)) for n in range(count)]
+            mean = sum(1 / t for t in tilt) / count
+            pieces = [(from_m + length * (n + 1) / count, min(OPEN_ROAD_TOP_MPS, speed * tilt[n] * mean)) for n in range(count)]
+        passed = not open_road and i < len(pattern.stop_ids) - 1 and not pattern.timepoint[i] and chance.random() < PASSED_SHARE
+        wheel.drive(to_m, pieces, halt=not passed)
+
+    def _signals(self, link: tuple[str, str], from_m: float, length: float, chance: random.Random) -> list[tuple[float, float]]:
+        """(arc, seconds of red; 0 when green) of the link's signals. Their places belong to the street."""
+        count = int(length / SIGNAL_EVERY_M + _chance(self.seed, link, "signals"))
+        places = sorted(0.12 + 0.76 * _chance(self.seed, link, "signal", n) for n in range(count))
+        return [(from_m + length * p, chance.uniform(3, RED_MAX_S) if chance.random() < RED_SHARE else 0.0) for p in places]
+
+    def _stop(self, wheel: _Wheel, journey: Journey, i: int, shift_ms: int, chance: random.Random) -> None:
+        instance, pattern = journey.instance, journey.instance.trip.pattern
+        arrived_ms = journey.begins_ms + round(wheel.t * 1000)
+        along = float(pattern.along_m[i])
+        around = journey.detour is not None and abs(journey.detour.offset_m(along)) > 60
+        if wheel.v > 0 or (around and i < len(pattern.stop_ids) - 1):
+            journey.visits.append(StopVisit(i, arrived_ms, arrived_ms, "MISSED" if around else "PASSED"))
+            return
+        if i == len(pattern.stop_ids) - 1:
+            journey.visits.append(StopVisit(i, arrived_ms, arrived_ms, "SERVED"))
+            return
+        dwell_s = 6 + chance.gammavariate(1.6, 5.5)
+        if float(pattern.along_m[i]) - float(pattern.along_m[i - 1]) > OPEN_ROAD_M:
+            dwell_s += 25
+        planned_ms = instance.departure_ms(i) + shift_ms
+        long_wait = instance.trip.departure_s[i] - instance.trip.arrival_s[i] >= 60
+        if pattern.timepoint[i] and (long_wait or chance.random() < 0.85):
+            dwell_s = max(dwell_s, (planned_ms - arrived_ms) / 1000 + chance.uniform(0, 15))
+        wheel.stand(dwell_s)
+        journey.visits.append(StopVisit(i, arrived_ms, arrived_ms + round(dwell_s * 1000), "SERVED"))
+
+
+def _cruise(length_m: float, running_s: float, hops: int, top_mps: float) -> float:
+    """The speed at which `hops` starts and stops over that length take that time, at most `top_mps`."""
+    ramps = hops * (0.5 / ACCELERATE_MPS2 + 0.5 / BRAKE_MPS2)
+    root = running_s**2 - 4 * ramps * length_m
+    speed = (running_s - math.sqrt(root)) / (2 * ramps) if root > 0 else math.sqrt(length_m / ramps)
+    return max(1.5, min(top_mps, speed))
