@@ -280,29 +280,25 @@ class Run:
         stamp.write_text(wanted)
 
     def _broker_and_devices(self) -> None:
-        """Buses and a device each in the database, their logins in the broker's files, then the broker."""
-        server = None if os.environ.get("MQTT_URL") else MosquittoServer(self.state / "mosquitto", throw_away=False)
+        """Buses and a device each in the database; then the broker, whose logins the engine keeps as the registry of devices says."""
         tokens, buses = self.state / f"devices-{self.feed_id}.json", self.state / f"buses-{self.feed_id}.json"
-        self.env |= {"MQTT_READER_USER": READER, "MQTT_READER_PASSWORD": self.secrets["reader_password"]}
         with step("buses and their devices"):
             buses.write_text(self._command([self.python, "-m", "bench.network", "buses", str(self.feed)]))
             argv = [self.timepoint, "device", "demo", "--feed-id", self.feed_id, "--partner", DEMO_PARTNER]
-            argv += ["--buses", str(buses), "--out", str(tokens)]
-            if server:
-                argv += ["--mosquitto", str(server.folder)]
-            self._command(argv)
+            self._command([*argv, "--buses", str(buses), "--out", str(tokens)])
         self.devices = read_json(tokens)
-        if server is None:
-            self.mqtt_url = without_password(os.environ["MQTT_URL"])
+        if given := os.environ.get("MQTT_URL"):
+            self.mqtt_url = without_password(given)
             return
-        for name in ("passwords", "acl"):  # the broker reads them as its own account; without a file it would let anybody in
-            written = server.folder / name
-            server.give(name, written.read_text() if written.exists() else "")
+        server = MosquittoServer(self.state / "mosquitto", throw_away=False)
+        for name in ("passwords", "acl"):  # without such a file the broker would let anybody in
+            if not (server.folder / name).exists():
+                server.give(name, "")
         with step("Mosquitto"):
             self._keep(server)
-            server.reload()
         self.mqtt_url = server.url
         self.env["MQTT_URL"] = f"mqtt://{READER}:{quote(self.secrets['reader_password'])}@127.0.0.1:{server.port}"
+        self.env["MQTT_BROKER_DIR"] = str(server.folder)
 
     def _people(self) -> None:
         """A token of a day for every role of the demo."""

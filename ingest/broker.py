@@ -55,11 +55,13 @@ def files(rows: list[DeviceRow], now_ms: int, reader: tuple[str, str]) -> tuple[
 
 
 def write(folder: Path, passwords: str, acl: str) -> None:
-    """Both, each whole or not at all, readable by their owner only. Raises `OSError`."""
+    """Both, each whole or not at all, readable by the folder's owner only. Raises `OSError`."""
     for name, text in (("passwords", passwords), ("acl", acl)):
         draft = folder / f".{name}.new"
         draft.write_text(text, encoding="utf-8")
         draft.chmod(0o600)
+        if os.geteuid() == 0:  # an engine of root's, a broker that is not: the folder's owner has to read them
+            os.chown(draft, folder.stat().st_uid, folder.stat().st_gid)
         draft.replace(folder / name)
 
 
