@@ -62,7 +62,10 @@ def place_stops(
         raise ValueError(f"shape {shape.shape_id}: no length, nothing can be placed on it")
     found = _candidates(shape, lons, lats)
     hints = _sane_hints(shape, lons, lats, hint_m, found)
-    chosen = _choose(shape.length_m, found, hints, _expected_legs(shape.length_m, leg_s, len(lons)))
+    legs: list[float | None] = [None] * (len(lons) - 1)
+    chosen = _choose(shape.length_m, found, hints, legs)
+    if chosen is not None and leg_s is not None and any(len(alongs) > 1 for alongs, _ in found):
+        chosen = _choose(shape.length_m, found, hints, _expected_legs(chosen, leg_s)) or chosen
     forced = chosen is None
     if chosen is None:
         chosen = _choose_by_pieces(shape, lons, lats)
@@ -147,14 +150,16 @@ def _sane_hints(
     return hint_m.tolist() if np.mean(off <= best + 60.0) >= 0.9 else None
 
 
-def _expected_legs(length_m: float, leg_s: Sequence[float | None] | None, count: int) -> list[float | None]:
-    """Metres that each leg would have if the bus kept one speed over the timed legs; None where the leg is not timed."""
-    if leg_s is None:
-        return [None] * (count - 1)
-    total = sum(seconds for seconds in leg_s if seconds is not None)
-    if total <= 0:
-        return [None] * (count - 1)
-    return [None if seconds is None else length_m * seconds / total for seconds in leg_s]
+def _expected_legs(chosen: list[float], leg_s: Sequence[float | None]) -> list[float | None]:
+    """Metres that each leg would have at the median speed of the legs as chosen so far; None where the leg is not timed.
+
+    The median, because the line may be far longer than the trip (a round trip drawn as one line) and one leg on the wrong pass must not count.
+    """
+    speeds = [(at - behind) / seconds for behind, at, seconds in zip(chosen, chosen[1:], leg_s, strict=False) if seconds]
+    if not speeds:
+        return [None] * len(leg_s)
+    speed = float(np.median(speeds))
+    return [None if seconds is None else speed * seconds for seconds in leg_s]
 
 
 def _choose(
