@@ -132,7 +132,7 @@ class Devices:
         self.buses: dict[str, BusRow] = {}
         self._devices: dict[str, Device] = {}
         self._by_hash: dict[bytes, tuple[Device, int]] = {}  # until when, UTC ms
-        self._by_bus: dict[str, str] = {}  # the youngest device of its own
+        self._by_bus: dict[str, set[str]] = {}  # ids of the devices that may speak for it
         self._heard: dict[str, int] = {}
         self._mark = 0
         self.version = 0  # grows with every change: who writes the broker's files looks at it
@@ -149,8 +149,9 @@ class Devices:
         return self._devices.get(device_id)
 
     def of_bus(self, bus_id: str) -> Device | None:
-        """The device of that bus alone, else a gateway that may speak for it: who an MQTT topic means."""
-        return self._devices.get(self._by_bus.get(bus_id, ""))
+        """The youngest device of that bus alone, else a gateway that may speak for it: who an MQTT topic means."""
+        found = [self._devices[device_id] for device_id in self._by_bus.get(bus_id, ())]
+        return max(found, key=lambda device: (device.kind != GATEWAY, device.device_id)) if found else None
 
     def secrets(self, device_id: str) -> list[str]:
         """The signing secrets that are good now, newest first; empty for one that does not sign."""
@@ -195,8 +196,7 @@ class Devices:
         self._devices.pop(device_id, None)
         if row is not None:
             for bus_id in row.bus_ids:
-                if self._by_bus.get(bus_id) == row.device_id:
-                    del self._by_bus[bus_id]
+                self._by_bus.get(bus_id, set()).discard(device_id)
             for digest in (row.token_sha256, row.previous_sha256):
                 if digest is not None:
                     self._by_hash.pop(digest, None)
@@ -213,10 +213,9 @@ class Devices:
                 buses[bus_id] = bus.area
         device = Device(row.device_id, row.partner_id, row.kind, buses, row.unique_id)
         self._devices[row.device_id] = device
-        for bus_id in buses:
-            held = self.rows.get(self._by_bus.get(bus_id, ""))
-            if held is None or (row.kind != GATEWAY, row.device_id) > (held.kind != GATEWAY, held.device_id):
-                self._by_bus[bus_id] = row.device_id
+        for bus_id in row.bus_ids:
+            among = self._by_bus.setdefault(bus_id, set())
+            among.add(row.device_id) if bus_id in buses else among.discard(row.device_id)
         if row.token_sha256 is not None:
             self._by_hash[row.token_sha256] = (device, NEVER_MS)
         if row.previous_sha256 is not None and row.previous_until_ms is not None:
