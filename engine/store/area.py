@@ -1,4 +1,4 @@
-"""An area in Redis, as its one owner and its readers use it: lease, load, commit, streams, cursors.
+"""An area in Redis, as its one owner and its readers use it: load, commit, streams, cursors.
 
 Promises: `commit` is all or nothing and happens once: it checks the lease's token and that the batch is number n + 1
 before it writes, so the same bytes may be sent again after a lost answer, and a frozen former owner is refused.
@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from engine.events import Position
+from engine.store.lease import Lease
 from engine.store.redis import Redis, keys_of
 
 READERS = ("history", "relay")  # who must have read an out entry before it may go
@@ -52,27 +53,10 @@ class AreaStore:
 
     def __init__(self, redis: Redis, area: str) -> None:
         self.redis, self.area, self.keys = redis, area, keys_of(area)
+        self.lease = Lease(redis, area)
 
     async def _run(self, script: str, keys: list[str], args: list[Any], attempts: int = 2) -> Any:
         return await self.redis.ask(script, lambda: self.redis.script(script)(keys=keys, args=args), attempts)
-
-    # --- the lease ---
-
-    async def acquire(self, life_ms: int) -> str | None:
-        """The token of a lease now ours, or None: somebody holds it. A lost answer leaves a lease nobody has; it
-        ends by itself.
-        """
-        keys = [self.keys.lease, self.keys.fence]
-        token = await self._run("acquire", keys, [self.redis.clock.token(6), life_ms], attempts=1)
-        return token.decode() if token else None
-
-    async def renew(self, token: str, life_ms: int) -> bool:
-        """False: the lease is not ours any more."""
-        return bool(await self._run("renew", [self.keys.lease], [token, life_ms]))
-
-    async def release(self, token: str) -> None:
-        """Give the lease back, so that another takes it at once."""
-        await self._run("renew", [self.keys.lease], [token, 0])
 
     # --- the owner ---
 

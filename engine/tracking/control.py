@@ -115,7 +115,7 @@ class Owner:
         finally:
             if not self._lost:
                 try:
-                    await self.store.release(self.token)
+                    await self.store.lease.release(self.token)
                 except Unavailable as away:
                     log.warning("area %s: its lease ends by itself: %s", self.area, away)
 

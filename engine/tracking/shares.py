@@ -104,7 +104,7 @@ class Shares:
 
     async def _take(self, area: str) -> None:
         store = AreaStore(self._redis, area)
-        token = await store.acquire(self._settings.lease_ms)
+        token = await store.lease.acquire(self._settings.lease_ms)
         if token is None:
             return
         self._taken.add(1, area)
@@ -116,7 +116,7 @@ class Shares:
         is refused does.
         """
         try:
-            if not await owner.store.renew(owner.token, self._settings.lease_ms):
+            if not await owner.store.lease.renew(owner.token, self._settings.lease_ms):
                 owner.lose()
         except Unavailable as away:
             log.warning("area %s: not renewed: %s", owner.area, away)

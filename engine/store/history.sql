@@ -1,0 +1,158 @@
+-- The record of tracking: written by one writer at a time with its cursor in the same transaction, read by REST. Parameters are $1 ... $n.
+
+-- name: cursors
+-- How far the writer has come in each stream of every area.
+select area, stream, cursor from telemetry.cursors;
+
+-- name: move_cursor
+-- The writer's place, if it still is where the writer believes: no row means that another writer has been here.
+insert into telemetry.cursors (area, stream, cursor) values ($1, $2, $4)
+on conflict (area, stream) do update set cursor = excluded.cursor, updated_at = now() where telemetry.cursors.cursor = $3
+returning cursor;
+
+-- name: add_names
+-- Names not met before.
+insert into telemetry.names (name) select unnest($1::text[]) on conflict (name) do nothing;
+
+-- name: names
+-- Their numbers.
+select name, no from telemetry.names where name = any($1::text[]);
+
+-- name: add_points
+-- Fixes, once each: a fix that came twice changes nothing.
+insert into telemetry.points (
+  ts, bus_no, lat_e6, lon_e6, latency_ms, device_no, source_no, state_no, late,
+  speed_cms, bearing_ddeg, accuracy_dm, offset_dm, along_m, seq, trip_no, start_date)
+select to_timestamp(ms / 1000.0), bus, lat, lon, latency, device, source, state, late, speed, bearing, accuracy, away, along, seq, trip, start_date
+  from unnest(
+    $1::bigint[], $2::int[], $3::int[], $4::int[], $5::int[], $6::int[], $7::int[], $8::int[], $9::boolean[],
+    $10::smallint[], $11::smallint[], $12::smallint[], $13::smallint[], $14::int[], $15::bigint[], $16::int[], $17::int[]
+  ) as t(ms, bus, lat, lon, latency, device, source, state, late, speed, bearing, accuracy, away, along, seq, trip, start_date)
+on conflict do nothing;
+
+-- name: add_quarantined
+-- What history does not keep among the points, with its reason.
+insert into telemetry.quarantine (received_at, device_id, fingerprint, area, bus_id, source, reason, ts, lat, lon, detail)
+select to_timestamp(received / 1000.0), device, fingerprint, $1, bus, source, reason, to_timestamp(ms / 1000.0), lat, lon, detail
+  from unnest(
+    $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::bigint[], $9::float8[], $10::float8[], $11::text[]
+  ) as t(received, device, fingerprint, bus, source, reason, ms, lat, lon, detail)
+on conflict do nothing;
+
+-- name: add_stop_events
+-- Stops served, passed and missed; an event id says it once.
+insert into telemetry.stop_events (
+  event_id, at, area, bus_id, trip_id, start_date, route_id, stop_id, stop_sequence, arrived_at, departed_at, kind, late)
+select event, to_timestamp(coalesce(arrived, departed, $2::bigint) / 1000.0), $1, bus, trip, start_date, route, stop, sequence,
+       to_timestamp(arrived / 1000.0), to_timestamp(departed / 1000.0), kind, late
+  from unnest(
+    $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::int[], $10::bigint[], $11::bigint[], $12::text[], $13::boolean[]
+  ) as t(event, bus, trip, start_date, route, stop, sequence, arrived, departed, kind, late)
+on conflict do nothing;
+
+-- name: add_trip_events
+-- Trips given, started, completed; an event id says it once.
+insert into telemetry.trip_events (event_id, at, area, bus_id, trip_id, start_date, route_id, kind, reason, late)
+select event, to_timestamp(ms / 1000.0), $1, bus, trip, start_date, route, kind, reason, late
+  from unnest($2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::boolean[])
+       as t(event, ms, bus, trip, start_date, route, kind, reason, late)
+on conflict do nothing;
+
+-- name: say_incident
+-- The newest saying of an episode. A closed one is not opened again by an older saying that comes later.
+insert into telemetry.incidents as i (
+  incident_id, said_id, area, kind, severity, bus_id, trip_id, start_date, route_id, opened_at, closed_at, lat, lon, detail, late)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, to_timestamp($10::bigint / 1000.0), to_timestamp($11::bigint / 1000.0), $12, $13, $14::jsonb, $15)
+on conflict (incident_id) do update set
+  said_id = excluded.said_id, severity = excluded.severity, closed_at = excluded.closed_at, lat = excluded.lat, lon = excluded.lon,
+  detail = excluded.detail, late = excluded.late
+ where i.said_id <> excluded.said_id and (i.closed_at is null or excluded.closed_at is not null);
+
+-- name: mode
+-- plain | apache | timescale.
+select val from telemetry.meta where key = 'mode';
+
+-- name: tick_lock
+-- One engine ticks at a time; the lock ends with the transaction.
+select pg_try_advisory_xact_lock(7203117);
+
+-- name: ensure_partitions
+-- Days around now: $1 back, $2 ahead.
+select telemetry.ensure_partitions($1, $2);
+
+-- name: drop_points
+-- Days of points older than $1 days.
+select telemetry.drop_points(make_interval(days => $1));
+
+-- name: drop_quarantined
+-- What was quarantined over $1 days ago, at most 20,000 rows a minute.
+delete from telemetry.quarantine where ctid = any(array(
+  select ctid from telemetry.quarantine where received_at < now() - make_interval(days => $1) limit 20000));
+
+-- name: drop_stop_events
+-- Stop events over $1 days old, at most 20,000 rows a minute.
+delete from telemetry.stop_events where ctid = any(array(
+  select ctid from telemetry.stop_events where at < now() - make_interval(days => $1) limit 20000));
+
+-- name: drop_trip_events
+-- Trip events over $1 days old, at most 20,000 rows a minute.
+delete from telemetry.trip_events where ctid = any(array(
+  select ctid from telemetry.trip_events where at < now() - make_interval(days => $1) limit 20000));
+
+-- name: bus_history
+-- One bus from $2 to $3 in buckets of $4 seconds: how many fixes, speeds, delays of the network, where it stood at the end.
+select date_bin(make_interval(secs => $4), p.ts, timestamptz '2000-01-01 00:00:00+00') as bucket,
+       count(*) as n,
+       avg(p.speed_cms)::float8 / 100 as mean_speed_mps,
+       max(p.speed_cms)::float8 / 100 as max_speed_mps,
+       max(p.offset_dm)::float8 / 10 as max_offset_m,
+       avg(p.latency_ms)::float8 as mean_latency_ms,
+       min(p.ts) as first_at,
+       max(p.ts) as last_at,
+       (array_agg(p.lat_e6 order by p.ts desc))[1] / 1e6::float8 as lat,
+       (array_agg(p.lon_e6 order by p.ts desc))[1] / 1e6::float8 as lon
+  from telemetry.points p
+ where p.bus_no = (select no from telemetry.names where name = $1) and p.ts >= $2 and p.ts < $3
+ group by 1 order by 1 limit $5;
+
+-- name: playback
+-- The fixes of one bus from $2 to $3 in order, at most $4.
+select p.ts, p.lat_e6 / 1e6::float8 as lat, p.lon_e6 / 1e6::float8 as lon, p.speed_cms / 100::float8 as speed_mps, p.bearing_ddeg / 10::float8 as bearing_deg,
+       p.accuracy_dm / 10::float8 as accuracy_m, p.along_m, p.offset_dm / 10::float8 as offset_m, t.name as trip_id, p.start_date, s.name as state, p.late,
+       p.latency_ms
+  from telemetry.points p
+  left join telemetry.names t on t.no = p.trip_no
+  left join telemetry.names s on s.no = p.state_no
+ where p.bus_no = (select no from telemetry.names where name = $1) and p.ts >= $2 and p.ts < $3
+ order by p.ts limit $4;
+
+-- name: last_position
+-- The newest fix of one bus since $2.
+select p.ts, p.lat_e6 / 1e6::float8 as lat, p.lon_e6 / 1e6::float8 as lon, p.speed_cms / 100::float8 as speed_mps, p.bearing_ddeg / 10::float8 as bearing_deg,
+       p.accuracy_dm / 10::float8 as accuracy_m, p.along_m, p.offset_dm / 10::float8 as offset_m, t.name as trip_id, p.start_date, s.name as state, p.late,
+       p.latency_ms
+  from telemetry.points p
+  left join telemetry.names t on t.no = p.trip_no
+  left join telemetry.names s on s.no = p.state_no
+ where p.bus_no = (select no from telemetry.names where name = $1) and p.ts >= $2 and not p.late
+ order by p.ts desc limit 1;
+
+-- name: quarantine
+-- What was quarantined of one device, newest first, before $2, at most $3.
+select received_at, device_id, area, bus_id, source, reason, ts, lat, lon, detail from telemetry.quarantine
+ where device_id = $1 and received_at < $2 order by received_at desc, fingerprint limit $3;
+
+-- name: incidents
+-- Episodes of some areas, newest first, opened before $2; $3: only open ones.
+select incident_id, area, kind, severity, bus_id, trip_id, start_date, route_id, opened_at, closed_at, lat, lon, detail::text as detail,
+       handled_by, handled_at, handled_state, assigned_to
+  from telemetry.incidents
+ where area = any($1::text[]) and opened_at < $2 and (not $3 or closed_at is null)
+ order by opened_at desc, incident_id limit $4;
+
+-- name: handle_incident
+-- What a person did with an episode.
+update telemetry.incidents set handled_state = $2, handled_by = $3, handled_at = now(), assigned_to = coalesce($4, assigned_to)
+ where incident_id = $1
+returning incident_id, area, kind, severity, bus_id, trip_id, start_date, route_id, opened_at, closed_at, lat, lon, detail::text as detail,
+          handled_by, handled_at, handled_state, assigned_to;
