@@ -50,6 +50,7 @@ from deploy.servers import (
 
 DEMO_FEED, DEMO_PARTNER = "demo", "demo"
 DEMO_FEED_LIFE_S = 180 * 86_400  # the demo calendar reaches 400 days ahead
+BUSES_LIFE_S = 3 * 86_400  # who drives is worked out for a fortnight ahead
 READER = "timepoint"  # the engine's own login at the broker
 TOKEN_LIFE_S = 86_400
 READY_LIMIT_S, COMMAND_LIMIT_S = 60.0, 300.0
@@ -283,7 +284,8 @@ class Run:
         """Buses and a device each in the database; then the broker, whose logins the engine keeps as the registry of devices says."""
         tokens, buses = self.state / f"devices-{self.feed_id}.json", self.state / f"buses-{self.feed_id}.json"
         with step("buses and their devices"):
-            buses.write_text(self._command([self.python, "-m", "bench.network", "buses", str(self.feed)]))
+            if not buses.exists() or max(self.feed.stat().st_mtime, time.time() - BUSES_LIFE_S) > buses.stat().st_mtime:
+                buses.write_text(self._command([self.python, "-m", "bench.network", "buses", str(self.feed)]))
             argv = [self.timepoint, "device", "demo", "--feed-id", self.feed_id, "--partner", DEMO_PARTNER]
             self._command([*argv, "--buses", str(buses), "--out", str(tokens)])
         self.devices = read_json(tokens)
