@@ -32,6 +32,7 @@ from ingest.wire_phones import osmand, overland, owntracks, traccar
 
 log = logging.getLogger(__name__)
 
+DISCARD_MAX_BYTES = 33_554_432  # of a body that is refused for its size
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
 _encode = msgspec.json.Encoder().encode
@@ -319,6 +320,11 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
+async def _respond(send: Send, said: Answer) -> None:
+    await send({"type": "http.response.start", "status": said.status, "headers": said.headers})
+    await send({"type": "http.response.body", "body": said.body})
+
+
 class DeviceApp:
     """ASGI over `DevicePaths`, mounted at /ingest. Reads the body within its limits; everything else is decided there."""
 
@@ -338,13 +344,28 @@ class DeviceApp:
             except EngineError as fault:
                 said = self.paths.problem(fault, path, headers)
             else:
-                if body is None:
-                    return
-                said = await self.paths.answer(method, path, headers, query, body)
-        if said.status in (408, 413):
+                if body is not None:
+                    await _respond(send, await self.paths.answer(method, path, headers, query, body))
+                return
+        if said.status == 408 or (said.status == 413 and (b"expect" in headers or not await self._discarded(receive))):
             said.headers.append((b"connection", b"close"))  # the rest of the body is still on its way
-        await send({"type": "http.response.start", "status": said.status, "headers": said.headers})
-        await send({"type": "http.response.body", "body": said.body})
+        await _respond(send, said)
+
+    async def _discarded(self, receive: Receive) -> bool:
+        """Read what is left of a refused body, keeping none of it: a client that writes it all before it reads would otherwise see a
+        reset connection instead of the 413. False: it was too much, or too slow.
+        """
+        size = 0
+        try:
+            async with asyncio.timeout(self.settings.ingest_body_timeout_s):
+                while size <= DISCARD_MAX_BYTES:
+                    message = await receive()
+                    size += len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return True
+        except TimeoutError:
+            pass
+        return False
 
     async def _body(self, receive: Receive) -> bytes | None:
         """Whole, or None where the device hung up. Raises `TooLarge`, `BodyTimeout`."""

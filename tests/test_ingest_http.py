@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gzip
+import hashlib
+import hmac
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +16,9 @@ import msgspec
 import pytest
 import uvicorn
 
+from deploy.servers import RedisServer
 from engine.clock import SystemClock
+from engine.events import Refusal
 from engine.office.accounts import BusRow, Devices, Issued, NewDevice, create_devices
 from engine.settings import Settings
 from engine.store.fleet import Fleet
@@ -48,6 +55,12 @@ class House:
 
 @pytest.fixture
 async def house(database_url: str, redis_url: str) -> AsyncIterator[House]:
+    async with standing(database_url, redis_url) as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def standing(database_url: str, redis_url: str) -> AsyncIterator[House]:
     settings = Settings(database_url=database_url, redis_url=redis_url, ingest_body_timeout_s=1.0)
     postgres, redis = await Postgres.connect(settings), await Redis.connect(settings)
     await postgres.execute("insert into partner (partner_id, name) values ('p1', 'One')")
@@ -103,3 +116,185 @@ async def test_a_poison_fix_does_not_hold_up_the_hundred_good_ones_behind_it(hou
     answer = await house.client.post("/ingest/telemetry", json=[telemetry("B2"), *good], headers=house.bearer())
     assert (answer.status_code, answer.json()) == (202, {"accepted": 100, "quarantined": [{"index": 0, "reason": "NOT_YOUR_BUS"}]})
     assert [fix.seq for fix in await house.stored()] == list(range(100))
+
+
+async def test_each_protocol_is_answered_as_its_senders_expect(house: House) -> None:
+    now_s, client = CLOCK.now_ms() // 1000, house.client
+    token, gateway = house.issued["B1"].token, house.issued["gateway"].token
+    answers = [
+        await client.put("/ingest/buses/B1/location", json=telemetry(), headers=house.bearer()),
+        await client.get(f"/ingest/osmand?token={token}&id=123456&lat=36.75&lon=3.05&timestamp={now_s}&speed=10"),
+        await client.get(f"/ingest/osmand/{token}?lat=36.75&lon=3.05&timestamp={now_s}"),
+        await client.post(f"/ingest/osmand?token={token}", data={"id": "B1", "lat": "36.75", "lon": "3.05"}),
+        await client.post(
+            f"/ingest/osmand/{token}", json={"location": {"coords": {"latitude": 36.75, "longitude": 3.05}}, "device_id": "123456"}
+        ),
+        await client.post("/ingest/owntracks", json={"_type": "location", "lat": 36.75, "lon": 3.05, "tst": now_s}, auth=("B1", token)),
+        await client.post("/ingest/overland", json={"locations": [feature()]}, headers=house.bearer()),
+        await client.post(
+            "/ingest/traccar",
+            json={"position": {"latitude": 36.75, "longitude": 3.05, "speed": 10}, "device": {"uniqueId": "B2"}},
+            headers={"Authorization": f"Bearer {gateway}"},
+        ),
+    ]
+    assert [answer.status_code for answer in answers] == [202, 200, 200, 200, 200, 200, 200, 200]
+    assert answers[5].json() == []
+    assert answers[6].json() == {"result": "ok"}
+    found = await house.stored()
+    assert [fix.source for fix in found] == ["telemetry", "osmand", "osmand", "osmand", "osmand", "owntracks", "overland", "traccar"]
+    assert [fix.bus_id for fix in found] == ["B1"] * 7 + ["B2"]
+
+
+def feature() -> dict[str, Any]:
+    return {"geometry": {"type": "Point", "coordinates": [3.05, 36.75]}, "properties": {"timestamp": CLOCK.now_ms()}}
+
+
+BAD_BODIES = [
+    b"",
+    b"{",
+    b"\x00\xff\x81",
+    b"[" * 5000,
+    b'"text"',
+    b"17",
+    b"null",
+    b'{"location": 5}',
+    b"lat=x&lon=y",
+    b"\x1f\x8b\x08 no gzip",
+]
+
+
+@pytest.mark.parametrize("path", ["osmand", "owntracks", "overland", "traccar"])
+async def test_a_phone_is_answered_2xx_whatever_it_sends(house: House, path: str) -> None:
+    for body in BAD_BODIES:
+        for kind in ("application/json", "application/x-www-form-urlencoded", "", "nonsense"):
+            answer = await house.client.post(f"/ingest/{path}", content=body, headers=house.bearer() | {"Content-Type": kind})
+            assert answer.status_code == 200, (body, kind, answer.text)
+    gzip = {"Content-Encoding": "gzip"}
+    assert (await house.client.post(f"/ingest/{path}", content=b"no gzip", headers=house.bearer() | gzip)).status_code == 200
+    assert not await house.stored()
+
+
+async def test_telemetry_that_does_not_parse_is_malformed_and_a_bad_value_is_quarantined(house: House) -> None:
+    for body in (b"", b"{", b"\x00\xff", b'[{"busId": "B1"', b"hello"):
+        answer = await house.client.post("/ingest/telemetry", content=body, headers=house.bearer())
+        assert (answer.status_code, answer.json()["code"]) == (400, "MALFORMED_BODY")
+        assert answer.json()["requestId"] == answer.headers["x-request-id"]
+    nan = json.dumps(telemetry()).replace("36.75", "NaN").encode()
+    wrong = json.dumps(telemetry(timestamp="soon")).encode()
+    for body in (nan, wrong, b"null", b"17", b'{"busId": "B1"}'):
+        answer = await house.client.post("/ingest/telemetry", content=body, headers=house.bearer())
+        assert (answer.status_code, answer.json()["accepted"], len(answer.json()["quarantined"])) == (202, 0, 1)
+    answer = await house.client.put("/ingest/buses/B1/location", content=b"{", headers=house.bearer())
+    assert (answer.status_code, answer.json()) == (202, {"accepted": 0, "quarantined": [{"index": 0, "reason": "MALFORMED"}]})
+
+
+async def test_what_is_refused_stands_in_the_quarantine_with_its_reason(house: House) -> None:
+    await house.client.post("/ingest/telemetry", json=[telemetry("B9"), telemetry(timestamp=5)], headers=house.bearer())
+    await house.door.drain()
+    [(_, fields)] = await house.redis.calls.xrange("quar:{demo}")
+    kept = msgspec.msgpack.decode(fields[b"f"], type=list[Refusal])
+    assert [(one.reason, one.index, one.bus_id) for one in kept] == [("NOT_YOUR_BUS", 0, None), ("ABSURD_TIME", 1, "B1")]
+    assert {one.device_id for one in kept} == {house.issued["B1"].device_id}
+
+
+async def test_a_gateway_speaks_for_its_list_and_its_areas(house: House) -> None:
+    batch = [telemetry("B1"), telemetry("B3"), telemetry("B4"), telemetry("B2")]
+    answer = await house.client.post("/ingest/telemetry", json=batch, headers=house.bearer("gateway"))
+    assert answer.json() == {"accepted": 3, "quarantined": [{"index": 2, "reason": "NOT_YOUR_BUS"}]}
+    assert [fix.bus_id for fix in await house.stored()] == ["B1", "B2"]
+    assert [fix.bus_id for fix in await house.stored("other")] == ["B3"]
+
+
+async def test_sizes_have_limits_each_with_its_answer(house: House) -> None:
+    big = b"[" + b" " * 10_000_000 + b"]"
+    answer = await house.client.post("/ingest/telemetry", content=big, headers=house.bearer())
+    assert (answer.status_code, answer.json()["code"]) == (413, "TOO_LARGE")
+
+    async def dribbled() -> AsyncIterator[bytes]:  # chunked: no Content-Length to look at
+        for _ in range(40):
+            yield b" " * 50_000
+
+    assert (await house.client.post("/ingest/telemetry", content=dribbled(), headers=house.bearer())).status_code == 413
+    hundred_thousand = b"[" + b",".join([b"1"] * 100_000) + b"]"
+    for path in ("telemetry", "overland"):
+        body = hundred_thousand if path == "telemetry" else b'{"locations":%s}' % hundred_thousand
+        assert (await house.client.post(f"/ingest/{path}", content=body, headers=house.bearer())).status_code == 413
+    assert not await house.stored()
+
+
+async def test_gzip_is_read_and_a_bomb_is_not(house: House) -> None:
+    headers = house.bearer() | {"Content-Encoding": "gzip"}
+    answer = await house.client.post("/ingest/telemetry", content=gzip.compress(json.dumps([telemetry()] * 3).encode()), headers=headers)
+    assert answer.json() == {"accepted": 3, "quarantined": []}
+    bomb = gzip.compress(b" " * 200_000_000, 9)
+    assert len(bomb) < 1_000_000
+    assert (await house.client.post("/ingest/telemetry", content=bomb, headers=headers)).status_code == 413
+    for body in (b"plain", gzip.compress(b"{}")[:-4], gzip.compress(b"{}") * 2):
+        assert (await house.client.post("/ingest/telemetry", content=body, headers=headers)).status_code == 400
+
+
+async def test_a_body_that_dribbles_in_is_cut_off(house: House) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    token = house.issued["B1"].token
+    writer.write(f"POST /ingest/telemetry HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 100\r\n\r\n{{".encode())
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)  # the test's limit is 1 s
+    assert head.startswith(b"HTTP/1.1 408")
+    assert b"connection: close" in head.lower()
+    writer.close()
+
+
+async def test_a_wrong_path_or_method_is_a_problem_document(house: House) -> None:
+    cases = [("GET", "/ingest/telemetry", 405), ("DELETE", "/ingest/osmand", 405), ("POST", "/ingest/nothing", 404), ("POST", "/ingest", 404),
+             ("POST", "/ingest/telemetry/token", 404), ("POST", "/ingest/buses/B1/location", 405), ("PUT", "/ingest/buses/B1", 404)]  # fmt: skip
+    for method, path, status in cases:
+        answer = await house.client.request(method, path, headers=house.bearer())
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+        assert (status != 405) or answer.headers["allow"]
+
+
+def signed(
+    house: House, body: bytes, *, path: str = "/ingest/telemetry", nonce: str | None = None, skew_ms: int = 0, secret: str | None = None
+) -> Any:
+    issued = house.issued["hmac"]
+    stamp, nonce = str(CLOCK.now_ms() + skew_ms), nonce or CLOCK.uuid7()
+    said = "\n".join(("POST", path, stamp, nonce, hashlib.sha256(body).hexdigest()))
+    signature = hmac.new((secret or issued.secret or "").encode(), said.encode(), hashlib.sha256).hexdigest()
+    return {"X-Device-Id": issued.device_id, "X-Timestamp": stamp, "X-Nonce": nonce, "X-Signature": signature}
+
+
+async def test_a_signed_request_is_good_once_and_only_as_it_was_signed(house: House) -> None:
+    body = json.dumps(telemetry("B2")).encode()
+
+    async def post(headers: Any, content: bytes = body) -> tuple[int, str]:
+        answer = await house.client.post("/ingest/telemetry", content=content, headers=headers)
+        return answer.status_code, answer.json().get("code", "")
+
+    headers = signed(house, body)
+    assert await post(headers) == (202, "")
+    assert await post(headers) == (401, "REPLAYED_NONCE")
+    assert await post(signed(house, body), body + b" ") == (401, "BAD_SIGNATURE")
+    assert await post(signed(house, body, path="/ingest/osmand")) == (401, "BAD_SIGNATURE")
+    assert await post(signed(house, body, secret="another")) == (401, "BAD_SIGNATURE")
+    assert await post(signed(house, body) | {"X-Device-Id": "nobody"}) == (401, "BAD_SIGNATURE")
+    assert await post(signed(house, body) | {"X-Device-Id": house.issued["B1"].device_id}) == (401, "BAD_SIGNATURE")
+    assert await post(signed(house, body, skew_ms=-301_000)) == (401, "STALE_TIMESTAMP")
+    assert await post(signed(house, body, skew_ms=301_000)) == (401, "STALE_TIMESTAMP")
+    assert await post(signed(house, body, nonce="short")) == (401, "BAD_NONCE")
+    assert await post(signed(house, body, skew_ms=-290_000)) == (202, "")
+    assert len(await house.stored()) == 2
+
+
+async def test_redis_away_is_503_with_retry_after_and_nothing_is_said_to_be_accepted(database_url: str, own_redis: RedisServer) -> None:
+    async with standing(database_url, own_redis.url) as house:
+        assert (await house.client.post("/ingest/telemetry", json=telemetry(), headers=house.bearer())).status_code == 202
+        own_redis.stop()
+        for path, body in (("telemetry", telemetry()), ("osmand", {"lat": 1})):
+            if path == "osmand":
+                body = {"location": {"coords": {"latitude": 36.75, "longitude": 3.05}}}
+            answer = await house.client.post(f"/ingest/{path}", json=body, headers=house.bearer())
+            assert answer.status_code == 503
+            assert int(answer.headers["retry-after"]) >= 1
+            assert answer.json()["retryable"] is True
+        own_redis.start()
+        assert (await house.client.post("/ingest/telemetry", json=telemetry(seq=9), headers=house.bearer())).status_code == 202
+        assert (await house.stored())[-1].seq == 9
