@@ -185,9 +185,9 @@ def prepare_python() -> bool:
         return False
     python = VENV / "bin" / "python"
     with step("Python environment"):
-        whole = python.exists() and subprocess.run([python, "-c", "import pip"], capture_output=True, check=False).returncode == 0
-        if not whole:
-            run([sys.executable, "-m", "venv", "--clear", str(VENV)])
+        broken = not python.exists() or subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode != 0
+        if broken or subprocess.run([python, "-c", "import pip"], capture_output=True, check=False).returncode != 0:
+            run([sys.executable, "-m", "venv", *(["--clear"] if broken else []), str(VENV)])
     quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--require-hashes", "-r"]
     with step("installer"):
         run([str(python), "-m", "pip", "install", *quiet, str(locks[0])])
