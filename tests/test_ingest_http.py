@@ -226,7 +226,7 @@ async def test_gzip_is_read_and_a_bomb_is_not(house: House) -> None:
     headers = house.bearer() | {"Content-Encoding": "gzip"}
     answer = await house.client.post("/ingest/telemetry", content=gzip.compress(json.dumps([telemetry()] * 3).encode()), headers=headers)
     assert answer.json() == {"accepted": 3, "quarantined": []}
-    bomb = gzip.compress(b" " * 200_000_000, 9)
+    bomb = gzip.compress(b" " * 40_000_000, 9)
     assert len(bomb) < 1_000_000
     assert (await house.client.post("/ingest/telemetry", content=bomb, headers=headers)).status_code == 413
     for body in (b"plain", gzip.compress(b"{}")[:-4], gzip.compress(b"{}") * 2):
