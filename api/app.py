@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -21,8 +20,7 @@ from litestar.enums import HttpMethod, ScopeType
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.response import Response
-from litestar.static_files import create_static_files_router
-from litestar.types import ASGIApp, ControllerRouterHandler, Message, Receive, Scope, Send
+from litestar.types import ControllerRouterHandler, Message, Receive, Scope, Send
 
 from api import problems
 from engine.clock import Clock
@@ -46,7 +44,6 @@ if TYPE_CHECKING:
 VERSION: Final = b"1"
 ENVELOPE: Final = b"application/vnd.timepoint.envelope+json"
 CHECK_TIMEOUT_S: Final = 1.0  # longest wait of /readyz for one part
-WEB: Final = Path(__file__).parent / "web"
 _REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{8,64}$")
 
 CONTENT_SECURITY_POLICY: Final = (
@@ -72,7 +69,7 @@ class Parts(msgspec.Struct, kw_only=True):
     hub: Hub
     redis: Redis | None = None
     postgres: Postgres | None = None
-    devices: ASGIApp | None = None  # the devices' application, at /ingest
+    devices: Callable[[Any, Any, Any], Awaitable[None]] | None = None  # the devices' ASGI application, at /ingest
     meter: Meter | None = None
     principal_of: Callable[[str], Any] | None = None  # access token -> principal; raises Unauthenticated
     plans: Plans | None = None  # the timetables in force
@@ -93,8 +90,6 @@ def parts_of(request: Request[Any, Any, Any]) -> Parts:
 def make_app(parts: Parts, routers: Sequence[ControllerRouterHandler] = (), *, roots: Sequence[ControllerRouterHandler] = ()) -> Edge:
     """The ASGI application: `routers` under /v1, `roots` at the root (/metrics, /gtfs-rt, /sse ...)."""
     handlers: list[ControllerRouterHandler] = [Router("/v1", route_handlers=list(routers)), *ops_handlers(parts), *roots]
-    if (WEB / "index.html").is_file():
-        handlers.append(create_static_files_router("/", directories=[WEB], html_mode=True, include_in_schema=False))
     litestar = Litestar(
         route_handlers=handlers,
         exception_handlers={Exception: problems.answer},

@@ -7,12 +7,16 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import logging
 import os
+import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from rich.console import Console
@@ -20,8 +24,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from engine import settings as settings_
 from engine.clock import SystemClock
+from engine.errors import EngineError, Invalid, NotFound
 from engine.settings import Settings
 
+log = logging.getLogger("timepoint")
+
+DRAIN_STEP_S: Final = 15.0  # longest wait for one step of a drain
 OUT: Final = Console(highlight=False)
 ERR: Final = Console(stderr=True, highlight=False)
 
@@ -58,15 +66,151 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
 def serve(args: argparse.Namespace) -> int:
     import uvloop
 
-    from api.worker import run_worker
     from api.workers import supervise
 
     settings = _settings()
     if args.fd is not None:
-        return uvloop.run(run_worker(settings, args.fd, number=args.number))
+        return uvloop.run(run_worker(settings, socket.socket(fileno=args.fd)))
     if args.workers < 1:
-        raise SystemExit("--workers must be at least 1")
+        raise Invalid("--workers must be at least 1")
     return uvloop.run(supervise(settings, args.workers))
+
+
+async def run_worker(settings: Settings, sock: socket.socket) -> int:
+    """One worker: every part in the order in which it depends on the others, until SIGTERM or SIGINT; then the drain. The exit code."""
+    from api import asyncapi, feeds, fleet, network, ops, pages, tracking
+    from api.app import Parts, make_app
+    from api.auth import Tokens, may_listen
+    from api.live import Sockets
+    from api.server import Worker
+    from api.sse import Streams
+    from engine.live.hub import Hub
+    from engine.live.ordered import OrderedChannels
+    from engine.live.table import LiveTable
+    from engine.meter import Meter
+    from engine.office.accounts import Devices
+    from engine.store.fleet import Fleet
+    from engine.store.lease import hold
+    from engine.store.postgres import Postgres
+    from engine.store.redis import Redis
+    from engine.store.timescale import HistoryReader
+    from engine.tracking.history import History
+    from engine.tracking.plans import Plans
+    from engine.tracking.relay import Relay
+    from engine.tracking.shares import Shares
+    from ingest.broker import BrokerFiles, hang_up
+    from ingest.door import Door
+    from ingest.http import DeviceApp, DevicePaths
+    from ingest.mqtt import MqttReader, broker_address
+    from ingest.socket import IngestSession
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    roles = _roles(settings)
+    clock, meter = SystemClock(), Meter()
+    tokens = Tokens(settings, clock)
+
+    # the record and the nervous system
+    postgres = await Postgres.connect(settings)
+    redis = await Redis.connect(settings, meter, clock)
+    plans = Plans(postgres, meter)
+    await plans.refresh()
+
+    # the way in
+    registry = Devices(Fleet(postgres), clock, secret_key=tokens.key, meter=meter)
+    await registry.load()
+    door = Door(registry, redis, settings, clock, meter)
+
+    # the way out
+    table = LiveTable(meter)
+    hub = Hub(table, settings, clock, meter, may_listen)
+    ordered = OrderedChannels(hub, redis, meter)
+    lag = ops.LoopLag(clock, meter)
+    parts = Parts(
+        settings=settings,
+        clock=clock,
+        meter=meter,
+        table=table,
+        hub=hub,
+        redis=redis,
+        postgres=postgres,
+        devices=DeviceApp(DevicePaths(door)),
+        principal_of=tokens.principal,
+        plans=plans,
+        registry=registry,
+        history=HistoryReader(postgres),
+        tokens=tokens,
+        lag=lag,
+    )
+    routers = (*network.ROUTERS, *tracking.ROUTERS, *fleet.ROUTERS)
+    streams = Streams(hub, settings.socket_buffer_max_bytes, tokens.principal)
+    app = make_app(parts, routers, roots=(*ops.ROOTS, *feeds.ROOTS, *pages.ROOTS, asyncapi.asyncapi, streams.handler))
+
+    def open_device(token: str, send: Callable[[str | bytes], None], close: Callable[[int, str], None]) -> IngestSession:
+        return IngestSession(door, door.by_token(token), send, close)
+
+    sockets = Sockets(hub, settings, clock, tokens.principal, meter, open_device)
+    worker = Worker(app, sockets, parts, streams)
+
+    # what runs for ever
+    shares = Shares(redis, plans, clock=clock, settings=settings, meter=meter)
+    running: dict[str, Coroutine[Any, Any, None]] = {
+        "plans": plans.run(),
+        "registry": registry.run(),
+        "live table": table.follow(redis, hub.tell),
+        "hub": hub.run(),
+        "ordered channels": ordered.run(),
+        "loop lag": lag.run(),
+    }
+    if "track" in roles:
+        running["areas"] = shares.run()
+    if "history" in roles:
+        running["history"] = History(redis, clock=clock, settings=settings, meter=meter).run()
+        running["relay"] = Relay(redis, plans, clock=clock, settings=settings, meter=meter).run()
+    if "mqtt" in roles and settings.mqtt_url:
+        reader = MqttReader(door, settings.mqtt_url, meter)
+        running["mqtt"] = hold(redis, "mqtt", settings, reader.run)
+        if settings.mqtt_broker_dir:
+            folder, address = Path(settings.mqtt_broker_dir), broker_address(settings.mqtt_url)
+            files = BrokerFiles(registry, folder, lambda: hang_up(folder / "server.pid"), clock, (address.user, address.password), meter)
+            running["broker logins"] = hold(redis, "broker-files", settings, files.run)
+
+    tasks = [asyncio.create_task(work, name=name) for name, work in running.items()]
+    serving = asyncio.create_task(worker.run_on(sock), name="server")
+    stopping = asyncio.Event()
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(sig, stopping.set)
+    stop = asyncio.create_task(stopping.wait(), name="signal")
+    ended, _ = await asyncio.wait({serving, stop, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    broken = [task for task in ended if task is not stop]
+    for task in broken:  # none of them may end by itself: say which did, drain what still works, let the supervisor start a new worker
+        log.error("%s ended: %r", task.get_name(), None if task.cancelled() else task.exception())
+
+    # the drain: sockets and requests first, then what was taken in, then the areas, then the pools
+    await worker.stop()
+    for name, step in (
+        ("server", serving),
+        ("door", door.drain()),
+        ("last seen", registry.flush_seen()),
+        ("areas", shares.drain()),
+    ):
+        try:
+            await asyncio.wait_for(step, DRAIN_STEP_S)
+        except (TimeoutError, EngineError) as fault:
+            log.warning("drain: %s: %s", name, fault or f"not done in {DRAIN_STEP_S:.0f} s")
+    for task in (stop, *tasks):
+        task.cancel()
+    await asyncio.wait({stop, *tasks}, timeout=DRAIN_STEP_S)
+    await redis.close()
+    await postgres.close()
+    return 1 if broken else 0
+
+
+def _roles(settings: Settings) -> frozenset[str]:
+    roles = frozenset(part.strip() for part in settings.roles.split(",") if part.strip())
+    unknown = roles - {"api", "track", "history", "mqtt"}
+    if unknown or not roles:
+        raise Invalid(f"ROLES: {', '.join(sorted(unknown)) or 'none given'}; there are api, track, history, mqtt")
+    return roles
 
 
 # ------------------------------------------------------------------------------------------------ the database and its feeds
@@ -90,7 +234,57 @@ def import_arguments(parser: argparse.ArgumentParser) -> None:
         help="short name that ids on the wire begin with (default: from the file's name)",
     )
     parser.add_argument("--partner", default="demo", metavar="ID", help="the operator the feed belongs to (default demo)")
-    parser.add_argument("--complaints", type=int, default=20, metavar="N", help="how many complaints to print (default 20)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON (also of a refusal)")
+
+
+def import_gtfs(args: argparse.Namespace) -> int:
+    return asyncio.run(_import_gtfs(args))
+
+
+async def _import_gtfs(args: argparse.Namespace) -> int:
+    from engine.store import network
+    from engine.store.postgres import Postgres
+    from ingest.feed_import import import_zip
+
+    settings = _settings()
+    try:
+        postgres = await Postgres.connect(settings)
+        try:
+            with bar() as progress:
+                task = progress.add_task("reading", total=1.0)
+                done = await import_zip(
+                    postgres,
+                    args.feed,
+                    feed_id=args.feed_id,
+                    partner_id=args.partner,
+                    progress=lambda share, what: progress.update(task, completed=share, description=what),
+                )
+            timetable = await network.load_timetable(postgres, done.feed_id)
+        finally:
+            await postgres.close()
+    except EngineError as fault:
+        if not args.json:
+            raise
+        print(json.dumps({"code": fault.code, "detail": fault.detail, "errors": fault.errors[:1000]}))
+        return 1
+    assert timetable is not None
+    report = {
+        "feedId": done.feed_id,
+        "version": done.version,
+        "changed": done.changed,
+        "routes": len(timetable.routes),
+        "trips": len(timetable.trips),
+        "stopTimes": sum(len(trip.arrival_s) for trip in timetable.trips.values()),
+        "warnings": [],
+    }
+    if args.json:
+        print(json.dumps(report))
+        return 0
+    word = "in force" if done.changed else "was in force already; nothing changed"
+    OUT.print(
+        f"feed [bold]{done.feed_id}[/] version {done.version} {word}: {report['routes']} routes, {report['trips']:,} trips, {report['stopTimes']:,} stop times"
+    )
+    return 0
 
 
 # ------------------------------------------------------------------------------------------------ recorded days
@@ -108,18 +302,11 @@ def replay_arguments(parser: argparse.ArgumentParser) -> None:
 
 def replay(args: argparse.Namespace) -> int:
     from engine.tracking.replay import replay as run_replay
+    from ingest.gtfs import read_feed
 
     overrides = dict(pair.partition("=")[::2] for pair in args.set)
-    with bar() as progress:
-        task = progress.add_task("replaying", total=None)
-        run_replay(
-            args.feed,
-            args.fixes,
-            args.out,
-            history=args.history,
-            overrides=overrides,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    done = run_replay(args.feed, args.fixes, args.out, read_feed=read_feed, history=args.history, overrides=overrides)
+    ERR.print(f"{args.out}: {done}", soft_wrap=True)
     return 0
 
 
@@ -133,8 +320,15 @@ def score_arguments(parser: argparse.ArgumentParser) -> None:
 
 def score(args: argparse.Namespace) -> int:
     from engine.tracking.score import score as run_score
+    from engine.tracking.score import show
+    from ingest.gtfs import read_feed
 
-    return run_score(args.out, arrivals=args.arrivals, as_json=args.json)
+    report = run_score(args.out, read_feed=read_feed, arrivals=args.arrivals)
+    if args.json:
+        print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+    else:
+        show(report)
+    return 0
 
 
 # ------------------------------------------------------------------------------------------------ people
@@ -156,6 +350,67 @@ def user(args: argparse.Namespace) -> int:
     token = Tokens(_settings(), SystemClock()).mint(args.name, args.role, partner_id=args.partner, life_s=int(args.hours * 3600))
     print(token)
     return 0
+
+
+# ------------------------------------------------------------------------------------------------ devices and simulated buses
+
+
+def device_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["create", "list", "rotate", "retire", "demo"])
+    parser.add_argument("id", nargs="*", metavar="ID", help="create: bus ids; rotate, retire: the device id")
+    parser.add_argument("--partner", default="demo", metavar="ID", help="the operator (default demo)")
+    parser.add_argument("--feed-id", default="demo", metavar="ID", help="create, demo: the feed that the buses drive (default demo)")
+    parser.add_argument("--kind", choices=["TOKEN", "HMAC", "GATEWAY"], default="TOKEN", help="create: how it signs in (default TOKEN)")
+    parser.add_argument("--name", default="", help="create: what people call it")
+    parser.add_argument(
+        "--grace", type=int, default=86_400, metavar="S", help="rotate: how long the old credentials stay good (default a day)"
+    )
+    parser.add_argument("--buses", type=Path, metavar="FILE", help="demo: JSON list of bus ids")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="demo: where {busId: token} goes (mode 0600)")
+
+
+def device(args: argparse.Namespace) -> int:
+    from api import devices
+    from api.auth import Tokens
+
+    settings, clock = _settings(), SystemClock()
+    secret = Tokens(settings, clock).key
+    if args.what == "demo":
+        if args.buses is None or args.out is None:
+            raise Invalid("device demo needs --buses FILE and --out FILE")
+        made = asyncio.run(
+            devices.demo(settings, clock, secret, partner=args.partner, feed_id=args.feed_id, buses=args.buses, out=args.out)
+        )
+        print(f"{made} devices made; {args.out}")
+    elif args.what == "list":
+        print(json.dumps(asyncio.run(devices.listed(settings, partner=args.partner)), indent=2))
+    elif not args.id:
+        raise Invalid(f"device {args.what} needs an ID")
+    elif args.what == "create":
+        made_one = devices.create(
+            settings, clock, secret, partner=args.partner, feed_id=args.feed_id, bus_ids=args.id, kind=args.kind, name=args.name
+        )
+        print(json.dumps(asyncio.run(made_one), indent=2))
+    elif args.what == "rotate":
+        fresh = devices.rotate(settings, clock, secret, partner=args.partner, device_id=args.id[0], grace_s=args.grace)
+        print(json.dumps(asyncio.run(fresh), indent=2))
+    elif not asyncio.run(devices.retire(settings, clock, partner=args.partner, device_id=args.id[0])):
+        raise NotFound(f"no device {args.id[0]!r}")
+    return 0
+
+
+def simulate_arguments(parser: argparse.ArgumentParser) -> None:
+    from bench import simulate
+
+    simulate.add_arguments(parser)
+
+
+def simulate(args: argparse.Namespace) -> int:
+    import uvloop
+
+    from bench import simulate
+
+    return uvloop.run(simulate.run(args))
 
 
 # ------------------------------------------------------------------------------------------------ settings
@@ -198,3 +453,53 @@ def _masked(name: str, value: object) -> object:
 
 def nothing(parser: argparse.ArgumentParser) -> None:
     """A command without arguments of its own."""
+
+
+COMMANDS: Final = (
+    Command("serve", "run the engine", "timepoint serve --workers 2", serve_arguments, serve),
+    Command("migrate", "bring the database up to this version", "timepoint migrate", nothing, migrate),
+    Command("import-gtfs", "take a GTFS feed into force", "timepoint import-gtfs feed.zip --feed-id city", import_arguments, import_gtfs),
+    Command("device", "devices and their credentials", "timepoint device create BUS-17 --feed-id city", device_arguments, device),
+    Command("user", "people: print an access token", "timepoint user token PARTNER_ADMIN --partner demo", user_arguments, user),
+    Command("simulate", "drive simulated buses into an engine", "timepoint simulate --buses 50", simulate_arguments, simulate),
+    Command(
+        "replay",
+        "run recorded fixes through the engine",
+        "timepoint replay --feed f.zip --fixes day.csv --out out",
+        replay_arguments,
+        replay,
+    ),
+    Command("score", "how good a replay's arrivals were", "timepoint score --out out", score_arguments, score),
+    Command("settings", "every setting with its meaning", "timepoint settings", settings_arguments, show_settings),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The console script. Errors of the engine are one line on stderr and exit code 1; bad usage is exit code 2."""
+    args = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="timepoint", description="Real-time bus tracking and seat booking.", epilog="`timepoint COMMAND --help` says what each needs."
+    )
+    choices = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = choices.add_parser(command.name, help=command.help, description=command.help, epilog=f"example: {command.example}")
+        sub.set_defaults(run=command.run)
+        if args[:1] == [command.name]:  # the arguments of the others need not be imported
+            command.arguments(sub)
+    try:
+        chosen = parser.parse_args(args)
+        run: Callable[[argparse.Namespace], int] = chosen.run
+        return run(chosen)
+    except EngineError as fault:
+        ERR.print(f"[red]{fault.code}[/] {fault.detail}", soft_wrap=True)
+        for row in fault.errors[:20]:
+            ERR.print(f"  {row.get('pointer', '')}: {row.get('detail', '')}", soft_wrap=True, markup=False)
+        if len(fault.errors) > 20:
+            ERR.print(f"  ... and {len(fault.errors) - 20:,} more")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+// The fleet map: every bus in the viewport, as the live socket tells it.
+
+import { CLASSES, ageWords, classOf, clockOf, delayWords, icon } from "./buses.js";
+import { Live } from "./live.js";
+import { boundsOf, lineFeature, makeMap, pages, stopFeature } from "./map.js";
+
+const $ = (id) => document.getElementById(id);
+const DRAW_MS = 150; // at most this often: MapLibre takes 2,000 points in 0.2 ms, the screen needs no more
+
+const buses = new Map();
+const hidden = new Set();
+let chosen = null;
+let dirty = false;
+
+const map = await makeMap("map");
+window.timepoint = { buses, map }; // for tests and the curious
+
+const live = new Live({ onPush: hear, onState: showState });
+map.on("moveend", look);
+drawNetwork().catch((fault) => console.warn("no network:", fault.message)).finally(look);
+makeChips();
+setInterval(draw, DRAW_MS);
+setInterval(() => { dirty = true; }, 5_000); // silence changes classes too
+
+function look() {
+  const box = map.getBounds();
+  const clamp = (value, most) => Math.max(-most, Math.min(most, value));
+  live.look([clamp(box.getWest(), 180), clamp(box.getSouth(), 90), clamp(box.getEast(), 180), clamp(box.getNorth(), 90)], map.getZoom());
+}
+
+function hear(kind, data) {
+  if (kind === "pos") buses.set(data.busId, data);
+  else if (kind === "gone") buses.delete(data.busId);
+  else if (kind === "snapshot") {
+    buses.clear();
+    for (const bus of data) buses.set(bus.busId, bus);
+  } else return;
+  dirty = true;
+}
+
+function showState(state) {
+  $("state").dataset.state = state;
+  $("state").textContent = state;
+}
+
+function draw() {
+  if (!dirty) return;
+  dirty = false;
+  const now = Date.now();
+  const counts = Object.fromEntries(CLASSES.map(({ id }) => [id, 0]));
+  const features = [];
+  for (const bus of buses.values()) {
+    const group = classOf(bus, now);
+    counts[group] += 1;
+    if (hidden.has(group)) continue;
+    const minutes = bus.delayS === null ? "" : ` ${bus.delayS >= 0 ? "+" : "−"}${Math.abs(Math.round(bus.delayS / 60))}`;
+    features.push({
+      type: "Feature",
+      geometry: { type: "Point", coordinates: [bus.lon, bus.lat] },
+      properties: { id: bus.busId, class: group, label: bus.busId + minutes, faded: group === "nosignal" },
+    });
+  }
+  map.getSource("buses")?.setData({ type: "FeatureCollection", features });
+  $("count").textContent = `${buses.size} buses`;
+  $("empty").classList.toggle("hidden", buses.size > 0);
+  for (const { id } of CLASSES) $(`count-${id}`).textContent = counts[id];
+  if (chosen) drawCard(now);
+}
+
+function makeChips() {
+  for (const { id, label } of CLASSES) {
+    const chip = document.createElement("button");
+    chip.className = "chip";
+    chip.setAttribute("aria-pressed", "true");
+    const count = document.createElement("span");
+    count.id = `count-${id}`;
+    count.className = "mono";
+    chip.append(icon(id), label, count);
+    chip.onclick = () => {
+      if (!hidden.delete(id)) hidden.add(id);
+      chip.setAttribute("aria-pressed", String(!hidden.has(id)));
+      dirty = true;
+    };
+    $("chips").append(chip);
+  }
+}
+
+async function drawNetwork() {
+  const routes = await pages("/v1/routes");
+  const details = await Promise.all(routes.map(async (route) => (await fetch(`/v1/routes/${encodeURIComponent(route.routeId)}`)).json()));
+  const lines = details.flatMap((route) => route.patterns.map((pattern) => lineFeature(pattern.geometry, route.color)));
+  map.getSource("routes").setData({ type: "FeatureCollection", features: lines });
+  const busiest = details.filter((route) => route.patterns.some((pattern) => pattern.lengthM < 60_000));
+  const points = (busiest.length ? busiest : details).flatMap((route) => route.patterns.flatMap((pattern) => pattern.geometry.coordinates));
+  if (points.length) map.fitBounds(boundsOf(points), { padding: 60, duration: 0 });
+  const stops = await pages("/v1/stops");
+  map.getSource("stops").setData({ type: "FeatureCollection", features: stops.map(stopFeature) });
+}
+
+map.on("click", "buses", (event) => choose(event.features[0].properties.id));
+map.on("mouseenter", "buses", () => { map.getCanvas().style.cursor = "pointer"; });
+map.on("mouseleave", "buses", () => { map.getCanvas().style.cursor = ""; });
+addEventListener("keydown", (event) => { if (event.key === "Escape") choose(null); });
+
+async function choose(busId) {
+  chosen = busId ? { busId, trip: null } : null;
+  $("card").classList.toggle("hidden", !chosen);
+  if (!chosen) return;
+  drawCard(Date.now());
+  const bus = buses.get(busId);
+  if (!bus?.tripId) return;
+  const answer = await fetch(`/v1/trips/${encodeURIComponent(bus.tripId)}`);
+  if (answer.ok && chosen?.busId === busId) {
+    chosen.trip = await answer.json();
+    drawCard(Date.now());
+  }
+}
+
+function drawCard(now) {
+  const bus = buses.get(chosen.busId);
+  const card = $("card");
+  if (!bus) {
+    card.replaceChildren(closeButton(), heading(chosen.busId), text("p", "It has left this part of the map.", "soft"));
+    return;
+  }
+  const group = classOf(bus, now);
+  const mark = text("p", "", "mark");
+  mark.append(icon(group), CLASSES.find(({ id }) => id === group).label + (bus.tripId ? `, ${delayWords(bus.delayS)}` : ""));
+  const facts = document.createElement("dl");
+  facts.className = "facts mono";
+  const trip = chosen.trip?.id === bus.tripId ? chosen.trip : null;
+  const nameOf = (stopId) => trip?.stops.find((stop) => stop.stopId === stopId)?.name ?? stopId.split(":").slice(1).join(":");
+  const rows = [
+    ["Route", trip ? `${trip.routeName}${trip.headsign ? ` to ${trip.headsign}` : ""}` : bus.routeId?.split(":").slice(1).join(":")],
+    ["Next stop", bus.nextStop && `${nameOf(bus.nextStop.stopId)}, ${bus.nextStop.p50 ? clockOf(bus.nextStop.p50, trip?.timezone) : "no estimate"}`],
+    ["Speed", bus.speedMps === null ? null : `${Math.round(bus.speedMps * 3.6)} km/h`],
+    ["Off the line", bus.offsetM === null ? null : `${Math.round(bus.offsetM)} m`],
+    ["On board", bus.occupancy],
+    ["Heard", ageWords(bus.at, now)],
+  ];
+  for (const [name, value] of rows) {
+    if (value === null || value === undefined) continue;
+    facts.append(text("dt", name), text("dd", value));
+  }
+  card.replaceChildren(closeButton(), heading(bus.busId), mark, facts);
+  if (bus.tripId) {
+    const link = text("a", "Follow this trip");
+    link.href = `/trip/${encodeURIComponent(bus.tripId)}`;
+    const line = document.createElement("p");
+    line.append(link);
+    card.append(line);
+  }
+}
+
+function heading(words) { return text("h2", words); }
+
+function closeButton() {
+  const button = text("button", "✕", "close");
+  button.setAttribute("aria-label", "Close");
+  button.onclick = () => choose(null);
+  return button;
+}
+
+function text(tag, words, className = "") {
+  const element = document.createElement(tag);
+  element.textContent = words;
+  element.className = className;
+  return element;
+}
