@@ -42,7 +42,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ingest_stream_max_bytes: Annotated[int, _d("byte cap of an area's ingest stream; past it 503 with Retry-After", ge=1)] = 268_435_456
     ingest_gather_max_ms: Annotated[int, _d("pause between two XADDs of an area under load: CPU for age", ge=0)] = 5
     ingest_inflated_max_bytes: Annotated[int, _d("largest gzip body once inflated; over it 413: bombs", ge=1024)] = 4_194_304
-    mqtt_broker_dir: Annotated[str, _d("folder of Mosquitto's passwords, acl and server.pid, kept by the engine; empty: not ours to keep")] = ""
+    mqtt_broker_dir: Annotated[
+        str, _d("folder of Mosquitto's passwords, acl and server.pid, kept by the engine; empty: not ours to keep")
+    ] = ""
+    ingest_device_rate: Annotated[float, _d("fixes a second one device may send for each of its buses, per worker; over it 429", gt=0)] = (
+        200.0
+    )
+    ingest_device_burst: Annotated[int, _d("fixes a device may send at once beyond its rate: a day's backlog at 4 s", ge=1)] = 20_000
     hmac_window_s: Annotated[int, _d("HMAC replay window, either side of now", ge=1)] = 300
 
     # tracking shell
@@ -55,7 +61,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     )
 
     # history
-    history_back_days: Annotated[int, _d("fixes older than this are quarantined instead of kept: a phone's clock that stood", ge=1, le=60)] = 3
+    history_back_days: Annotated[
+        int, _d("fixes older than this are quarantined instead of kept: a phone's clock that stood", ge=1, le=60)
+    ] = 3
     history_keep_days: Annotated[int, _d("days that fixes and events are kept", ge=1)] = 90
     history_batch_max: Annotated[int, _d("most fixes of one history transaction", ge=1)] = 5_000
     history_gather_ms: Annotated[int, _d("pause of the history writer when it has caught up: larger batches for age", ge=0)] = 250
@@ -68,7 +76,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     socket_messages_max: Annotated[int, _d("most messages a client may send in 10 s; over it 4429", ge=10)] = 600
     socket_message_max_bytes: Annotated[int, _d("largest message of a client; over it 1009", ge=256)] = 16_384
     socket_auth_s: Annotated[float, _d("a private path must have seen a token by then, else 4401", gt=0)] = 10.0
-    socket_origins: Annotated[str, _d("origins of web pages that may open sockets, comma separated; *: any (public data, token never a cookie)")] = "*"
+    socket_origins: Annotated[
+        str, _d("origins of web pages that may open sockets, comma separated; *: any (public data, token never a cookie)")
+    ] = "*"
     bbox_span_max_deg: Annotated[float, _d("widest and highest viewport, degrees: bounds a snapshot", gt=0, le=360)] = 10.0
     bbox_changes_max: Annotated[int, _d("most viewport changes of a socket in 10 s", ge=1)] = 60
     socket_ping_s: Annotated[float, _d("server ping interval", gt=0)] = 25.0

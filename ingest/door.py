@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import msgspec
 
 from engine.clock import Clock
-from engine.errors import Unauthenticated, Unavailable
+from engine.errors import TooMany, Unauthenticated, Unavailable
 from engine.events import Refusal
 from engine.meter import SIZES, Meter
 from engine.office.accounts import Device, Devices
@@ -37,6 +37,7 @@ REFUSALS_KEPT = 32  # of one request; the rest is counted only, so that one bad 
 REFUSALS_WAITING_MAX = 2000  # not yet written; past it they are counted only
 NO_AREA = "-"  # where refusals of a device without any bus go
 NONCE_MAX = 128
+DEMO_WIDER = 50  # the demo's rates: a load test sends for many buses from few tokens
 
 
 class Streams(Protocol):
@@ -153,6 +154,10 @@ class Door:
         self._lanes: dict[str, Lane] = {}
         self._refusals: dict[str, list[Refusal]] = {}  # by area, not written yet
         self._keeping = 0
+        wide = DEMO_WIDER if settings.demo else 1
+        self._rate, self._burst = settings.ingest_device_rate * wide, settings.ingest_device_burst * wide
+        self._ahead_s: dict[str, float] = {}  # by device: where its virtual clock stands
+        self._metered = meter.counter("timepoint_ingest_too_many_total", "requests of devices over their rate")
         self._keeper: asyncio.Task[None] | None = None
         self._encode = msgspec.msgpack.Encoder().encode
         self._refused = meter.counter("timepoint_ingest_refused_total", "fixes refused at the door, by reason", ("reason",))
@@ -209,13 +214,28 @@ class Door:
     async def accept(self, device: Device, fixes: list[Fix], refused: Sequence[Refused] = (), *, source: str = "") -> Receipt:
         """Append, keep what was refused, and answer. Every fix's bus must be among `device.buses` (the decoders see to it).
 
-        Raises `Unavailable`; some of the fixes may be appended then, and come again.
+        Raises `TooMany` for a device over its rate (nothing is taken then), and `Unavailable`: some of the fixes may be appended then, and
+        come again.
         """
+        self.meter_out(device, len(fixes) + len(refused))
         if refused:
             self.keep(device, refused, source)
         if fixes:
             await self.submit(device, fixes)
         return Receipt(len(fixes), refused)
+
+    def meter_out(self, device: Device, count: int) -> None:
+        """Let so many fixes of the device pass, or raise `TooMany`. A virtual clock per device (GCRA, ITU-T I.371): it runs ahead of ours by
+        what was sent, and may be ahead by the burst. Per worker.
+        """
+        now_s = self.clock.steady_s()
+        rate = self._rate * (len(device.buses) or 1)
+        ahead_s = max(self._ahead_s.get(device.device_id, 0.0) - now_s, 0.0)
+        over_s = ahead_s + count / rate - self._burst / self._rate
+        if over_s > 0 and ahead_s > 0:
+            self._metered.add()
+            raise TooMany(f"more than {rate:g} fixes a second for a while", retry_after_s=over_s)
+        self._ahead_s[device.device_id] = now_s + ahead_s + count / rate
 
     def submit(self, device: Device, fixes: list[Fix]) -> asyncio.Future[Any]:
         """Done when all of them are appended; fails with `Unavailable`. Raises `Unavailable` at once where a queue is full."""

@@ -5,7 +5,8 @@ device sent before it is stored or was named in a `quarantined`. Fixes without a
 Frames are answered in their own kind (text: JSON, binary: MessagePack) and several answers at once become one. An append that fails ends
 the socket (1012, come back): what was not acknowledged is sent again, and the tracker calls a second copy DUPLICATE.
 
-Bounds: `IN_FLIGHT_MAX` fixes wait for their append, then `paused` asks the host to stop reading; a frame over `ingest_fixes_max` is 4400.
+Bounds: `IN_FLIGHT_MAX` fixes wait for their append, then `paused` asks the host to stop reading; a frame over `ingest_fixes_max` is 4400,
+a device over its rate 4429. One that is retired or rotated out meanwhile is 4401 at its next frame.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import Any
 
 import msgspec
 
-from engine.errors import Unavailable
+from engine.errors import TooMany, Unavailable
 from engine.office.accounts import Device
 from ingest.door import Door
 from ingest.wire import Refused, WireError, is_msgpack, telemetry
 
 IN_FLIGHT_MAX = 2000  # fixes of one socket: 2 s of a gateway of 1,000 buses
-RESTARTING, BAD_MESSAGE = 1012, 4400
+RESTARTING, BAD_MESSAGE, NOT_AUTHENTICATED, TOO_MANY = 1012, 4400, 4401, 4429
 
 _json, _pack = msgspec.json.Encoder().encode, msgspec.msgpack.Encoder().encode
 
@@ -61,6 +62,11 @@ class IngestSession:
         """One frame: a telemetry object, an array of them, or lines of them. Never raises."""
         if self._ended:
             return
+        device = self.door.devices.renewed(self.device)
+        if device is None:
+            self._end(NOT_AUTHENTICATED, "the credentials of this socket are no longer good")
+            return
+        self.device = device
         body = frame.encode("utf-8", "replace") if isinstance(frame, str) else bytes(frame)
         self._packed = not isinstance(frame, str) and is_msgpack(body, "")
         try:
@@ -70,6 +76,11 @@ class IngestSession:
             return
         if decoded.count > self.door.settings.ingest_fixes_max:
             self._end(BAD_MESSAGE, f"a frame may have at most {self.door.settings.ingest_fixes_max} fixes")
+            return
+        try:
+            self.door.meter_out(device, decoded.count)
+        except TooMany as fault:
+            self._end(TOO_MANY, fault.detail)
             return
         if decoded.refused:
             self._refuse(decoded.refused)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from engine.clock import ManualClock, SystemClock
-from engine.errors import Unauthenticated, Unavailable
+from engine.errors import TooMany, Unauthenticated, Unavailable
 from engine.office.accounts import Device, Devices
 from engine.settings import Settings
 from engine.store.redis import Redis
@@ -160,6 +160,22 @@ async def test_a_quarantine_that_cannot_be_written_fails_no_request() -> None:
     assert (await made.accept(BUS, [], [Refused(0, "RANGE", "x")])).accepted == 0
     await made.drain()
     assert made.meter.counter("timepoint_ingest_refusals_unkept_total", "").value() == 1
+
+
+async def test_a_device_over_its_rate_is_told_when_to_come_back_and_others_are_not_held_up() -> None:
+    streams = Slow()
+    streams.turn.set()
+    made = door(streams, ingest_device_rate=10, ingest_device_burst=100)
+    clock = made.clock
+    assert isinstance(clock, ManualClock)
+    assert (await made.accept(BUS, [fix(n) for n in range(500)])).accepted == 500  # one request is never too large by itself
+    with pytest.raises(TooMany) as refusal:
+        await made.accept(BUS, [fix(1)])
+    wait_s = refusal.value.retry_after_s
+    assert wait_s == pytest.approx(40.1)
+    assert (await made.accept(GATEWAY, [fix(1)])).accepted == 1
+    clock.advance(round(wait_s * 1000) + 1)
+    assert (await made.accept(BUS, [fix(2)])).accepted == 1
 
 
 async def test_a_stranger_is_unauthenticated_and_counted() -> None:

@@ -51,7 +51,9 @@ class Talk:
     def __init__(self, device: Device = BUS) -> None:
         self.gate, self.said, self.ends = Gate(), [], []  # type: ignore[var-annotated]
         clock = ManualClock(NOW_MS)
-        self.door = Door(Devices(None, clock, secret_key=""), self.gate, Settings(), clock)  # type: ignore[arg-type]
+        self.devices = Devices(None, clock, secret_key="")  # type: ignore[arg-type]
+        self.devices._devices[device.device_id] = device
+        self.door = Door(self.devices, self.gate, Settings(), clock)
         self.session = IngestSession(self.door, device, self.said.append, lambda code, reason: self.ends.append(code))
 
     def hear(self, seq: int | None, bus_id: str = "B1", **more: Any) -> None:
@@ -168,3 +170,23 @@ async def test_a_frame_over_the_limit_is_a_bad_message(count: int) -> None:
     talk = Talk()
     talk.session.receive(b"[" + b",".join([b"0"] * count) + b"]")
     assert talk.ends == [4400]
+
+
+async def test_a_device_that_is_retired_is_sent_away_at_its_next_frame() -> None:
+    talk = Talk()
+    talk.gate.area("demo").set()
+    talk.hear(1)
+    await talk.settle()
+    del talk.devices._devices[BUS.device_id]
+    talk.hear(2)
+    assert await talk.settle() == [{"ack": 1}]
+    assert talk.ends == [4401]
+
+
+async def test_a_device_far_over_its_rate_is_sent_away() -> None:
+    talk = Talk()
+    talk.gate.area("demo").set()
+    for _ in range(4):
+        talk.session.receive(json.dumps([fix(n) for n in range(9000)]))
+        await talk.settle()
+    assert talk.ends == [4429]

@@ -71,6 +71,23 @@ async def test_a_rotated_token_and_its_successor_are_both_good_until_the_grace_e
     assert new.mqtt_user == f"{old.device_id}.2"
 
 
+async def test_who_was_let_in_by_an_old_token_stays_until_its_grace_ends(town: Town) -> None:
+    [old] = await town.make(NewDevice(["B1"]))
+    await town.devices.load()
+    before = town.devices.by_token(old.token or "")
+    assert before is not None and town.devices.renewed(before) is before
+    new = await rotate_device(town.fleet, town.clock, KEY, "p1", old.device_id, grace_s=60)
+    await town.devices.load()
+    after = town.devices.by_token(new.token or "")
+    assert after is not None
+    assert town.devices.renewed(before) is not None and town.devices.renewed(after) is after
+    town.clock.advance(61_000)
+    assert town.devices.renewed(before) is None and town.devices.renewed(after) is after
+    await town.fleet.retire_device("p1", old.device_id, NOW_MS)
+    await town.devices.load()
+    assert town.devices.renewed(after) is None
+
+
 async def test_a_second_rotation_ends_the_first_token(town: Town) -> None:
     [first] = await town.make(NewDevice(["B1"]))
     await town.devices.load()

@@ -42,6 +42,8 @@ class Device(msgspec.Struct, frozen=True, gc=False):
     kind: str
     buses: dict[str, str]
     unique_id: str | None = None  # what the phone calls itself (Traccar's identifier), where the registry was told
+    generation: int = 1  # of the credentials that it came with
+    until_ms: int = NEVER_MS  # until when they are good
 
     def bus(self, said: str | None) -> str | None:
         """The bus meant by an id that a phone sent: a bus id, the device's own ids, or no id where there is one bus only.
@@ -131,7 +133,8 @@ class Devices:
         self.rows: dict[str, DeviceRow] = {}
         self.buses: dict[str, BusRow] = {}
         self._devices: dict[str, Device] = {}
-        self._by_hash: dict[bytes, tuple[Device, int]] = {}  # until when, UTC ms
+        self._rotated: dict[str, Device] = {}  # the same, by the credentials of before the last rotation
+        self._by_hash: dict[bytes, Device] = {}
         self._by_bus: dict[str, set[str]] = {}  # ids of the devices that may speak for it
         self._heard: dict[str, int] = {}
         self._mark = 0
@@ -141,9 +144,19 @@ class Devices:
 
     def by_token(self, token: str | bytes) -> Device | None:
         found = self._by_hash.get(token_hash(token))
-        if found is None or (found[1] != NEVER_MS and found[1] < self.clock.now_ms()):
+        if found is None or (found.until_ms != NEVER_MS and found.until_ms < self.clock.now_ms()):
             return None
-        return found[0]
+        return found
+
+    def renewed(self, device: Device) -> Device | None:
+        """The device as it is now, for who was let in a while ago; None: its credentials are no longer good."""
+        now = self._devices.get(device.device_id)
+        if now is device or now is None or now.generation == device.generation:
+            return now
+        rotated = self._rotated.get(device.device_id)
+        if rotated is None or rotated.generation != device.generation or rotated.until_ms < self.clock.now_ms():
+            return None
+        return rotated
 
     def by_id(self, device_id: str) -> Device | None:
         return self._devices.get(device_id)
@@ -194,6 +207,7 @@ class Devices:
     def _forget(self, device_id: str) -> None:
         row = self.rows.pop(device_id, None)
         self._devices.pop(device_id, None)
+        self._rotated.pop(device_id, None)
         if row is not None:
             for bus_id in row.bus_ids:
                 self._by_bus.get(bus_id, set()).discard(device_id)
@@ -211,15 +225,18 @@ class Devices:
             bus = self.buses.get(bus_id)
             if bus is not None and bus.retired_at_ms is None and bus.partner_id == row.partner_id:
                 buses[bus_id] = bus.area
-        device = Device(row.device_id, row.partner_id, row.kind, buses, row.unique_id)
+        device = Device(row.device_id, row.partner_id, row.kind, buses, row.unique_id, row.generation)
         self._devices[row.device_id] = device
         for bus_id in row.bus_ids:
             among = self._by_bus.setdefault(bus_id, set())
             among.add(row.device_id) if bus_id in buses else among.discard(row.device_id)
         if row.token_sha256 is not None:
-            self._by_hash[row.token_sha256] = (device, NEVER_MS)
-        if row.previous_sha256 is not None and row.previous_until_ms is not None:
-            self._by_hash[row.previous_sha256] = (device, row.previous_until_ms)
+            self._by_hash[row.token_sha256] = device
+        if row.previous_until_ms is not None:
+            rotated = msgspec.structs.replace(device, generation=row.generation - 1, until_ms=row.previous_until_ms)
+            self._rotated[row.device_id] = rotated
+            if row.previous_sha256 is not None:
+                self._by_hash[row.previous_sha256] = rotated
 
     async def flush_seen(self) -> None:
         """What was heard since the last flush. Raises `Unavailable`; nothing is forgotten then."""
