@@ -93,24 +93,30 @@ def spread(along: Floats, length_m: float) -> Floats:
     return np.asarray(np.clip(flat, 0.0, length_m - ramp[-1]) + ramp, dtype=np.float64)
 
 
-def _distances(shape: Shape, lons: Floats, lats: Floats) -> tuple[Floats, Floats]:
-    """(along_m, offset_m) of every stop's foot on every segment: two arrays [stops, segments]."""
+def _feet(shape: Shape, lons: Floats, lats: Floats) -> tuple[Floats, Floats, Floats]:
+    """Every stop's foot on every segment, three arrays [stops, segments]: share of the segment (0 to 1), along_m, offset_m."""
     x = wrap_lon(lons[:, None] - shape.lons[None, :-1]) * shape.per_lon
     y = (lats[:, None] - shape.lats[None, :-1]) * shape.per_lat
     square = shape.seg_m * shape.seg_m
     share = np.clip((x * shape.east_m + y * shape.north_m) / np.where(square > 0, square, 1.0), 0.0, 1.0)
-    return shape.cum_m[:-1] + share * shape.seg_m, np.hypot(x - share * shape.east_m, y - share * shape.north_m)
+    return share, shape.cum_m[:-1] + share * shape.seg_m, np.hypot(x - share * shape.east_m, y - share * shape.north_m)
 
 
 def _candidates(shape: Shape, lons: Floats, lats: Floats) -> list[tuple[list[float], list[float]]]:
-    """Of each stop the local minima of its distance to the line, in order along: ([along_m], [offset_m]); at least one."""
+    """Of each stop the local minima of its distance to the line, in order along: ([along_m], [offset_m]); at least one.
+
+    A foot inside a segment always is one (both passes of a hairpin, however near each other); at a vertex both segments have to end there.
+    """
     found: list[tuple[list[float], list[float]]] = []
     rows = max(1, _BLOCK // len(shape.seg_m))
     for first in range(0, len(lons), rows):
-        along, offset = _distances(shape, lons[first : first + rows], lats[first : first + rows])
-        edge = np.full((len(along), 1), np.inf)
-        low = (offset <= np.hstack((edge, offset[:, :-1]))) & (offset <= np.hstack((offset[:, 1:], edge)))
+        share, along, offset = _feet(shape, lons[first : first + rows], lats[first : first + rows])
+        edge = np.ones((len(along), 1), dtype=bool)
+        ends_before = np.hstack((edge, share[:, :-1] == 1.0))
+        begins_after = np.hstack((share[:, 1:] == 0.0, edge))
+        low = np.where(share == 0.0, ends_before, np.where(share == 1.0, begins_after, True))
         low &= offset <= offset.min(axis=1, keepdims=True) + REACH_M
+        low[np.arange(len(low)), offset.argmin(axis=1)] = True
         for row in range(len(along)):
             at = np.flatnonzero(low[row])
             if len(at) > CANDIDATES:

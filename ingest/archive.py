@@ -7,6 +7,7 @@ warning. Text is UTF-8, a byte order mark allowed (GTFS reference, "File require
 
 from __future__ import annotations
 
+import _csv
 import csv
 import hashlib
 import io
@@ -98,14 +99,40 @@ class Table:
     for small files.
     """
 
-    def __init__(self, file: str, header: list[str], rows: Iterator[tuple[int, list[str]]], complaints: Complaints) -> None:
+    def __init__(self, file: str, header: list[str], reader: _csv.Reader, complaints: Complaints) -> None:
         self._complaints = complaints
+        self.torn = False  # a row could not be read: what it would have held must not be called unknown elsewhere
         self.file, self.header, self.width = file, header, len(header)
         self._places = {name: index for index, name in enumerate(header)}
-        self._rows = rows
+        self._reader = reader
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
-        return self._rows
+        reader, width, line = self._reader, self.width, 2
+        while True:
+            try:
+                for row in reader:
+                    if len(row) == width and any(row):
+                        row.append("")
+                        yield line, row
+                    elif row and (fitted := self._fitted(line, row)) is not None:
+                        yield line, fitted
+                    line = reader.line_num + 1
+                return
+            except csv.Error as fault:
+                self.torn = True
+                self._complaints.error("BROKEN_ROW", self.file, f"the row cannot be read ({fault}); check its quotes", line=line)
+                line = reader.line_num + 1
+
+    def _fitted(self, line: int, row: list[str]) -> list[str] | None:
+        if not any(value.strip() for value in row):
+            self._complaints.warn("BLANK_ROW", self.file, "a row without any value is skipped", line=line)
+            return None
+        if len(row) >= self.width and not any(value.strip() for value in row[self.width :]):
+            return [*row[: self.width], ""]
+        self.torn = True
+        advice = f"the row has {len(row)} values, the header {self.width}; a comma is missing or too many"
+        self._complaints.error("ROW_LENGTH", self.file, advice, line=line)
+        return None
 
     def has(self, column: str) -> bool:
         return column in self._places
@@ -119,7 +146,7 @@ class Table:
 
     def records(self) -> Iterator[Row]:
         """The rows by column name, white space stripped."""
-        for line, values in self._rows:
+        for line, values in self:
             yield Row(self._complaints, self.file, line, dict(zip(self.header, map(str.strip, values), strict=False)))
 
 
@@ -237,34 +264,7 @@ class Archive:
             self._complaints.error("DUPLICATE_COLUMN", file, "the column stands twice in the header", line=1, column=name)
         for name in missing:
             self._complaints.error("MISSING_COLUMN", file, "a required column is missing", line=1, column=name)
-        return None if twice or missing else Table(file, header, self._rows(file, reader, len(header)), self._complaints)
-
-    def _rows(self, file: str, reader: Iterator[list[str]], width: int) -> Iterator[tuple[int, list[str]]]:
-        line = 2
-        while True:
-            try:
-                for row in reader:
-                    if len(row) == width:
-                        row.append("")
-                        yield line, row
-                    elif row and (fitted := self._fitted(file, line, row, width)) is not None:
-                        yield line, fitted
-                    line = reader.line_num + 1  # type: ignore[attr-defined]
-                return
-            except csv.Error as fault:
-                self._complaints.error("BROKEN_ROW", file, f"the row cannot be read ({fault}); check its quotes", line=line)
-                line = reader.line_num + 1  # type: ignore[attr-defined]
-
-    def _fitted(self, file: str, line: int, row: list[str], width: int) -> list[str] | None:
-        if not any(value.strip() for value in row):
-            self._complaints.warn("BLANK_ROW", file, "a row without any value is skipped", line=line)
-            return None
-        if len(row) > width and not any(value.strip() for value in row[width:]):
-            return [*row[:width], ""]
-        self._complaints.error(
-            "ROW_LENGTH", file, f"the row has {len(row)} values, the header {width}; a comma is missing or too many", line=line
-        )
-        return None
+        return None if twice or missing else Table(file, header, reader, self._complaints)
 
     def _read(self, file: str) -> bytes | None:
         """The file's bytes, once they are known to be UTF-8 without NUL; else a complaint."""

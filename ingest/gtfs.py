@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -38,6 +38,7 @@ WEEKDAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "satu
 FEED_ID = re.compile(r"[A-Za-z0-9._-]{1,48}")  # stands before the colon of public ids and in Redis keys
 _COLOR = re.compile(r"[0-9A-Fa-f]{6}")
 
+T = TypeVar("T")
 Progress = Callable[[float, str], None]  # share done from 0 to 1, and what is being done
 
 
@@ -84,10 +85,11 @@ def _parse(archive: Archive, feed_id: str, complaints: Complaints, say: Progress
     routes = _routes(_table(archive, complaints, "routes.txt", ("route_id", "route_type")), agencies)
     services = _services(archive, complaints)
     say(0.05, "shapes")
-    drawn, shapes_read = {}, True
+    drawn: dict[str, DrawnShape] = {}
+    shapes_read = True
     if archive.has("shapes.txt"):
         table = _table(archive, complaints, "shapes.txt", ("shape_id", "shape_pt_lat", "shape_pt_lon", "shape_pt_sequence"))
-        drawn, shapes_read = _shapes(table, complaints), table is not None
+        drawn, shapes_read = _shapes(table, complaints), table is not None and not table.torn
     say(0.2, "trips")
     reading = Reading(complaints, stops=stops, shapes=drawn)
     trips_table = _table(archive, complaints, "trips.txt", ("route_id", "service_id", "trip_id"))
@@ -142,6 +144,13 @@ def _table(archive: Archive, complaints: Complaints, file: str, required: tuple[
     return None
 
 
+def _whole(table: Table, found: dict[str, T]) -> dict[str, T] | None:
+    """What was found, or None where rows were lost: then nobody may call an id unknown because of it."""
+    if not found and not table.torn:
+        table.complain("EMPTY_FILE", "the file has a header and no rows; a feed needs some")
+    return None if table.torn or not found else found
+
+
 def _agencies(table: Table | None) -> dict[str, Agency] | None:
     if table is None:
         return None
@@ -156,9 +165,7 @@ def _agencies(table: Table | None) -> dict[str, Agency] | None:
         if agency_id in agencies:
             row.wrong("DUPLICATE_ID", "agency_id", "several agencies need an id each")
         agencies[agency_id] = Agency(agency_id, row.needed("agency_name"), timezone, row.text("agency_url"))
-    if not agencies:
-        table.complain("EMPTY_FILE", "a feed needs one agency at least")
-    return agencies
+    return _whole(table, agencies)
 
 
 def _timezone(agencies: dict[str, Agency] | None, complaints: Complaints) -> ZoneInfo | None:
@@ -204,9 +211,7 @@ def _stops(table: Table | None) -> dict[str, Stop] | None:
     for row, parent in parents:
         if parent not in seen:
             row.wrong("UNKNOWN_REFERENCE", "parent_station", "stops.txt has no such id")
-    if not stops:
-        table.complain("EMPTY_FILE", "a feed needs stops")
-    return stops
+    return _whole(table, stops)
 
 
 def _routes(table: Table | None, agencies: dict[str, Agency] | None) -> dict[str, Route] | None:
@@ -233,9 +238,7 @@ def _routes(table: Table | None, agencies: dict[str, Agency] | None) -> dict[str
             _color(row, "route_text_color"),
             row.whole("route_sort_order", 0, 0, 2**31 - 1) if row.text("route_sort_order") else None,
         )
-    if not routes:
-        table.complain("EMPTY_FILE", "a feed needs routes")
-    return routes
+    return _whole(table, routes)
 
 
 def _color(row: Row, column: str) -> str | None:
@@ -265,6 +268,8 @@ def _services(archive: Archive, complaints: Complaints) -> dict[str, Service] | 
             if start > end and not row.bad:
                 row.wrong("DATES_REVERSED", "end_date", "the end lies before the start")
             regular[service_id] = (days, start, end)
+        if table.torn:
+            return None
     changes: dict[str, dict[date, bool]] = {}
     if archive.has("calendar_dates.txt"):
         table = archive.table("calendar_dates.txt", ("service_id", "date", "exception_type"))
@@ -276,6 +281,8 @@ def _services(archive: Archive, complaints: Complaints) -> dict[str, Service] | 
             if day in of_service and not row.bad:
                 row.wrong("DUPLICATE_ID", "date", "the service has this date already")
             of_service[day] = kind == 1
+        if table.torn:
+            return None
     services = {}
     for service_id in [*regular, *(other for other in changes if other not in regular)]:
         weekdays, first, last = regular.get(service_id, ((False,) * 7, None, None))
@@ -365,9 +372,7 @@ def _trips(
             row.whole("wheelchair_accessible", 0, 0, 2),
             row.line,
         )
-    if not trips:
-        table.complain("EMPTY_FILE", "a feed needs trips")
-    return trips
+    return _whole(table, trips)
 
 
 def _frequencies(table: Table | None, trips: dict[str, TripRow] | None) -> dict[str, list[FrequencyRow]]:

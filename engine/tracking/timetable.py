@@ -195,7 +195,7 @@ class Timetable:
     def _day(self, day: date) -> _Day:
         held = self._days.get(day)
         if held is None:
-            while len(self._days) >= DAYS_KEPT:
+            while len(self._days) >= DAYS_KEPT + self._days_back:
                 del self._days[next(iter(self._days))]
             held = self._days[day] = self._make_day(day)
         return held
