@@ -178,7 +178,8 @@ class Door:
         return Unauthenticated(detail, reason=code)
 
     async def by_signature(self, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Device:
-        """HMAC-SHA256 over method, path, timestamp, nonce and hex SHA-256 of the body as sent, joined by newlines (docs/devices.md).
+        """HMAC-SHA256 over method, path (with its query), timestamp, nonce and hex SHA-256 of the body as sent, joined by newlines
+        (docs/devices.md).
 
         The clock of the device must be within `hmac_window_s` of ours, and a nonce is good once. Raises `Unauthenticated`, `Unavailable`.
         """

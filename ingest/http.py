@@ -199,7 +199,8 @@ class DevicePaths:
 
     async def _device(self, request: Request, path: str) -> Device:
         if b"x-signature" in request.headers:
-            return await self.door.by_signature(request.method, path, request.headers, request.body)
+            target = f"{path}?{request.query.decode('latin-1')}" if request.query else path  # what a query says is signed too
+            return await self.door.by_signature(request.method, target, request.headers, request.body)
         device, request.user = self._token_device(request.headers, request.query, request.rest)
         return device
 

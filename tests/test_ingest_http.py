@@ -8,7 +8,9 @@ import gzip
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,7 +19,7 @@ import pytest
 import uvicorn
 
 from deploy.servers import RedisServer
-from engine.clock import SystemClock
+from engine.clock import ManualClock, SystemClock
 from engine.events import Refusal
 from engine.office.accounts import BusRow, Devices, Issued, NewDevice, create_devices
 from engine.settings import Settings
@@ -282,6 +284,25 @@ async def test_a_signed_request_is_good_once_and_only_as_it_was_signed(house: Ho
     assert await post(signed(house, body, nonce="short")) == (401, "BAD_NONCE")
     assert await post(signed(house, body, skew_ms=-290_000)) == (202, "")
     assert len(await house.stored()) == 2
+    query = "/ingest/osmand?lat=36.75&lon=3.05"
+    for target, status in ((query, 200), (query.replace("36.75", "36.76"), 401)):
+        answer = await house.client.post(target, headers=signed(house, b"", path=query))
+        assert answer.status_code == status
+
+
+async def test_the_test_vectors_of_the_documentation_hold(house: House) -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs/devices.md").read_text(encoding="utf-8")  # noqa: ASYNC240  # one small file
+    vectors = re.findall(r"^\| (POST|PUT|GET) \| `([^`]+)` \| (\d+) \| (\S+) \|(?: `([^`]+)`)? \| `([0-9a-f]{64})` \|$", text, re.M)
+    assert len(vectors) == 3
+    secret = re.search(r"secret\n`([0-9a-f]{64})`", text)
+    assert secret is not None
+    device, door = house.issued["hmac"].device_id, house.door
+    door.devices.secrets = lambda device_id: [secret[1]]  # type: ignore[method-assign]
+    for method, target, stamp, nonce, body, signature in vectors:
+        door.clock = ManualClock(int(stamp))
+        headers = {b"x-device-id": device, b"x-timestamp": stamp, b"x-nonce": nonce, b"x-signature": signature}
+        found = await door.by_signature(method, target, {name: value.encode() for name, value in headers.items()}, body.encode())
+        assert found.device_id == device
 
 
 async def test_redis_away_is_503_with_retry_after_and_nothing_is_said_to_be_accepted(database_url: str, own_redis: RedisServer) -> None:
