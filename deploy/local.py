@@ -40,6 +40,7 @@ from deploy.servers import (
     PostgresServer,
     RedisServer,
     Server,
+    children,
     last_lines,
     leash,
     own_folder,
@@ -199,6 +200,7 @@ class Run:
         self.mqtt_url = ""  # without the engine's password: what others may know
         self.servers: list[Server] = []
         self.children: list[Child] = []
+        self.workers: list[int] = []  # the engine's own processes
         self.devices: dict[str, str] = {}
         self.logins: dict[str, dict[str, str | None]] = {}
 
@@ -377,7 +379,10 @@ class Run:
                     changed = True
             for child in self.children:
                 changed |= child.look()
-            if changed:
+            engine = self.children[0].pid
+            workers = children(engine) if engine else []
+            if changed or workers != self.workers:
+                self.workers = workers
                 self._tell()
 
     def stop(self) -> None:
@@ -397,7 +402,8 @@ class Run:
     def _tell(self) -> None:
         """run/info.json, in the shape that programs rely on."""
         parts = {"supervisor": os.getpid()} | {child.title: child.pid for child in self.children}
-        parts |= {server.title.lower(): server.pid for server in self.servers}
+        parts |= {f"worker{number}": pid for number, pid in enumerate(self.workers)}
+        parts |= {server.name: server.pid for server in self.servers}
         write_private(
             self.info,
             {

@@ -130,6 +130,7 @@ class Server:
     """
 
     title = "server"
+    name = "server"  # in run/info.json
     stop_signal = signal.SIGTERM
     start_limit_s = 30.0
     stop_limit_s = 30.0
@@ -279,7 +280,7 @@ class Server:
 class PostgresServer(Server):
     """PostgreSQL >= 14 with PostGIS on a Unix socket. Trust inside its 0700 socket folder; superuser `postgres`, database `timepoint`."""
 
-    title = "PostgreSQL"
+    title, name = "PostgreSQL", "postgres"
     stop_signal = signal.SIGINT  # fast: open sessions are ended, data is written
 
     def __init__(self, folder: Path, *, throw_away: bool = True) -> None:
@@ -381,7 +382,7 @@ class PostgresServer(Server):
 class RedisServer(Server):
     """Redis (or Valkey) on a Unix socket, append-only file on: `always` keeps every answered write, `everysec` may lose about a second."""
 
-    title = "Redis"
+    title, name = "Redis", "redis"
 
     def __init__(self, folder: Path, *, throw_away: bool = True, appendfsync: str = "always", maxmemory: str = "1gb") -> None:
         super().__init__(folder, throw_away=throw_away)
@@ -429,7 +430,7 @@ class MosquittoServer(Server):
     With `passwords` and `acl` in its folder (see `give`) every client has to log in; without them anybody on this machine may (tests).
     """
 
-    title = "Mosquitto"
+    title, name = "Mosquitto", "mosquitto"
 
     def __init__(self, folder: Path, *, throw_away: bool = True, port: int | None = None) -> None:
         super().__init__(folder, throw_away=throw_away)
@@ -457,7 +458,7 @@ class MosquittoServer(Server):
             "max_queued_messages 100000",  # of one client that is away: our reader, for 100 s at 1,000 fixes/s
             "max_queued_bytes 67108864",
             "max_inflight_messages 1000",
-            "message_size_limit 65536",
+            "max_packet_size 65536",
             "persistent_client_expiration 14d",
             "log_dest stderr",
             "log_type error",

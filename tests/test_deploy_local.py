@@ -46,6 +46,15 @@ TIMEPOINT = """
         time.sleep(600)
 """
 
+NETWORK = """
+    import pathlib, sys
+
+    if sys.argv[3] == "buses":
+        print('["bus-1", "bus-2"]')
+    else:
+        pathlib.Path(sys.argv[3]).touch()
+"""
+
 
 def eventually(holds: Callable[[], Any], limit_s: float = 20) -> Any:
     limit = time.monotonic() + limit_s
@@ -70,7 +79,7 @@ class Place:
         self.process: subprocess.Popen[str] | None = None
         binaries = self.folder / ".venv" / "bin"
         binaries.mkdir(parents=True)
-        for name, text in (("timepoint", TIMEPOINT), ("python", """print('["bus-1", "bus-2"]')""")):
+        for name, text in (("timepoint", TIMEPOINT), ("python", NETWORK)):
             (binaries / name).write_text(f"#!{sys.executable}\n{textwrap.dedent(text)}")
             (binaries / name).chmod(0o755)
 
@@ -118,7 +127,7 @@ def test_a_run_tells_where_it_is_ends_clean_and_finds_its_data_again(place: Plac
     assert (place.folder / "run" / "info.json").stat().st_mode & 0o777 == 0o600
     assert info["baseUrl"] == f"http://127.0.0.1:{place.port}"
     assert info["devices"] == {"bus-1": "token-bus-1", "bus-2": "token-bus-2"}
-    assert set(info["pids"]) == {"supervisor", "engine", "simulator", "postgresql", "redis", "mosquitto"}
+    assert set(info["pids"]) == {"supervisor", "engine", "simulator", "postgres", "redis", "mosquitto"}
     assert all(runs(pid) for pid in info["pids"].values())
     assert info["logins"]["DRIVER"]["token"].count(".") == 2
     with psycopg.connect(info["databaseUrl"]) as connection:
@@ -147,7 +156,7 @@ def test_what_dies_is_named_with_its_log_and_started_again(place: Place) -> None
     after = eventually(
         lambda: (now := place.info()["pids"]) and now.get("engine") and all(now[n] != before[n] for n in ("engine", "redis")) and now
     )
-    assert after["postgresql"] == before["postgresql"]
+    assert after["postgres"] == before["postgres"]
     said = place.end()
     assert "engine ended with -9" in said
     assert "Redis is gone" in said
