@@ -210,6 +210,11 @@ def place_next(
     return _published(match, kept, dt_s, may_retreat)
 
 
+def set_back(match: Match) -> Match:
+    """The match with nothing held against going back: the published arc is the raw one."""
+    return Match(match.raw_m, match.offset_m, match.raw_m, match.raw_m, match.raw_m, match.opposed, match.arcs, match.pace_mps)
+
+
 def _kept(arcs: list[Arc]) -> tuple[Arc, ...]:
     """The best few, one per place, costs counted from the best; those that trail by LEAD are given up."""
     arcs.sort(key=_by_cost)

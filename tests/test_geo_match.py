@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def _grid_loop(chance: random.Random) -> list[tuple[float, float]]:
     side = chance.uniform(300, 700)
     corners = [(0, 0), (side, 0), (side, side), (0, side), (0, 0), (side, 0), (side, -side), (2 * side, -side)]
     points = []
-    for (x0, y0), (x1, y1) in zip(corners, corners[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(corners):
         points += [(x0 + (x1 - x0) * u, y0 + (y1 - y0) * u) for u in np.linspace(0, 1, 8, endpoint=False)]
     return [*points, corners[-1]]
 
@@ -195,7 +196,7 @@ def test_a_lost_vehicle_finds_its_way_back_beyond_the_window() -> None:
     """It leaves a line with a long detour, takes the short cut, and joins 3 km further on."""
     corners = [(0, 0), (1_000, 0), (1_000, 1_500), (1_200, 1_500), (1_200, 0), (3_000, 0)]
     points = []
-    for (x0, y0), (x1, y1) in zip(corners, corners[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(corners):
         count = max(2, int(math.hypot(x1 - x0, y1 - y0) / 50))
         points += [(x0 + (x1 - x0) * u, y0 + (y1 - y0) * u) for u in np.linspace(0, 1, count, endpoint=False)]
     points.append(corners[-1])

@@ -24,8 +24,10 @@ DEVICE, BLOCK, ENGINE = "DEVICE", "BLOCK", "ENGINE"  # who gave the trip
 
 OFF_M, OFF_ACCURACY = 60.0, 3.0  # D = max(60 m, 3 * accuracy): further than this is not on the shape
 LEAVE_M, LEAVE_MPS = 100.0, 1.5  # left the first stop: this far along at this speed
-EARLY_MS = 15 * 60_000  # a trip that nobody named does not start earlier than this before its time
-STANDS_MS = 60_000  # from so long before departure a vehicle past stop 2 is on the trip at first sight
+EARLY_MS = 5 * 60_000  # earlier than this before its time a bus may be on its way to a place to wait, along its own line:
+EARLY_M, EARLY_SHARE = 2_000.0, 0.33  # a trip that the device named then starts this far on or after this share of it, others do not
+SURE_MS = 120_000  # so long after departure a bus that turns round is not on its way back to the first stop any more
+STANDS_MS, STIR_M = 60_000, 30.0  # from so long before departure a vehicle past stop 2 is on the trip once it moves forward this far
 TERMINAL_M = 150.0  # this near to the first stop is layover, further away is deadhead
 ZONE_IN_M, ZONE_OUT_M = 30.0, 20.0  # a bus stands at its stop from 30 m before to 20 m behind the pole
 LAST_M = 15.0  # a trip is over this far before its last stop: noise may never show the end of the line
@@ -174,6 +176,7 @@ class Ride(msgspec.Struct, frozen=True, array_like=True, gc=False):
     driven_m: float = 0.0  # since the start
     visit: Visit = NOT_THERE
     near_m: tuple[float, ...] = ()  # closest approach to the next stops while away from the shape
+    attempt: int = 0  # how often it began and came back to the first stop
 
 
 def event_id(*facts: object) -> str:
@@ -192,13 +195,14 @@ def begin(ride: Ride, course: Course, instance: TripInstance, match: Match, moti
     on_shape = match.offset_m <= off_limit_m(motion.accuracy_m)
     joined = min(ride.joined_m, along) if on_shape else math.inf
     second = stops[1] if course.last > 0 else course.line.length_m
-    if on_shape and not match.opposed and (ride.given_by == DEVICE or at_ms >= instance.departure_ms(0) - EARLY_MS):
-        came = along - joined >= LEAVE_M
+    forward = along - joined  # a bus on its way to the first stop may drive its line backwards
+    if on_shape and not match.opposed and _is_time(ride, course, instance, at_ms, forward):
+        came = forward >= LEAVE_M
         left = came and along >= stops[0] + LEAVE_M and motion.speed_mps > LEAVE_MPS
-        passed = along >= second and (came or at_ms >= instance.departure_ms(0) - STANDS_MS)
+        passed = along >= second and (came or (forward >= STIR_M and at_ms >= instance.departure_ms(0) - STANDS_MS))
         if left or passed:
             seen = joined <= stops[0] + ZONE_IN_M  # it was at the first stop, so that its departure is known
-            next_stop = 0 if seen else bisect_right(stops, along - ZONE_OUT_M)
+            next_stop = 0 if seen else min(bisect_right(stops, along - ZONE_OUT_M), course.last)
             return msgspec.structs.replace(
                 ride, phase=IN_TRIP, started_at_ms=at_ms, joined_m=joined, next_stop=next_stop, visit=ride.visit if seen else NOT_THERE
             )
@@ -210,6 +214,37 @@ def begin(ride: Ride, course: Course, instance: TripInstance, match: Match, moti
     if phase == ride.phase and joined == ride.joined_m and visit is ride.visit:
         return ride
     return msgspec.structs.replace(ride, phase=phase, joined_m=joined, visit=visit)
+
+
+def _is_time(ride: Ride, course: Course, instance: TripInstance, at_ms: int, forward_m: float) -> bool:
+    if at_ms >= instance.departure_ms(0) - EARLY_MS:
+        return True
+    return ride.given_by == DEVICE and forward_m >= _first_part_m(course)
+
+
+def _first_part_m(course: Course) -> float:
+    """On this part of the line a bus may still be looking for a place to wait."""
+    return min(EARLY_M, EARLY_SHARE * course.line.length_m)
+
+
+def is_unsure(course: Course, instance: TripInstance, match: Match, at_ms: int) -> bool:
+    """The trip has begun, it seems, but may turn out not to have: around its time, on the first part of the line."""
+    return at_ms < instance.departure_ms(0) + SURE_MS and match.peak_m - course.along_m[0] <= _first_part_m(course)
+
+
+def came_back(ride: Ride, course: Course, match: Match, motion: Motion) -> bool:
+    """It stands at its first stop again after the first part of the line: it had not begun (a place to wait lay beyond the stop)."""
+    return (
+        match.raw_m <= course.along_m[0] + LEAVE_M
+        and match.peak_m - match.raw_m >= LEAVE_M
+        and match.peak_m - course.along_m[0] <= _first_part_m(course)
+        and match.offset_m <= off_limit_m(motion.accuracy_m)
+    )
+
+
+def begin_again(ride: Ride) -> Ride:
+    """The ride as it was before it began."""
+    return Ride(ride.trip_id, ride.start_date, ride.version, ride.given_by, ride.given_at_ms, ride.said, LAYOVER, attempt=ride.attempt + 1)
 
 
 class Crossing(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -309,7 +344,7 @@ def _said(
 ) -> tuple[StopEvent | None, Crossing | None]:
     trip = instance.trip
     sequence = course.pattern.stop_sequences[index]
-    name = event_id("stop", fix.bus_id, ride.trip_id, ride.start_date, sequence)
+    name = event_id("stop", fix.bus_id, ride.trip_id, ride.start_date, sequence, ride.attempt)
     arrived = visit.rest_at_ms if visit.rest_at_ms is not None else visit.passed_at_ms
     departed = visit.rest_until_ms if visit.rest_until_ms is not None else visit.passed_at_ms
     limit = max(MISSED_M, OFF_ACCURACY * (motion.accuracy_m or 0.0))

@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 SETTLE_MS = 3_000
 STALE_MS, SILENT_MS, OFFLINE_MS = 90_000, 360_000, 600_000  # no fix: stale; no predictions; gone
 FORGET_MS = 86_400_000
-FORECAST_MS = 10_000  # a forecast is made anew after this, or at a stop
+FORECAST_MS = 10_000  # a forecast is made anew with the first fix after this, or at a stop
+FORECAST_SILENT_MS = 30_000  # and without a fix after this
 LEARNED_MS = 60_000  # what the estimator has learned is kept this often
 PENDING_MAX = 256  # fixes of one vehicle inside the window; past it the oldest settle early, counted
 RECENT = 16  # keys kept with a vehicle across restarts, to know its duplicates
@@ -226,7 +227,7 @@ class Tracker:
         if now.ride is not was.ride:
             self._claim(fix.bus_id, was.ride, now.ride)
         self._settle(vehicle)
-        self._foretell(vehicle)
+        self._foretell(vehicle, FORECAST_MS)
         self._show(vehicle)
         return None
 
@@ -241,7 +242,7 @@ class Tracker:
                 continue
             try:
                 self._settle(vehicle)
-                self._foretell(vehicle)
+                self._foretell(vehicle, FORECAST_SILENT_MS)
                 self._show(vehicle)
                 if self._is_forgotten(vehicle):
                     forgotten.append(bus_id)
@@ -267,14 +268,14 @@ class Tracker:
         return out
 
     def forecasts(self, now_ms: int) -> list[TripForecast]:
-        """What would be foretold at this moment for every vehicle on a trip, in order of bus ids: for replays, which sample at fixed times."""
+        """What is foretold at this moment for every vehicle on a trip, in order of bus ids: for replays, which sample at fixed times."""
         found = []
         for bus_id in sorted(self._vehicles):
-            progress = self._progress(self._vehicles[bus_id].newest)
-            if progress is not None and now_ms - progress.fixed_at_ms < SILENT_MS:
-                forecast = self._model.forecast(progress, now_ms)
-                if forecast is not None:
-                    found.append(forecast)
+            vehicle = self._vehicles[bus_id]
+            told = self._forecasts.get(bus_id) if vehicle.forecast_at_ms == now_ms else None
+            forecast = told if told is not None else self._forecast(vehicle, now_ms)
+            if forecast is not None and forecast.stops:
+                found.append(forecast)
         return found
 
     def _remember(self, vehicle: Vehicle, key: Key, place: tuple[int, int, int]) -> None:
@@ -364,29 +365,34 @@ class Tracker:
             ride.started_at_ms is not None,
         )  # fmt: skip
 
-    def _foretell(self, vehicle: Vehicle) -> None:
-        """Arrivals anew: at a stop, on another trip, or after 10 s; taken away at the end of the trip and after 6 min of silence."""
-        state, now_ms = vehicle.newest, self._now_ms
-        ride = state.ride
+    def _forecast(self, vehicle: Vehicle, now_ms: int) -> TripForecast | None:
+        """Asks the estimator, and notes that it was asked. None: on no trip, or silent for 6 min."""
+        progress = self._progress(vehicle.newest)
+        if progress is None or now_ms - progress.fixed_at_ms >= SILENT_MS:
+            return None
+        vehicle.forecast_at_ms, vehicle.forecast_stop = now_ms, progress.stop_index
+        return self._model.forecast(progress, now_ms)
+
+    def _foretell(self, vehicle: Vehicle, every_ms: int) -> None:
+        """Arrivals anew: at a stop, on another trip, or after `every_ms`; taken away at the end of the trip and after 6 min of silence."""
+        state, now_ms, told = vehicle.newest, self._now_ms, vehicle.forecast_trip
+        bus_id, ride = state.bus_id, state.ride
         if ride is not None and ride.phase != DONE and state.motion is not None and now_ms - state.motion.fixed_at_ms < SILENT_MS:
-            told = vehicle.forecast_trip
             same = told is not None and told[0] == ride.trip_id and told[1] == ride.start_date
-            if same and vehicle.forecast_stop == ride.next_stop and now_ms - vehicle.forecast_at_ms < FORECAST_MS:
+            if same and vehicle.forecast_stop == ride.next_stop and now_ms - vehicle.forecast_at_ms < every_ms:
                 return
-            progress = self._progress(state)
-            forecast = self._model.forecast(progress, now_ms) if progress is not None else None
-            vehicle.forecast_at_ms, vehicle.forecast_stop = now_ms, ride.next_stop
+            forecast = self._forecast(vehicle, now_ms)
             if forecast is not None and forecast.stops:
                 vehicle.forecast_trip = (forecast.trip_id, forecast.start_date, forecast.route_id)
                 vehicle.next_stop = forecast.stops[0]
-                self._forecasts[state.bus_id] = forecast
-                self._changed[state.bus_id] = None
+                self._forecasts[bus_id] = forecast
+                self._changed[bus_id] = None
                 return
-        if vehicle.forecast_trip is not None:
-            trip_id, start_date, route_id = vehicle.forecast_trip
-            self._forecasts[state.bus_id] = TripForecast(state.bus_id, trip_id, start_date, route_id, now_ms, ())
+        if told is not None:
+            trip_id, start_date, route_id = told
+            self._forecasts[bus_id] = TripForecast(bus_id, trip_id, start_date, route_id, now_ms, ())
             vehicle.forecast_trip, vehicle.next_stop, vehicle.forecast_stop = None, None, -1
-            self._changed[state.bus_id] = self._moved[state.bus_id] = None
+            self._changed[bus_id] = self._moved[bus_id] = None
 
     def _show(self, vehicle: Vehicle) -> None:
         """What watchers should see now, and when to look again."""
@@ -410,7 +416,7 @@ class Tracker:
         if vehicle.pending:
             due_ms = min(due_ms, vehicle.pending[0].fix.fixed_at_ms + SETTLE_MS + 1)
         if vehicle.forecast_trip is not None or (state.ride is not None and age_ms < SILENT_MS):
-            due_ms = min(due_ms, vehicle.forecast_at_ms + FORECAST_MS)
+            due_ms = min(due_ms, vehicle.forecast_at_ms + FORECAST_SILENT_MS)
         vehicle.due_ms = due_ms
 
     def _part(self, vehicle: Vehicle) -> None:

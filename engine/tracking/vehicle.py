@@ -26,15 +26,19 @@ from engine.tracking.ride import (
     Ride,
     Roadbook,
     begin,
+    begin_again,
+    came_back,
     cross,
     event_id,
+    is_unsure,
     off_limit_m,
 )
 from engine.tracking.timetable import Timetable, TripInstance
 from engine.tracking.watch import QUIET, Sight, Watch
-from geo.match import Match, place_first, place_next, sigma_m
+from geo.match import Match, place_first, place_next, set_back, sigma_m
 
 MOVING_MPS = 1.5  # below this a bearing is noise
+NEAR_END_M, NEAR_END_MPS = 300.0, 8.0  # a trip that is left this near to its end, and what may be driven since the last fix, is done
 
 
 class VehicleState(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -108,6 +112,9 @@ def advance(state: VehicleState, fix: Fix, area: Area) -> tuple[VehicleState, Sa
     watch = state.watch if same else QUIET
 
     match = place(course, instance, ride, before, state.match if same else None, motion)
+    if ride.phase == IN_TRIP and came_back(ride, course, match, motion):
+        events += watching.close(watch, fix, ride, motion.fixed_at_ms, "BACK_AT_FIRST_STOP")
+        ride, watch, match = begin_again(ride), QUIET, set_back(match)
     if ride.started_at_ms is None:
         ride = begin(ride, course, instance, match, motion)
         if ride.started_at_ms is not None:
@@ -115,7 +122,9 @@ def advance(state: VehicleState, fix: Fix, area: Area) -> tuple[VehicleState, Sa
     crossings: list[Crossing] = []
     if ride.phase == IN_TRIP:
         ride, stops, crossings = cross(ride, course, instance, before, match, state.motion if before is not None else None, motion, fix)
-        watch, incidents = watching.look(watch, Sight(fix, motion, ride, course, before, match, stops))
+        watch, incidents = watching.look(
+            watch, Sight(fix, motion, ride, course, before, match, stops, is_unsure(course, instance, match, motion.fixed_at_ms))
+        )
         events += [*stops, *incidents]
         if ride.phase == DONE:
             events += watching.close(watch, fix, ride, motion.fixed_at_ms, "TRIP_DONE")
@@ -183,12 +192,19 @@ def _left(state: VehicleState, fix: Fix, ride: Ride, area: Area, reason: str) ->
     events: list[Event] = list(watching.close(state.watch, fix, ride, fix.fixed_at_ms, reason))
     found = area.of(ride)
     if found is not None and ride.phase != DONE:
-        events.append(_trip_event("UNASSIGNED", fix, ride, found[1], reason))
+        arrived = ride.phase == IN_TRIP and state.match is not None and _is_near_end(found[0].course(found[1]), state.match, fix, state.fix)
+        events.append(_trip_event("COMPLETED" if arrived else "UNASSIGNED", fix, ride, found[1], reason))
     return events
 
 
+def _is_near_end(course: Course, match: Match, fix: Fix, last: Fix | None) -> bool:
+    """Drivers name the next trip when they roll into the terminal, not when they stand there."""
+    gap_s = (fix.fixed_at_ms - last.fixed_at_ms) / 1000.0 if last is not None else 0.0
+    return course.along_m[course.last] - match.along_m <= NEAR_END_M + NEAR_END_MPS * min(gap_s, 120.0)
+
+
 def _trip_event(kind: str, fix: Fix, ride: Ride, instance: TripInstance, reason: str) -> TripEvent:
-    name = event_id("trip", kind, fix.bus_id, ride.trip_id, ride.start_date, ride.given_at_ms)
+    name = event_id("trip", kind, fix.bus_id, ride.trip_id, ride.start_date, ride.given_at_ms, ride.attempt)
     return TripEvent(name, fix.bus_id, ride.trip_id, ride.start_date, instance.trip.route_id, kind, fix.fixed_at_ms, reason)
 
 

@@ -74,6 +74,7 @@ class Sight(NamedTuple):
     before: Match | None
     match: Match
     stops: list[StopEvent]  # said with this fix
+    unsure: bool = False  # the trip may turn out not to have begun
 
 
 def look(watch: Watch, sight: Sight) -> tuple[Watch, list[IncidentEvent]]:
@@ -179,7 +180,7 @@ def wrong_way_next(wrong: WrongWay, sight: Sight) -> tuple[WrongWay, list[Incide
         if raw - wrong.low_m >= RIGHT_M:
             return WrongWay(False, at_ms, raw, raw, 0), [_wrong_way_event(wrong, sight.fix, sight.ride, "closed", at_ms)]
         return wrong, []
-    if raw >= wrong.peak_m or sight.before is None:
+    if raw >= wrong.peak_m or sight.before is None or sight.unsure:
         return WrongWay(False, at_ms, raw, raw, 0), []
     fixes = wrong.fixes + 1 if raw < wrong.low_m else wrong.fixes
     now = WrongWay(wrong.peak_m - raw >= WRONG_M and fixes >= WRONG_FIXES, wrong.since_ms, wrong.peak_m, min(raw, wrong.low_m), fixes)
