@@ -67,7 +67,7 @@ async def retire(settings: Settings, clock: Clock, *, partner: str, device_id: s
 
 
 async def demo(settings: Settings, clock: Clock, secret: str, *, partner: str, feed_id: str, buses: Path, out: Path) -> int:
-    """One device for each bus that `buses` lists (ids, or objects with `busId` and `label`); tokens that `out` holds and that still
+    """One device for each bus that `buses` lists (ids, or objects with `busId` and `label` or `name`); tokens that `out` holds and that still
     are good stay. Writes `out` as {busId: token}, mode 0600. Answers how many were made.
     """
     labels = _listed_buses(buses)
@@ -111,7 +111,7 @@ def _listed_buses(path: Path) -> dict[str, str]:
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
         rows = [{"busId": row} if isinstance(row, str) else row for row in listed]
-        return {str(row["busId"]): str(row.get("label", "")) for row in rows}
+        return {str(row["busId"]): str(row.get("label") or row.get("name") or "") for row in rows}
     except (OSError, ValueError, TypeError, KeyError) as fault:
         raise Invalid(f"{path}: not a list of bus ids: {fault}") from fault
 

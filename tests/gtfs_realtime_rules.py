@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 from google.transit import gtfs_realtime_pb2 as rt
+from numpy.typing import NDArray
 
 from engine.tracking.timetable import Timetable, Trip
 from geo.coords import distance_m
+from geo.shape import Shape
 
 POSIX = (1_000_000_000, 10_000_000_000)
 STU = rt.TripUpdate.StopTimeUpdate
@@ -157,9 +161,14 @@ def _vehicle(where: str, vehicle: rt.VehiclePosition, timetable: Timetable, head
 
 def _from_shape_m(trip: Trip, lat: float, lon: float) -> float:
     """Least distance to the shape, by brute force over points every 20 m of it."""
-    shape = trip.pattern.shape
-    steps = int(shape.length_m // 20) + 1
-    return min(distance_m(lon, lat, *shape.position(min(shape.length_m, i * 20.0))[:2]) for i in range(steps + 1))
+    lons, lats = _points(trip.pattern.shape)
+    return float(distance_m(np.full_like(lons, lon), np.full_like(lats, lat), lons, lats).min())
+
+
+@lru_cache(maxsize=256)
+def _points(shape: Shape) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    lons, lats, _ = shape.positions(np.append(np.arange(0.0, shape.length_m, 20.0), shape.length_m))
+    return lons, lats
 
 
 def _stop_exists(where: str, stop_id: str, timetable: Timetable) -> list[Fault]:

@@ -1,6 +1,6 @@
 // The map under the buses: land from Natural Earth, the network from our own API, no tile server, no internet.
 
-import maplibregl from "/vendor/maplibre-gl.mjs";
+import * as maplibregl from "/vendor/maplibre-gl.mjs";
 import { feature } from "/vendor/topojson/index.js";
 import { CLASSES, pathOf } from "./buses.js";
 

@@ -33,6 +33,7 @@ async function load() {
   draw();
   const map = await makeMap("map", { bounds: boundsOf(trip.geometry.coordinates), fitBoundsOptions: { padding: 40 } });
   map.getSource("routes").setData(lineFeature(trip.geometry));
+  map.setLayerZoomRange("stops", 8, 24);
   map.getSource("stops").setData({ type: "FeatureCollection", features: trip.stops.map(stopFeature) });
   window.timepoint = { map, get bus() { return bus; } }; // for tests and the curious
   const drawBus = () => {
