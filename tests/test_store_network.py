@@ -205,13 +205,6 @@ async def test_what_was_said_at_import_is_kept_with_the_version(postgres: Postgr
     assert msgspec.json.encode(version["info"])
 
 
-async def test_progress_of_an_import_ends_at_one(postgres: Postgres, tmp_path: Path) -> None:
-    heard: list[tuple[float, str]] = []
-    await import_zip(postgres, write_feed(tmp_path / "city.zip"), progress=lambda done, what: heard.append((done, what)))
-    assert [done for done, _ in heard] == sorted(done for done, _ in heard)
-    assert heard[-1] == (1.0, "in force")
-
-
 async def test_a_database_that_is_away_is_said_to_be(own_postgres, tmp_path: Path) -> None:
     postgres = await Postgres.connect(Settings(database_url=own_postgres.url))
     try:
