@@ -70,12 +70,11 @@ async def hold(redis: Redis, name: str, settings: Settings, work: Callable[[], A
                         log.warning("%s: the lease is lost", name)
                         break
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                try:
-                    await task
-                except Exception:  # whatever ended it, somebody has to begin it anew
-                    log.exception("%s: ended, will begin anew", name)
+            while not task.done():  # again: wait_for of Python 3.11, under psycopg, loses a cancel that meets its answer
+                task.cancel()
+                await asyncio.wait({task}, timeout=0.5)
+            if not task.cancelled() and (broken := task.exception()):
+                log.error("%s: ended, will begin anew", name, exc_info=broken)
             with contextlib.suppress(Unavailable):
                 await lease.release(token)
         await asyncio.sleep(pause_s)
