@@ -11,7 +11,9 @@ It refuses: fixes far off the shape, gaps and outliers as lessons. UTC ms outsid
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
+from itertools import repeat
 from typing import Annotated
 
 import msgspec
@@ -102,7 +104,7 @@ class ArrivalModel:
             return None
         instance = progress.instance
         plan = self.pace.plan(instance.trip)
-        first = max(1, int(np.searchsorted(plan.along_m, progress.along_m, "right")))
+        first = max(1, bisect_right(plan.stops_m, progress.along_m))
         if first >= plan.n:
             return None
         run = self.pace.runs.get(progress.bus_id)
@@ -125,7 +127,7 @@ class ArrivalModel:
             start = max(leaves_s - now_s, c.start_least_s)
             state = WAITING if now_s < leaves_s else OVERDUE
         else:
-            seconds[0] *= min(1.0, (plan.along_m[first] - along_m) / plan.length_m[link])
+            seconds[0] *= min(1.0, (plan.stops_m[first] - along_m) / float(plan.length_m[link]))
             moved = along_m >= run.moved_to_m + c.pace.progress_m or (run.moved_at_s == at_s)
             stood_s = 0.0 if moved else at_s - run.moved_at_s
             if stood_s < c.moving_s:
@@ -136,46 +138,47 @@ class ArrivalModel:
                 patience = halt_class(stood_s)
                 state = PAUSED + patience
                 late0 = pace.halt_wait(patience, base_s + plan.scheduled_at(along_m) - now_s)
-        ahead = np.cumsum(seconds)
-        travel = pace.multipliers(plan, link, ahead, now_s)
+        elapsed_s = float(plan.elapsed_s[first]) - float(seconds[0])
+        travel = pace.multipliers(plan, link, elapsed_s, now_s)
         travel *= seconds
-        travel *= run.gap
-        arrive = np.cumsum(travel)
-        arrive += start
-        early_s = base_s + plan.arrival_s[first] - now_s - arrive[0]
+        travel[0] += start / run.gap
+        arrive: Floats = np.add.accumulate(travel)
+        arrive *= run.gap
+        early_s = base_s + plan.arrivals[first] - now_s - float(arrive[0])
         if early_s > 0:
+            ahead = plan.elapsed_s[first:] - elapsed_s
             arrive += min(early_s, c.recover_cap_s) * -np.expm1(ahead / -c.recover_s)
         if late0:
             arrive += late0
         waits = pace.hold(plan, first, arrive, base_s - now_s)
-        soft = c.soft_s
-        return state, soft * np.logaddexp(0.0, arrive / soft), waits
+        near = int(np.searchsorted(arrive, 12 * c.soft_s))  # beyond, the softening is under a millisecond
+        arrive[:near] = c.soft_s * np.logaddexp(0.0, arrive[:near] / c.soft_s)
+        return state, arrive, waits
 
     def _published(
         self, progress: Progress, plan: Plan, first: int, now_ms: int, horizons: Floats, waits: Floats | None, offsets: Floats
     ) -> TripForecast:
         """Quantiles in order, none in the past, strictly increasing; as records."""
-        ladder = plan.ladder[: len(horizons), None] * self.config.step_least_s
-        quantiles = horizons[:, None] + offsets
-        np.maximum(quantiles, self.config.step_least_s, out=quantiles)
-        quantiles.sort(axis=1)
+        n, least = len(horizons), self.config.step_least_s
+        low, middle, high = quantiles = horizons + offsets
+        np.maximum(middle, least, out=middle)
+        np.minimum(low, middle, out=low)
+        np.maximum(high, middle, out=high)
+        np.maximum(low, least, out=low)
+        ladder = plan.ladder[:n] if least == 1.0 else plan.ladder[:n] * least
         quantiles -= ladder
-        np.maximum.accumulate(quantiles, axis=0, out=quantiles)
+        np.maximum.accumulate(quantiles, axis=1, out=quantiles)
         quantiles += ladder
-        times = (quantiles * 1000.0).astype(np.int64)
+        quantiles *= 1000.0
+        times = quantiles.astype(np.int64)
         times += now_ms
+        p10, p50, p90 = times.tolist()
         instance = progress.instance
-        leaves = times[:, 1].tolist() if waits is None else (times[:, 1] + (waits * 1000.0).astype(np.int64)).tolist()
-        delays = ((times[:, 1] - instance.base_ms) // 1000 - plan.arrival_whole_s[first:]).tolist()
+        leaves = p50 if waits is None else (times[1] + (waits * 1000.0).astype(np.int64)).tolist()
+        delays = ((times[1] - instance.base_ms) // 1000 - plan.arrival_whole_s[first:]).tolist()
         pattern = instance.trip.pattern
-        stops = tuple(
-            [
-                StopForecast(stop_id, sequence, p10, p50, p90, delay, "ESTIMATED", leave)
-                for stop_id, sequence, (p10, p50, p90), delay, leave in zip(
-                    pattern.stop_ids[first:], pattern.stop_sequences[first:], times.tolist(), delays, leaves, strict=True
-                )
-            ]
-        )
+        ids, sequences = pattern.stop_ids[first:], pattern.stop_sequences[first:]
+        stops = tuple(map(StopForecast, ids, sequences, p10, p50, p90, delays, repeat("ESTIMATED"), leaves))
         return TripForecast(progress.bus_id, instance.trip.trip_id, instance.start_date, pattern.route_id, now_ms, stops)
 
     def dump(self, *, everything: bool = False) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ Seconds since 1970 as floats, metres along the trip's shape, ratios observed / s
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from typing import Annotated
 
 import msgspec
@@ -45,6 +46,7 @@ class PaceConfig(msgspec.Struct, frozen=True, kw_only=True):
     drop_sigma: Annotated[float, Meta(description="and not at all beyond these: a wrong trip, not traffic")] = 15.0
     gap_weight: Annotated[float, Meta(description="slowing for the log of gap over scheduled gap: more passengers wait")] = 0.06
     gap_least_s: Annotated[float, Meta(description="scheduled gaps count as at least this")] = 120.0
+    hold_reach_m: Annotated[float, Meta(description="a bus that waits at a stop may stand this far past it")] = 40.0
     hold_least_s: Annotated[float, Meta(description="earlier by less is on time: nobody waits")] = 20.0
     hold_most_s: Annotated[float, Meta(description="earlier by more is another matter than holding")] = 900.0
     hold_start: Annotated[float, Meta(description="share of its earliness a bus waits at a timepoint before any was seen")] = 0.5
@@ -77,8 +79,8 @@ class Plan:
     """The arrays of one trip, read only. Index i is a stop, link i leads from stop i to i + 1; seconds from the service day's start."""
 
     __slots__ = (
-        "along_m", "arrival_s", "arrival_whole_s", "common", "departure_s", "direction", "elapsed_s", "holds",
-        "ladder", "leaves_s", "length_m", "links", "n", "route", "seconds", "trip",
+        "along_m", "arrival_s", "arrival_whole_s", "arrivals", "common", "departure_s", "direction", "elapsed_s", "fading", "holds",
+        "ladder", "leaves_s", "length_m", "links", "n", "route", "seconds", "stops_m", "trip",
     )  # fmt: skip
 
     def __init__(self, trip: Trip, links: NDArray[np.intp], config: PaceConfig) -> None:
@@ -94,6 +96,9 @@ class Plan:
         self.leaves_s = float(self.departure_s[0])
         self.seconds: Floats = np.maximum(self.arrival_s[1:] - self.departure_s[:-1], config.link_least_s)
         self.elapsed_s: Floats = np.concatenate(([0.0], np.cumsum(self.seconds)))
+        self.fading: Floats = np.exp(self.elapsed_s / -config.common_tau_s)
+        self.stops_m: list[float] = self.along_m.tolist()  # bisect on a list beats searchsorted on one value
+        self.arrivals: list[float] = self.arrival_s.tolist()
         self.ladder: Floats = np.arange(self.n, dtype=np.float64)
         self.holds: list[int] = _hold_stops(trip)
 
@@ -103,7 +108,7 @@ class Plan:
 
     def scheduled_at(self, along_m: float) -> float:
         """When the timetable has the bus there, seconds from the service day's start."""
-        link = min(max(int(np.searchsorted(self.along_m, along_m, "right")) - 1, 0), self.n - 2)
+        link = min(max(bisect_right(self.stops_m, along_m) - 1, 0), self.n - 2)
         share = min(max((along_m - self.along_m[link]) / self.length_m[link], 0.0), 1.0)
         return float(self.departure_s[link] + share * (self.arrival_s[link + 1] - self.departure_s[link]))
 
@@ -117,6 +122,11 @@ def _hold_stops(trip: Trip) -> list[int]:
     chosen = set(named if 0 < len(named) < n else whole if len(whole) < 0.4 * n else ())
     chosen.update(i for i in range(n) if trip.departure_s[i] - trip.arrival_s[i] >= 60)
     return sorted(chosen - {0, n - 1})
+
+
+def _stops_between(plan: Plan, from_m: float, to_m: float) -> list[int]:
+    """Hold stops with from_m < position <= to_m."""
+    return [stop for stop in plan.holds if from_m < plan.stops_m[stop] <= to_m]
 
 
 class Run(msgspec.Struct, array_like=True):
@@ -182,14 +192,16 @@ class Pace:
                 self._variance = np.concatenate((self._variance, np.full(_GROWTH, self.config.prior_variance)))
         return place
 
-    def multipliers(self, plan: Plan, link: int, ahead_s: Floats, now_s: float) -> Floats:
-        """Observed over scheduled seconds of the links from `link` on, which end `ahead_s` of timetable from here."""
+    def multipliers(self, plan: Plan, link: int, elapsed_s: float, now_s: float) -> Floats:
+        """Observed over scheduled seconds of the links from `link` on, for a bus `elapsed_s` of timetable from its first stop."""
         c = self.config
-        factor = self._ratio[plan.links[link:]]
-        factor += self._mean
+        factor = self._ratio.take(plan.links[link:])
         held = self._common.get(plan.common)
-        if held is not None:
-            factor += held[0] * math.exp(min(0.0, held[1] - now_s) / c.common_tau_s) * np.exp(ahead_s / -c.common_tau_s)
+        if held is None:
+            factor += self._mean
+        else:  # the deviation fades with the time until the bus gets there
+            deviation = held[0] * math.exp((min(0.0, held[1] - now_s) + elapsed_s) / c.common_tau_s)
+            factor += plan.fading[link + 1 :] * deviation + self._mean
         np.maximum(factor, c.ratio_least, out=factor)
         return np.minimum(factor, c.ratio_most, out=factor)
 
@@ -262,6 +274,8 @@ class Pace:
                 del run.stood_at_s[::2]
         run.fixed_at_s, run.along_m = at_s, along_m
         stale = silent or run.anchor_at_s < 0 or at_s - run.anchor_at_s > c.age_max_s
+        if waited and _stops_between(plan, run.anchor_m - c.hold_reach_m, along_m - c.hold_reach_m):
+            waited = False  # at a timepoint: the chunk says how much of it was holding
         if stale or waited or not departed or along_m < plan.along_m[0] + c.start_m:
             run.anchor_at_s, run.anchor_m = at_s, along_m
         elif (
@@ -324,7 +338,8 @@ class Pace:
         factor = np.clip(self._ratio[links] + (self._mean + deviation), c.ratio_least, c.ratio_most)
         travel = h * factor
         travel_s = float(travel.sum())
-        held = self._held(plan, first, last, base_s, from_s, travel)
+        stops = _stops_between(plan, from_m - c.hold_reach_m, along_m - c.hold_reach_m)
+        held = self._held(plan, stops, first, base_s, from_s, travel)
         hold_s = sum(self._hold_share(plan, stop) * early_s for stop, early_s in held)
         doubt = c.noise_s**2 + c.noise_share_s * total_s
         noise = doubt + c.hold_doubt * hold_s * hold_s
@@ -349,14 +364,13 @@ class Pace:
         held = self._common.get(plan.common)
         return 0.0 if held is None else held[0] * math.exp(min(0.0, held[1] - at_s) / self.config.common_tau_s)
 
-    def _held(self, plan: Plan, first: int, last: int, base_s: float, from_s: float, travel: Floats) -> list[tuple[int, float]]:
-        """Stops inside the chunk where the bus may have waited, with how early it came there."""
+    def _held(self, plan: Plan, stops: list[int], first: int, base_s: float, from_s: float, travel: Floats) -> list[tuple[int, float]]:
+        """Of the stops in a chunk, those where the bus may have waited, with how early it came there."""
         found = []
-        for stop in plan.holds:
-            if first < stop < last:
-                early_s = base_s + float(plan.departure_s[stop]) - from_s - float(travel[: stop - first].sum())
-                if early_s > self.config.hold_least_s:
-                    found.append((stop, min(early_s, self.config.hold_most_s)))
+        for stop in stops:
+            early_s = base_s + float(plan.departure_s[stop]) - from_s - float(travel[: max(0, stop - first)].sum())
+            if early_s > self.config.hold_least_s:
+                found.append((stop, min(early_s, self.config.hold_most_s)))
         return found
 
     def _learn_hold(self, plan: Plan, held: tuple[int, float], waited_s: float, doubt: float) -> None:
