@@ -19,12 +19,14 @@ from websockets.datastructures import Headers
 
 from api.app import Edge, Parts
 from api.live import Sockets
+from api.sse import Streams
 
 log = logging.getLogger(__name__)
 
 HEAD_MAX: Final = 32_768  # bytes of a request's head
 HEAD_TIMEOUT_S: Final = 10.0  # from the first byte of a request, or of a connection, to the end of its head
 BODY_TIMEOUT_S: Final = 60.0  # from there to the end of its body; the devices' application has a shorter one of its own
+READ_TIMEOUT_S: Final = 60.0  # a peer that reads nothing of its answer for so long is cut
 KEEP_ALIVE_S: Final = 75  # nginx keeps upstream connections for 60 s: we must not be the first to close
 GRACE_S: Final = 5  # for requests in flight at the end
 SWEEP_S: Final = 1.0
@@ -42,6 +44,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.began_s = self.loop.time()  # of what is awaited now; 0.0: nothing is
         self.in_head, self.head_bytes = True, 0
+        self.full_s = 0.0  # since when the peer reads nothing of our answer; 0.0: it reads
 
     def data_received(self, data: bytes) -> None:
         if self.in_head:
@@ -67,8 +70,19 @@ class HttpProtocol(HttpToolsProtocol):
         headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in self.headers)
         self.sockets.upgrade(self.transport, self.scope["method"], self.url.decode("latin-1"), headers, cast("set[Any]", self.connections))
 
+    def pause_writing(self) -> None:
+        self.full_s = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self.full_s = 0.0
+        super().resume_writing()
+
     def late(self, now_s: float) -> bool:
-        """Whether the rest of a head or body is overdue; answers 408 and cuts if so."""
+        """Whether the rest of a head or body is overdue (answers 408 and cuts), or the peer does not read its answer (cuts)."""
+        if self.full_s and now_s - self.full_s > READ_TIMEOUT_S:
+            self.transport.abort()
+            return True
         if self.began_s == 0.0 or now_s - self.began_s < (HEAD_TIMEOUT_S if self.in_head else BODY_TIMEOUT_S):
             return False
         self._cut(408, b"Request Timeout")
@@ -83,7 +97,7 @@ class HttpProtocol(HttpToolsProtocol):
 class Worker(uvicorn.Server):
     """uvicorn's server with our drain in front of its own, run inside the loop of `api/cli.py` (which owns the signals)."""
 
-    def __init__(self, edge: Edge, sockets: Sockets, parts: Parts) -> None:
+    def __init__(self, edge: Edge, sockets: Sockets, parts: Parts, streams: Streams | None = None) -> None:
         config = uvicorn.Config(
             edge,
             http=type("HttpProtocol", (HttpProtocol,), {"sockets": sockets}),
@@ -98,7 +112,7 @@ class Worker(uvicorn.Server):
             timeout_graceful_shutdown=GRACE_S,
         )
         super().__init__(config)
-        self.sockets, self.parts = sockets, parts
+        self.sockets, self.parts, self.streams = sockets, parts, streams
         self.slow_requests = (
             parts.meter.counter("timepoint_http_late_total", "requests cut because they did not arrive in time") if parts.meter else None
         )
@@ -121,6 +135,8 @@ class Worker(uvicorn.Server):
         self.parts.draining = True
         for server in self.servers:
             server.close()
+        if self.streams is not None:
+            self.streams.close_all()
         await self.sockets.drain(self.parts.settings.drain_s)
         self.should_exit = True
 

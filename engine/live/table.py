@@ -227,7 +227,12 @@ class LiveTable:
         changes = []
         if picture.epoch != area.epoch or picture.n >= area.n:  # an older picture of the same epoch can only come from a lagging replica
             changes.append(self._compare(area, picture))
+        if any(batch.epoch != area.epoch for batch in waiting):
+            # of an epoch that is over, or of one that began after this picture: only another look can tell, and it needs none of them
+            self._lose(area, "NEW_EPOCH", None)
         for batch in waiting:
+            if batch.epoch != area.epoch:
+                continue
             change = self.hear(batch)
             if change is not None:
                 changes.append(change)

@@ -1,0 +1,161 @@
+"""The live table: applied once, in order, without a hole."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.events import LiveBatch
+from engine.live.table import LEFT_MAX, LiveTable
+from tests.live_house import batch, forecast, position, served
+
+
+def table_with(*first: LiveBatch) -> LiveTable:
+    table = LiveTable()
+    table.learn(first[0] if first else batch(0))
+    return table
+
+
+def test_a_batch_of_an_unknown_area_asks_for_the_picture_and_waits_for_it() -> None:
+    table = LiveTable()
+    assert table.hear(batch(7, position("17", lat=36.8))) is None
+    assert list(table.wanted) == ["demo"]
+    first, second = table.learn(batch(6, position("17", lat=36.7), position("18")))
+    assert first.reset and [now.position.bus_id for _, now in first.moved] == ["17", "18"]
+    assert not second.reset and [(now.n, now.position.lat) for _, now in second.moved] == [(7, 36.8)]
+    assert not table.wanted and table.areas["demo"].n == 7
+
+
+def test_a_picture_newer_than_what_waited_makes_the_waiting_repetitions() -> None:
+    table = LiveTable()
+    for n in (3, 4, 5):
+        table.hear(batch(n, position("17", lat=36.0 + n)))
+    changes = table.learn(batch(5, position("17", lat=41.0)))
+    assert len(changes) == 1 and table.areas["demo"].n == 5
+    kept = table.position("17")
+    assert kept is not None and kept.lat == 41.0
+
+
+def test_a_missing_number_tells_only_what_the_reload_finds_different() -> None:
+    table = table_with(batch(1, position("17"), position("18"), position("19")))
+    assert table.hear(batch(3, position("17", lat=37.0))) is None
+    (change, later) = table.learn(batch(2, position("17"), position("18", lat=36.9)))
+    assert not change.reset
+    assert [now.position.bus_id for _, now in change.moved] == ["18"]
+    assert [seen.position.bus_id for seen in change.gone] == ["19"]
+    assert [now.position.lat for _, now in later.moved] == [37.0]
+
+
+def test_a_new_epoch_is_a_reset_even_where_the_numbers_look_right() -> None:
+    table = table_with(batch(5, position("17")))
+    assert table.hear(batch(6, position("17"), epoch="F")) is None
+    (change,) = table.learn(batch(6, position("17"), epoch="F"))
+    assert change.reset and table.areas["demo"].epoch == "F"
+
+
+def test_a_hole_among_what_waited_asks_again() -> None:
+    table = LiveTable()
+    table.hear(batch(5))
+    table.hear(batch(8))
+    table.learn(batch(5))
+    assert list(table.wanted) == ["demo"] and table.areas["demo"].n == 5
+    table.learn(batch(9))
+    assert not table.wanted and table.areas["demo"].n == 9
+
+
+def test_indexes_follow_a_vehicle_from_trip_to_trip_and_from_place_to_place() -> None:
+    table = table_with(batch(1, position("17", trip="t1", lon=3.0), forecasts=(forecast("17", "a", "b"),)))
+    assert [f.forecast.bus_id for f in table.at_stop("demo:b")] == ["17"]
+    table.hear(batch(2, position("17", trip="t2", route="r2", lon=4.0)))
+    assert not table.on_trip("demo:t1:20260216") and [s.n for s in table.on_trip("demo:t2:20260216")] == [2]
+    assert not table.on_channel("route:demo:r1") and table.on_channel("route:demo:r2") and table.on_channel("fleet:demo")
+    assert not table.at_stop("demo:b"), "the forecast of the trip it left is over"
+    assert not list(table.inside(2.9, 36, 3.1, 37)) and list(table.inside(3.9, 36, 4.1, 37))
+
+
+def test_a_forecast_loses_the_stops_behind_it() -> None:
+    table = table_with(batch(1, position("17"), forecasts=(forecast("17", "a", "b", "c"),)))
+    shorter = forecast("17", "a", "b", "c", made_at_ms=2)
+    shorter = type(shorter)(shorter.bus_id, shorter.trip_id, shorter.start_date, shorter.route_id, 2, shorter.stops[1:])
+    table.hear(batch(2, forecasts=(shorter,)))
+    assert not table.at_stop("demo:a") and len(table.at_stop("demo:c")) == 1
+
+
+def test_a_box_across_the_antimeridian() -> None:
+    table = table_with(batch(1, position("east", lon=179.9), position("west", lon=-179.9), position("far", lon=0.0)))
+    assert {seen.position.bus_id for seen in table.inside(179, 36, -179, 37)} == {"east", "west"}
+
+
+def test_departures_are_remembered_and_their_horizon_is_said() -> None:
+    table = table_with(batch(1, position("17"), position("18")))
+    table.hear(batch(2, position("17", trip="t2")))
+    table.hear(batch(3, gone=("18",)))
+    area = table.areas["demo"]
+    assert table.left_since(area, "trip:demo:t1:20260216", 1) == ["17", "18"]
+    assert table.left_since(area, "trip:demo:t1:20260216", 2) == ["18"]
+    assert table.left_since(area, "trip:demo:t1:20260216", 0) is None, "from before we knew anything"
+    for n in range(4, 4 + LEFT_MAX + 2):
+        table.hear(batch(n, position("17", trip=f"t{n}")))
+    assert table.left_since(area, "trip:demo:t1:20260216", 2) is None, "forgotten, and it says so"
+
+
+def test_late_events_and_events_of_other_kinds_are_not_told() -> None:
+    table = table_with()
+    event = served("17", "a")
+    late = type(event)(*(getattr(event, name) for name in event.__struct_fields__[:-1]), late=True)
+    change = table.hear(batch(1, events=[event, late]))
+    assert change is not None and change.stops == [event]
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["move", "move", "leave", "epoch"]), st.integers(0, 4), st.integers(0, 3), st.booleans(), st.booleans()),
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS)
+def test_whatever_is_lost_or_repeated_the_table_ends_as_the_picture(steps: list[tuple[str, int, int, bool, bool]]) -> None:
+    """`truth` is what Redis holds; some publications are lost, some come twice; a reload is served whenever it is wanted."""
+    truth: dict[str, object] = {}
+    epoch, n = 0, 0
+    table = table_with(batch(0, epoch="0"))
+    told: dict[str, object] = {}
+
+    def note(changes: list) -> None:
+        for change in changes:
+            for _, now in change.moved:
+                told[now.position.bus_id] = now.position
+            for seen in change.gone:
+                told.pop(seen.position.bus_id, None)
+
+    def reload() -> None:
+        while table.wanted:
+            note(table.learn(batch(n, *truth.values(), epoch=str(epoch))))  # type: ignore[arg-type]
+
+    for step, bus, place, lost, twice in steps:
+        bus_id = f"b{bus}"
+        if step == "epoch":
+            epoch, n = epoch + 1, 0
+            continue
+        n += 1
+        if step == "leave":
+            truth.pop(bus_id, None)
+            said = batch(n, epoch=str(epoch), gone=(bus_id,))
+        else:
+            p = position(bus_id, lon=place * 0.1, trip=f"t{place}")
+            truth[bus_id] = p
+            said = batch(n, p, epoch=str(epoch))
+        if lost:
+            continue
+        for _ in range(1 + twice):
+            change = table.hear(said)
+            note([change] if change is not None else [])
+        if place % 2:
+            reload()
+    n += 1
+    table.hear(batch(n, epoch=str(epoch)))
+    reload()
+    assert {bus_id: seen.position for bus_id, seen in table.buses.items()} == truth == told
+    assert {bus_id for ids in table.cells.values() for bus_id in ids} == set(truth) == set(table.groups.get("fleet:demo", {}))
+    assert table.areas["demo"].n == n and not table.wanted
