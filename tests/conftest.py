@@ -123,3 +123,6 @@ def data_dir() -> Path:
         if folder.is_dir():
             return folder
     pytest.skip("no recorded data: set TIMEPOINT_DATA to a folder of feeds and fixes")
+
+
+from tests.product import product  # noqa: E402, F401  # the fixture of the whole product
