@@ -72,6 +72,7 @@ def place_stops(
     along = spread(np.array(chosen), shape.length_m)
     at_lon, at_lat, _ = shape.positions(along)
     index = np.clip(np.searchsorted(shape.cum_m, along, side="right") - 1, 0, len(shape.seg_m) - 1)
+    along.setflags(write=False)  # it is shared by every trip of the pattern
     offset = np.hypot(wrap_lon(lons - at_lon) * shape.per_lon[index], (lats - at_lat) * shape.per_lat[index])
     return Placing(along, offset, forced)
 

@@ -247,7 +247,7 @@ class Archive:
         if data is None:
             return None
         reader = csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""), strict=True)
-        csv.field_size_limit(FIELD_MAX_CHARS)
+        csv.field_size_limit(FIELD_MAX_CHARS)  # of the whole process; recorded fixes have no value near it
         try:
             header = [name.strip() for name in next(reader, [])]
         except csv.Error as fault:
@@ -332,8 +332,8 @@ def _members_fit(zipped: zipfile.ZipFile, read: set[str], file: str, complaints:
         if number > 1:
             complaints.error("DUPLICATE_MEMBER", file, "the name stands twice in the zip", value=name)
     for member in members:
-        where, name = PurePosixPath(member.filename), member.orig_filename  # orig: zipfile cuts names at NUL and turns backslashes
-        if where.is_absolute() or ".." in where.parts or any(sign in name for sign in "\\:\0"):
+        where, name = PurePosixPath(member.filename), member.orig_filename  # orig: zipfile cuts names at a NUL
+        if where.is_absolute() or ".." in where.parts or "\\" in name or "\0" in name or name[1:2] == ":":
             complaints.error("UNSAFE_NAME", file, "the name leaves the zip's own folder", value=member.orig_filename)
         if member.flag_bits & 0x1:
             complaints.error("ENCRYPTED", file, "the member is encrypted; send it without a password", value=member.filename)

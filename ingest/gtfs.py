@@ -86,7 +86,7 @@ def _parse(archive: Archive, feed_id: str, complaints: Complaints, say: Progress
     services = _services(archive, complaints)
     say(0.05, "shapes")
     drawn: dict[str, DrawnShape] = {}
-    shapes_read = True
+    shapes_read = False
     if archive.has("shapes.txt"):
         table = _table(archive, complaints, "shapes.txt", ("shape_id", "shape_pt_lat", "shape_pt_lon", "shape_pt_sequence"))
         drawn, shapes_read = _shapes(table, complaints), table is not None and not table.torn
@@ -95,6 +95,8 @@ def _parse(archive: Archive, feed_id: str, complaints: Complaints, say: Progress
     trips_table = _table(archive, complaints, "trips.txt", ("route_id", "service_id", "trip_id"))
     trip_rows = _trips(trips_table, routes, services, drawn if shapes_read else None)
     reading.trips = trip_rows
+    if trip_rows and not archive.has("shapes.txt") and any(trip.shape_id for trip in trip_rows.values()):
+        complaints.warn("NO_SHAPES", "shapes.txt", "trips name shapes but the file is missing; they run along their stops")
     if archive.has("frequencies.txt"):
         columns = ("trip_id", "start_time", "end_time", "headway_secs")
         reading.frequencies = _frequencies(_table(archive, complaints, "frequencies.txt", columns), trip_rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zipfile
 from datetime import date
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from engine.errors import FeedRejected
 from engine.tracking.timetable import Timetable
-from ingest import archive, stop_times
+from ingest import archive, gtfs, stop_times
 from ingest.gtfs import FILES as READ
 from ingest.gtfs import parse_feed, read_feed
 from tests.gtfs_feed import FILES, replaced, write_feed
@@ -162,6 +163,8 @@ def test_progress_goes_from_nothing_to_nearly_all(tmp_path: Path) -> None:
     ("changes", "code", "place"),
     [
         (replaced("routes.txt", "00aa11", "green"), "BAD_COLOR", "routes.txt:2"),
+        ({"shapes.txt": None}, "NO_SHAPES", "shapes.txt"),
+        (replaced("shapes.txt", "back,36.0,3.0,2", "back,36.0,3.04,2"), "NO_LENGTH", "shapes.txt:5"),
         (replaced("routes.txt", "1,A,1,West - East", "1,A,,"), "NO_NAME", "routes.txt:2"),
         (replaced("trips.txt", "t3,East,0,,out", "t3,East,0,,out\n1,wk,t4,East,0,,out"), "UNUSABLE_TRIP", "trips.txt:5"),
         (replaced("stops.txt", "Market,36.0,3.01", "Market,36.005,3.01"), "STOP_FAR_FROM_SHAPE", "stop_times.txt:3"),
@@ -402,6 +405,14 @@ def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
     data[entry + 8 : entry + 10] = struct.pack("<H", 1)
     path.write_bytes(bytes(data))
     assert said(rejection(path)) == {("f.zip", "ENCRYPTED")}
+
+
+def test_every_complaint_stands_in_the_manual() -> None:
+    sources = "".join(Path(module.__file__ or "").read_text(encoding="utf-8") for module in (archive, stop_times, gtfs))
+    codes = set(re.findall(r'"([A-Z0-9]+(?:_[A-Z0-9]+)+|OVERLAP|UNSORTED|ENCRYPTED)"', sources))
+    manual = (Path(__file__).resolve().parent.parent / "docs" / "feeds.md").read_text(encoding="utf-8")
+    assert len(codes) > 35
+    assert codes == set(re.findall(r"^\| `([A-Z0-9_]+)`", manual, re.M))
 
 
 # whatever comes

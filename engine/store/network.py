@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import date, datetime
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -180,9 +180,17 @@ async def _copy(connection: Any, version_id: int, timetable: Timetable) -> None:
             table,
             schema_name="network",
             columns=("version_id", *columns),
-            records=[(version_id, *record) for record in records],
+            records=_paced(version_id, records),
             timeout=IMPORT_TIMEOUT_S,
         )
+
+
+async def _paced(version_id: int, records: Iterable[tuple[Any, ...]]) -> AsyncIterator[tuple[Any, ...]]:
+    """Rows of COPY with a breath for the loop every few hundred: a national feed has a million of them."""
+    for number, record in enumerate(records):
+        if number % 256 == 255:
+            await asyncio.sleep(0)
+        yield (version_id, *record)
 
 
 def _same(value: bytes) -> bytes:
