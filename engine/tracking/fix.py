@@ -33,7 +33,7 @@ DRIFT_S = 10.0  # time constant of the velocity: long enough to average noise of
 TURN_MPS = 3.0  # an own bearing is believed above this
 SKEW_MIN_MS = 5_000  # smaller skews are transport delay
 SKEW_FIXES, SKEW_RANK = 50, 3  # the third smallest of fifty is their lower 5th percentile
-SKEW_STEP_MS = 1_000  # fixes received closer than this are one burst: a backlog says nothing of the clock
+SKEW_STEP_MS = 500  # fixes received closer than this are one burst: a backlog says nothing of the clock
 WEEK_ROLLOVER_MS = 1024 * 7 * 86_400_000  # GPS counts weeks in ten bits (IS-GPS-200, 20.3.3.3.1.1)
 
 

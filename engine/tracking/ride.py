@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from hashlib import blake2b
 
 import msgspec
+import numpy as np
 
 from engine.events import DEADHEAD, DONE, IN_TRIP, LAYOVER, StopEvent
 from engine.tracking.fix import Fix, Motion
@@ -214,6 +215,29 @@ def begin(ride: Ride, course: Course, instance: TripInstance, match: Match, moti
     if phase == ride.phase and joined == ride.joined_m and visit is ride.visit:
         return ride
     return msgspec.structs.replace(ride, phase=phase, joined_m=joined, visit=visit)
+
+
+def on_new_course(ride: Ride, course: Course, match: Match, version: str) -> Ride:
+    """The ride taken over to another feed version whose stops may differ: what was seen at the next stop is forgotten."""
+    next_stop = min(bisect_right(course.along_m, match.along_m - ZONE_OUT_M), course.last) if ride.started_at_ms is not None else 0
+    if ride.phase == DONE:
+        next_stop = course.last + 1
+    return msgspec.structs.replace(ride, version=version, next_stop=next_stop, visit=NOT_THERE, near_m=())
+
+
+def is_same_plan(one: TripInstance, other: TripInstance) -> bool:
+    """Whether two feed versions plan the same: the same times at the same stops at the same arcs of the same line."""
+    a, b = one.trip, other.trip
+    if one.base_ms != other.base_ms or a.arrival_s != b.arrival_s or a.departure_s != b.departure_s:
+        return False
+    p, q = a.pattern, b.pattern
+    return (
+        p.stop_ids == q.stop_ids
+        and p.stop_sequences == q.stop_sequences
+        and np.array_equal(p.shape.lons, q.shape.lons)
+        and np.array_equal(p.shape.lats, q.shape.lats)
+        and bool(np.allclose(p.along_m, q.along_m, atol=1.0))
+    )
 
 
 def _is_time(ride: Ride, course: Course, instance: TripInstance, at_ms: int, forward_m: float) -> bool:

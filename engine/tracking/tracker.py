@@ -188,14 +188,14 @@ class Tracker:
         """A newer feed version. A vehicle on a trip stays on the version it began with where the new one changed or lost that trip, until
         the trip ends; where the trip is the same it goes on in the new one."""
         area = self._area
-        old = area.book
         area.adopt(timetable)
-        if old is not None:
-            for vehicle in self._vehicles.values():
-                ride = vehicle.newest.ride
-                if ride is not None:
-                    self._changed[vehicle.base.bus_id] = None
-        area.keep({ride.version for each in self._vehicles.values() if (ride := each.newest.ride) is not None})
+        for bus_id, vehicle in self._vehicles.items():
+            base, pending = _moved(vehicle.base, area), [each._replace(state=_moved(each.state, area)) for each in vehicle.pending]
+            if base is not vehicle.base or any(one.state is not other.state for one, other in zip(pending, vehicle.pending, strict=True)):
+                vehicle.base, vehicle.pending = base, pending
+                self._changed[bus_id] = None
+        states = [state for each in self._vehicles.values() for state in (each.base, *(folded.state for folded in each.pending))]
+        area.keep({state.ride.version for state in states if state.ride is not None})
 
     def fold(self, fix: Fix) -> None:
         """One fix, in order of receipt. May raise: the shell sends the fix to the dead letters and goes on."""
@@ -483,6 +483,11 @@ def _inserted(vehicle: Vehicle, fix: Fix, area: Area) -> list[Folded]:
         state, said = advance(state, each, area)
         window.append(Folded(each, state, said))
     return window
+
+
+def _moved(state: VehicleState, area: Area) -> VehicleState:
+    ride = area.moved(state.ride) if state.ride is not None else None
+    return state if ride is state.ride else msgspec.structs.replace(state, ride=ride)
 
 
 def _shown(state: VehicleState, age_ms: int) -> str:

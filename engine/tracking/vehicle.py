@@ -30,8 +30,10 @@ from engine.tracking.ride import (
     came_back,
     cross,
     event_id,
+    is_same_plan,
     is_unsure,
     off_limit_m,
+    on_new_course,
 )
 from engine.tracking.timetable import Timetable, TripInstance
 from engine.tracking.watch import QUIET, Sight, Watch
@@ -78,6 +80,16 @@ class Area:
         """A newer feed version beside the ones that are driven."""
         self.book = self.books[timetable.version] = Roadbook(timetable)
 
+    def moved(self, ride: Ride) -> Ride:
+        """The ride on the newest feed version where that has the trip just as the ride's own has it (or the trip is done), else the same."""
+        if self.book is None or ride.version == self.book.version:
+            return ride
+        old, now = self.books.get(ride.version), self.book.instance(ride.trip_id, ride.start_date)
+        was = old.instance(ride.trip_id, ride.start_date) if old is not None else None
+        if ride.phase == DONE or (was is not None and now is not None and is_same_plan(was, now)):
+            return msgspec.structs.replace(ride, version=self.book.version)
+        return ride
+
     def keep(self, versions: set[str]) -> None:
         """Let go of the feed versions that nobody drives."""
         current = self.book.version if self.book is not None else None
@@ -106,12 +118,12 @@ def advance(state: VehicleState, fix: Fix, area: Area) -> tuple[VehicleState, Sa
     course = book.course(instance)
     same = state.ride is not None and state.ride.trip_id == ride.trip_id and state.ride.start_date == ride.start_date
     same = same and state.ride.version == book.version  # type: ignore[union-attr]
-    if ride.version != book.version:
-        ride = msgspec.structs.replace(ride, version=book.version)
     before = state.match if same and 0 < motion.gap_ms <= GAP_MS else None
     watch = state.watch if same else QUIET
 
     match = place(course, instance, ride, before, state.match if same else None, motion)
+    if ride.version != book.version:
+        ride = on_new_course(ride, course, match, book.version)
     if ride.phase == IN_TRIP and came_back(ride, course, match, motion):
         events += watching.close(watch, fix, ride, motion.fixed_at_ms, "BACK_AT_FIRST_STOP")
         ride, watch, match = begin_again(ride), QUIET, set_back(match)
@@ -153,17 +165,17 @@ def board(state: VehicleState, fix: Fix, motion: Motion, area: Area) -> tuple[Ri
             return None, trail, events + (_left(state, fix, ride, area, "UNKNOWN_TRIP") if ride is not None else []), "UNKNOWN_TRIP"
         if ride is not None and (ride.trip_id, ride.start_date) == (instance.trip.trip_id, instance.start_date):
             return msgspec.structs.replace(ride, said=said, given_by=DEVICE), trail, events, None
-        given_by, on = DEVICE, book
+        given_by = DEVICE
     elif ride is not None:
         if ride.phase != DONE:
             return ride, trail, events, None
-        found = area.of(ride)
-        instance = found[0].next_in_block(found[1]) if found is not None else None
-        if found is None or instance is None or area.is_driven(instance, fix.bus_id):
+        ended = book.instance(ride.trip_id, ride.start_date)
+        instance = book.next_in_block(ended) if ended is not None else None
+        if instance is None or area.is_driven(instance, fix.bus_id):
             if state.match is not None and state.match.offset_m <= OFF_M:  # still at its last stop
                 return ride, trail, events, None
-            return None, Trail(block_id=found[1].trip.block_id if found is not None else None), events, None
-        given_by, on, said = BLOCK, found[0], None
+            return None, Trail(block_id=ended.trip.block_id if ended is not None else None), events, None
+        given_by, said = BLOCK, None
     else:
         longer = walked(trail, motion)
         if longer is trail:
@@ -171,10 +183,10 @@ def board(state: VehicleState, fix: Fix, motion: Motion, area: Area) -> tuple[Ri
         trail, instance = assign(longer, motion, book, lambda each: area.is_driven(each, fix.bus_id))
         if instance is None:
             return None, trail, events, None
-        given_by, on, said = ENGINE, book, None
+        given_by, said = ENGINE, None
     if ride is not None:
         events += _left(state, fix, ride, area, given_by)
-    ride = Ride(instance.trip.trip_id, instance.start_date, on.version, given_by, fix.fixed_at_ms, said)
+    ride = Ride(instance.trip.trip_id, instance.start_date, book.version, given_by, fix.fixed_at_ms, said)
     events.append(_trip_event("ASSIGNED", fix, ride, instance, given_by))
     return ride, Trail(block_id=instance.trip.block_id), events, None
 
