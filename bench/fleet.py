@@ -8,80 +8,110 @@ each drives a trip of another hour of the day, moved so that it runs now.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from collections import deque
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from zlib import crc32
 
-from bench.driving import Driver, Journey
-from bench.network.buses import Block, Bus, assign
+from bench.driving import Driver, Journey, StopVisit
+from bench.network.buses import Block, assign
 from bench.receiver import Receiver, Truth
 from engine.tracking.timetable import Timetable, TripInstance
 from geo.coords import metres_per_degree
 
 EARLY_MS, AFTER_MS = 8 * 60_000, 5 * 60_000
+LATE_MAX_MS = 40 * 60_000  # a trip that should have ended longer ago is not worth driving
 SIGNED_ON_MS = 4 * 60_000  # the driver names the trip this long before it leaves
 
 
 class SimulatedBus:
-    """One bus with its work. `truth` is asked in order of time."""
+    """One bus with its work. It is asked in order of time, and drives only the trips of the time it is asked about."""
 
     def __init__(self, bus_id: str, work: Sequence[Block], driver: Driver, receiver: Receiver, shift_ms: int = 0) -> None:
         self.bus_id, self.receiver = bus_id, receiver
         self._work, self._driver, self._shift_ms = work, driver, shift_ms
-        self._next = 0
-        self.journeys: list[Journey] = []
-        self._begins: list[int] = []
-        self._reported = 0  # journeys already handed out by `finished`
+        self._next = 0  # index of the block after the present one
+        self._todo: deque[TripInstance] = deque()  # of the present block
+        self._before: Journey | None = None  # in the present block
+        self._journey: Journey | None = None
+        self._free_ms: int | None = None  # when the last block ended
+        self._seen_ms: int | None = None
+        self._visited: list[tuple[Journey, StopVisit]] = []
+        self._visits = 0  # of the present journey, already put there
 
-    def _load(self, now_ms: int) -> bool:
-        """Brings up the block of that moment; False where the bus is off duty."""
-        while True:
-            if self.journeys and now_ms <= self.journeys[-1].ends_ms + AFTER_MS and not self._relieved(now_ms):
-                return now_ms >= self.journeys[0].begins_ms - EARLY_MS
-            if self._next >= len(self._work):
-                return False
-            block = self._work[self._next]
-            if block.begins_ms + self._shift_ms - EARLY_MS > now_ms:
-                return False
-            self._next += 1
-            if block.ends_ms + self._shift_ms + 3_600_000 < now_ms:
-                continue  # long over: not worth driving
-            free_from_ms = self.journeys[-1].ends_ms if self.journeys else None
-            self._journeys_are(self._driver.block(block, self._shift_ms, free_from_ms), now_ms)
-
-    def _relieved(self, now_ms: int) -> bool:
-        """The block is over and the next one calls."""
-        if now_ms <= self.journeys[-1].ends_ms or self._next >= len(self._work):
-            return False
-        return self._work[self._next].begins_ms + self._shift_ms - EARLY_MS <= now_ms
-
-    def _journeys_are(self, journeys: list[Journey], now_ms: int) -> None:
-        self.journeys, self._begins = journeys, [j.begins_ms for j in journeys]
-        self._reported = sum(j.ends_ms <= now_ms for j in journeys)  # those that ended before anybody looked
+    def plan(self, work: Sequence[Block]) -> None:
+        """More work. What the bus is doing stays."""
+        begun_ms = self._work[self._next - 1].begins_ms if self._next else -1
+        self._work = work
+        self._next = sum(block.begins_ms <= begun_ms for block in work)
 
     def on_duty(self, now_ms: int) -> bool:
-        return self._load(now_ms)
+        """Brings the bus to that moment; False where it has nothing to do then."""
+        if self._seen_ms is None:
+            self._seen_ms = now_ms
+        while True:
+            journey = self._journey
+            if journey is None:
+                if not self._begin_block(now_ms):
+                    return False
+            elif now_ms < journey.ends_ms:
+                return self._before is not None or now_ms >= journey.begins_ms - EARLY_MS
+            elif self._todo:
+                self._drive(self._todo.popleft(), journey.ends_ms)
+                self._before = journey
+            elif now_ms <= journey.ends_ms + AFTER_MS and not self._due(now_ms):
+                return True
+            else:
+                self._look(journey.ends_ms)
+                self._journey, self._free_ms = None, journey.ends_ms
 
-    def finished(self, now_ms: int) -> list[Journey]:
-        """Journeys that have ended since the last call."""
-        done = [j for j in self.journeys[self._reported :] if j.ends_ms <= now_ms]
-        self._reported += len(done)
-        return done
+    def _due(self, now_ms: int) -> bool:
+        """The next block calls."""
+        return self._next < len(self._work) and self._work[self._next].begins_ms + self._shift_ms - EARLY_MS <= now_ms
+
+    def _begin_block(self, now_ms: int) -> bool:
+        """Takes up the next block that is not long over, at the trip before the one of that moment: its lateness is what counts."""
+        while self._due(now_ms):
+            block = self._work[self._next]
+            self._next += 1
+            recent_ms = now_ms - self._shift_ms - LATE_MAX_MS
+            todo = [trip for trip in block.trips if trip.arrival_ms(-1) > recent_ms]
+            if todo:
+                self._todo, self._before = deque(todo[1:]), None
+                self._drive(todo[0], self._free_ms)
+                return True
+        return False
+
+    def _drive(self, instance: TripInstance, free_from_ms: int | None) -> None:
+        if self._journey is not None:
+            self._look(self._journey.ends_ms)
+        self._journey = self._driver.trip(instance, free_from_ms, self._shift_ms)
+        self._visits = sum(visit.departed_ms < (self._seen_ms or 0) for visit in self._journey.visits)
+
+    def _look(self, now_ms: int) -> None:
+        journey = self._journey
+        while journey is not None and self._visits < len(journey.visits) and journey.visits[self._visits].departed_ms <= now_ms:
+            self._visited.append((journey, journey.visits[self._visits]))
+            self._visits += 1
+
+    def visited(self, now_ms: int) -> list[tuple[Journey, StopVisit]]:
+        """The stops left behind since the last call."""
+        self._look(now_ms)
+        found, self._visited = self._visited, []
+        return found
 
     def truth(self, now_ms: int) -> Truth | None:
         """None where the bus is off duty."""
-        if not self._load(now_ms):
+        if not self.on_duty(now_ms) or self._journey is None:
             return None
-        i = bisect_right(self._begins, now_ms) - 1
-        if i < 0:
-            return self._waiting(self.journeys[0], now_ms, 0)
-        journey = self.journeys[i]
-        if now_ms < journey.ends_ms:
+        journey, before = self._journey, self._before
+        if now_ms >= journey.ends_ms:
+            return self._waiting(journey, now_ms, -1)
+        if now_ms >= journey.begins_ms:
             return self._driving(journey, now_ms)
-        if i + 1 < len(self.journeys) and now_ms > (journey.ends_ms + self._begins[i + 1]) // 2:
-            return self._waiting(self.journeys[i + 1], now_ms, 0)
-        return self._waiting(journey, now_ms, -1)
+        if before is not None and now_ms < (before.ends_ms + journey.begins_ms) // 2:
+            return self._waiting(before, now_ms, -1)
+        return self._waiting(journey, now_ms, 0)
 
     def _waiting(self, journey: Journey, now_ms: int, index: int) -> Truth:
         shape, along = journey.instance.trip.pattern.shape, float(journey.instance.trip.pattern.along_m[index])
@@ -123,11 +153,22 @@ class Fleet:
         self._driver = Driver(seed, detour_rate, round(offset.total_seconds() * 1000))
         self.wanted = wanted
         self._timetable = timetable
-        self.planned = [self._bus(bus.bus_id, bus.work) for bus in self._by_schedule(local)]
+        self._planned: dict[str, SimulatedBus] = {}
+        self._planned_to: date | None = None
         self._spare: list[SimulatedBus] = []
+        self._plan(now_ms)
 
-    def _by_schedule(self, local: datetime) -> list[Bus]:
-        return assign(self._timetable, local.date(), days=8)
+    def _plan(self, now_ms: int) -> None:
+        """The work of today and tomorrow, once a day. In an order that mixes the lines, for those who want only a few buses."""
+        today = datetime.fromtimestamp(now_ms / 1000, self._timetable.tz).date()
+        if self._planned_to is not None and today < self._planned_to:
+            return
+        self._planned_to = today + timedelta(days=1)
+        for bus in sorted(assign(self._timetable, today, days=2), key=lambda bus: crc32(bus.bus_id.encode())):
+            if bus.bus_id in self._planned:
+                self._planned[bus.bus_id].plan(bus.work)
+            else:
+                self._planned[bus.bus_id] = self._bus(bus.bus_id, bus.work)
 
     def _bus(self, bus_id: str, work: Sequence[Block], shift_ms: int = 0) -> SimulatedBus:
         named = crc32(f"{self._seed}:{bus_id}:named".encode()) % 10_000 >= self._unnamed_share * 10_000
@@ -135,7 +176,8 @@ class Fleet:
 
     def on_duty(self, now_ms: int, keep: Sequence[SimulatedBus] = ()) -> list[SimulatedBus]:
         """Who drives now: those of `keep` first, up to `wanted`, made up with stand-ins."""
-        by_schedule = [bus for bus in self.planned if bus.on_duty(now_ms)]
+        self._plan(now_ms)
+        by_schedule = [bus for bus in self._planned.values() if bus.on_duty(now_ms)]
         if self.wanted is None:
             return by_schedule
         kept = [bus for bus in keep if bus.on_duty(now_ms)]

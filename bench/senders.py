@@ -179,7 +179,7 @@ class Line(asyncio.Protocol):
         tally.requests += 1
         if status in (429, 503):
             text = _header(head, b"retry-after") or b"1"
-            self._again(f"HTTP {status}", min(RETRY_MAX_S, float(text) if text.isdigit() else 1.0))
+            self._again(f"HTTP {status}", min(RETRY_MAX_S, max(0.05, float(text) if text.isdigit() else 1.0)))
             return
         self.now = None
         if 200 <= status < 300:
@@ -199,7 +199,7 @@ class Line(asyncio.Protocol):
         self._tally.sent -= self.now.fixes
         self.queue.appendleft(self.now)
         self.now = None
-        if wait_s:
+        if self._transport is not None:  # refused; a lost connection goes on when it stands again
             self._not_before_s = time.monotonic() + wait_s
             asyncio.get_running_loop().call_later(wait_s + 0.002, self._pump)
 

@@ -16,6 +16,7 @@ import io
 import json
 import signal
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -25,11 +26,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 from zlib import crc32
+from zoneinfo import ZoneInfo
+
+import uvloop
 
 from bench.fleet import Fleet, SimulatedBus
+from bench.network.feed import TIMEZONE, write_feed
 from bench.receiver import Reading, Truth
 from bench.senders import HttpSender, MqttSender, Sender, SocketSender, Tally
 from engine.tracking.timetable import Timetable
+from ingest.gtfs import read_feed
 
 ROLL_CALL_S = 20.0  # how often it is decided anew who drives
 REGISTER_AT_ONCE = 500
@@ -89,17 +95,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_feed(path: Path | None) -> Timetable:
     """The feed, or the demo network of today. Raises ingest.gtfs.FeedRejected."""
-    from ingest.gtfs import read_feed
-
     if path is not None:
         return read_feed(path)
-    import tempfile
-
-    from bench.network.feed import write_feed
-
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "demo.zip"
-        write_feed(made, datetime.now().astimezone().date())
+        write_feed(made, datetime.now(ZoneInfo(TIMEZONE)).date())
         return read_feed(made)
 
 
@@ -186,14 +186,12 @@ class TruthFile:
         ))  # fmt: skip
 
     def stops(self, bus: SimulatedBus, now_ms: int) -> None:
-        for journey in bus.finished(now_ms):
-            instance, pattern = journey.instance, journey.instance.trip.pattern
-            for visit in journey.visits:
-                i = visit.stop_index
-                self._stops.writerow((
-                    bus.bus_id, instance.trip.trip_id, instance.start_date, pattern.stop_sequences[i], pattern.stop_ids[i],
-                    visit.arrived_ms, instance.arrival_ms(i), visit.departed_ms, visit.kind,
-                ))  # fmt: skip
+        for journey, visit in bus.visited(now_ms):
+            instance, pattern, i = journey.instance, journey.instance.trip.pattern, visit.stop_index
+            self._stops.writerow((
+                bus.bus_id, instance.trip.trip_id, instance.start_date, pattern.stop_sequences[i], pattern.stop_ids[i],
+                visit.arrived_ms, instance.arrival_ms(i), visit.departed_ms, visit.kind,
+            ))  # fmt: skip
 
 
 # --- offline ---
@@ -279,13 +277,12 @@ class Drive:
         self.behind_ms = 0
 
     def simulated_ms(self, wall_ms: int) -> int:
-        return self.began_ms + round((wall_ms - self.began_ms) * self.speedup)
+        stretched: float = (wall_ms - self.began_ms) * self.speedup
+        return self.began_ms + round(stretched)
 
     async def roll_call(self, wall_ms: int) -> None:
         chosen = self.fleet.on_duty(self.simulated_ms(wall_ms), self.buses)
         self.buses = sorted(await self.keys.admit(chosen), key=lambda bus: _phase(bus.bus_id, self.step_ms))
-        for bus in self.buses:
-            self.keys.of(bus.bus_id)
 
     async def run(self, until_ms: float, stop: asyncio.Event, report: Callable[[Drive], None]) -> None:
         round_ms = self.began_ms // self.step_ms * self.step_ms
@@ -396,7 +393,7 @@ async def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         truth = TruthFile(args.truth, stack) if args.truth else None
         try:
-            sender = sender_of(args, info, base_url, keys, args.buses or len(fleet.planned))
+            sender = sender_of(args, info, base_url, keys, args.buses or 200)
             drive = Drive(fleet, sender, keys, args, truth)
             await drive.roll_call(drive.began_ms)
         except (ValueError, OSError) as fault:
@@ -409,9 +406,6 @@ async def run(args: argparse.Namespace) -> int:
         for bus_id, readings in drive.gathered.items():
             sender.send(bus_id, readings)
         await sender.close(2.0 if stop.is_set() else 5.0)
-        if truth is not None:
-            for bus in drive.buses:
-                truth.stops(bus, 1 << 62)
     print(state_line(drive))
     return 1 if failed(sender.tally) else 0
 
@@ -424,9 +418,7 @@ def failed(tally: Tally) -> bool:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="timepoint simulate", description=__doc__)
     add_arguments(parser)
-    import uvloop
-
-    return uvloop.run(run(parser.parse_args(argv)))
+    return int(uvloop.run(run(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from datetime import date, timedelta
 
 import msgspec
 
-from bench.network.drawing import metres_per_degree
-from engine.tracking.timetable import Timetable, TripInstance
+from engine.tracking.timetable import Stop, Timetable, TripInstance
+from geo.coords import distance_m
 
 HERE_M = 400.0  # a block that begins within this of where the last one ended needs no empty drive
 EMPTY_MPS = 9.0  # a bus coming over empty, straight-line metres a second
@@ -64,14 +64,8 @@ def blocks_on(timetable: Timetable, day: date) -> list[Block]:
     return sorted(blocks, key=lambda b: (b.begins_ms, b.block_id, b.trips[0].trip.trip_id))
 
 
-def _metres(a: tuple[float, float], b: tuple[float, float]) -> float:
-    ky, kx = metres_per_degree((a[0] + b[0]) / 2)
-    return float((((a[0] - b[0]) * ky) ** 2 + ((a[1] - b[1]) * kx) ** 2) ** 0.5)
-
-
-def _end(timetable: Timetable, trip: TripInstance, index: int) -> tuple[float, float]:
-    stop = timetable.stops[trip.trip.pattern.stop_ids[index]]
-    return stop.lat, stop.lon
+def _end(timetable: Timetable, trip: TripInstance, index: int) -> Stop:
+    return timetable.stops[trip.trip.pattern.stop_ids[index]]
 
 
 def _prefix(agency_id: str) -> str:
@@ -83,27 +77,34 @@ def assign(timetable: Timetable, day: date, days: int = 2) -> list[Bus]:
     anchor = date.fromordinal(day.toordinal() // 7 * 7) - timedelta(days=1)
     blocks = [b for n in range((day - anchor).days + days) for b in blocks_on(timetable, anchor + timedelta(days=n))]
     buses: list[Bus] = []
+    free: list[tuple[int, Stop]] = []  # when and where each bus ended its last block
     numbers: dict[str, int] = {}
     for block in sorted(blocks, key=lambda b: (b.begins_ms, b.block_id)):
-        start = _end(timetable, block.trips[0], 0)
-        best: tuple[float, int, int] | None = None
-        for number, bus in enumerate(buses):
-            last = bus.work[-1]
-            idle_ms = block.begins_ms - last.ends_ms
-            if bus.agency_id != block.agency_id or idle_ms < 0:
-                continue
-            away_m = _metres(_end(timetable, last.trips[-1], -1), start)
-            if away_m > EMPTY_MAX_M or (away_m > HERE_M and idle_ms < READY_MS + away_m / EMPTY_MPS * 1000):
-                continue
-            rank = (0.0 if away_m <= HERE_M else away_m, last.ends_ms, number)
-            best = rank if best is None or rank < best else best
-        if best is not None:
-            buses[best[2]].work.append(block)
-            continue
-        prefix = _prefix(block.agency_id)
-        numbers[prefix] = numbers.get(prefix, 0) + 1
-        buses.append(Bus(f"{prefix}-{100 + numbers[prefix]}", block.agency_id, [block]))
+        number = _nearest_free(buses, free, block, _end(timetable, block.trips[0], 0))
+        if number is None:
+            prefix = _prefix(block.agency_id)
+            numbers[prefix] = numbers.get(prefix, 0) + 1
+            number = len(buses)
+            buses.append(Bus(f"{prefix}-{100 + numbers[prefix]}", block.agency_id, []))
+            free.append((0, _end(timetable, block.trips[0], 0)))
+        buses[number].work.append(block)
+        free[number] = (block.ends_ms, _end(timetable, block.trips[-1], -1))
     return buses
+
+
+def _nearest_free(buses: Sequence[Bus], free: Sequence[tuple[int, Stop]], block: Block, start: Stop) -> int | None:
+    """Index of the bus that takes the block: one that stands there, the longest waiting first, else the nearest that has time to come over."""
+    begins_ms = block.begins_ms
+    best: tuple[float, int, int] | None = None
+    for number, (ended_ms, end) in enumerate(free):
+        if ended_ms > begins_ms or buses[number].agency_id != block.agency_id:
+            continue
+        away_m = 0.0 if end is start else distance_m(end.lon, end.lat, start.lon, start.lat)
+        if away_m > EMPTY_MAX_M or (away_m > HERE_M and begins_ms - ended_ms < READY_MS + away_m / EMPTY_MPS * 1000):
+            continue
+        rank = (0.0 if away_m <= HERE_M else away_m, ended_ms, number)
+        best = rank if best is None or rank < best else best
+    return None if best is None else best[2]
 
 
 def bus_list(timetable: Timetable, day: date) -> list[dict[str, str]]:
@@ -124,7 +125,7 @@ def demo_buses(timetable: Timetable, day: date) -> list[str]:
 
 def at_work(buses: Sequence[Bus], now_ms: int) -> list[tuple[Bus, TripInstance]]:
     """Buses that are in a trip at this moment, by schedule, with the trip."""
-    found = []
+    found: list[tuple[Bus, TripInstance]] = []
     for bus in buses:
         for block in bus.work:
             if block.begins_ms <= now_ms < block.ends_ms:

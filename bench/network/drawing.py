@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from shapely import LineString
 
 from bench.network.streets import KINDS, PLACES, ROADS, Road
+from geo.coords import metres_per_degree
 
 Array = NDArray[np.float64]
 LANE_M = 3.5  # half a street: buses keep to the right, so the two directions do not lie on each other
@@ -52,15 +53,6 @@ class Drive(NamedTuple):
     along_m: Array
     free_s: Array
     halts: tuple[Halt, ...]
-
-
-def metres_per_degree(lat: float) -> tuple[float, float]:
-    """(of latitude, of longitude) on WGS 84, by the usual cosine series; good to a centimetre per degree."""
-    phi = math.radians(lat)
-    return (
-        111132.92 - 559.82 * math.cos(2 * phi) + 1.175 * math.cos(4 * phi),
-        111412.84 * math.cos(phi) - 93.5 * math.cos(3 * phi),
-    )
 
 
 def _spline(x: Array, y: Array, step_m: float) -> tuple[Array, Array]:
@@ -112,7 +104,7 @@ def draw(road: Road) -> Drawn:
     """The road's vertices, its stops among them."""
     points = [PLACES[road.start][1:], *road.via, PLACES[road.end][1:]]
     lat0, lon0 = (sum(p[k] for p in points) / len(points) for k in (0, 1))
-    ky, kx = metres_per_degree(lat0)
+    kx, ky = metres_per_degree(lat0)
     x, y = (np.array([p[1] - lon0 for p in points]) * kx, np.array([p[0] - lat0 for p in points]) * ky)
     x, y = _bend(*_spline(x, y, KINDS[road.kind].step_m), road)
     line = LineString(np.column_stack((x, y))).simplify(SIMPLIFY_M)
@@ -143,7 +135,7 @@ def _drive_roads(places: tuple[str, ...]) -> list[tuple[Road, bool]]:
 
 def _keep_right(lats: Array, lons: Array, by_m: float) -> tuple[Array, Array]:
     """The line `by_m` to the right of travel. At a U-turn the two lanes are joined straight across."""
-    ky, kx = metres_per_degree(float(lats.mean()))
+    kx, ky = metres_per_degree(float(lats.mean()))
     x, y = lons * kx, lats * ky
     dx, dy = np.diff(x), np.diff(y)
     size = np.hypot(dx, dy)
@@ -158,34 +150,49 @@ def _keep_right(lats: Array, lons: Array, by_m: float) -> tuple[Array, Array]:
     return lats + ny * by_m / ky, lons + nx * by_m / kx
 
 
+class Mark(NamedTuple):
+    """A halt to be: vertex, key, the name of a stop along a road (None: a place), and whether its road is driven backwards."""
+
+    at: int
+    key: str
+    name: str | None
+    against: bool
+
+
 def drive(places: tuple[str, ...], express: bool) -> Drive:
     """One direction of a line over its places. A place written `~id` is driven through without a stop."""
     names = tuple(p.lstrip("~") for p in places)
-    lats, lons, free, marks = [PLACES[names[0]][1]], [PLACES[names[0]][2]], [0.0], [(0, names[0], None, 0)]
+    lats, lons = [PLACES[names[0]][1]], [PLACES[names[0]][2]]
+    free, marks = [0.0], [Mark(0, names[0], None, False)]
     for number, (road, against) in enumerate(_drive_roads(names)):
-        drawn, kind, last = draw(road), KINDS[road.kind], len(draw(road).lats) - 1
-        road_lats, road_lons = (drawn.lats[::-1], drawn.lons[::-1]) if against else (drawn.lats, drawn.lons)
-        base = len(lats) - 1
-        stops = [(base + (last - v if against else v), f"{road.start}-{road.end}-{i + 1}", road.stops[i], int(against))
-                 for i, v in enumerate(drawn.stop_at)]  # fmt: skip
+        drawn, base = draw(road), len(lats) - 1
+        last = len(drawn.lats) - 1
+        way = slice(None, None, -1) if against else slice(None)
         if not express:
-            marks.extend(sorted(stops))
-        for i in range(1, last + 1):
-            ky, kx = metres_per_degree(float(road_lats[i]))
-            step = math.hypot((road_lats[i] - road_lats[i - 1]) * ky, (road_lons[i] - road_lons[i - 1]) * kx)
-            free.append(free[-1] + step / (kind.free_kmh / 3.6) + step / 1000 * kind.signals_per_km * 9)
-        lats.extend(float(v) for v in road_lats[1:])
-        lons.extend(float(v) for v in road_lons[1:])
+            ahead = [last - v if against else v for v in drawn.stop_at]
+            marks += sorted(Mark(base + v, f"{road.start}-{road.end}-{i + 1}", road.stops[i], against) for i, v in enumerate(ahead))
+        _roll(road, drawn.lats[way], drawn.lons[way], free)
+        lats.extend(drawn.lats[way][1:].tolist())
+        lons.extend(drawn.lons[way][1:].tolist())
         if not places[number + 1].startswith("~"):
-            marks.append((len(lats) - 1, names[number + 1], None, 0))
+            marks.append(Mark(len(lats) - 1, names[number + 1], None, False))
     return _beside(np.array(lats), np.array(lons), np.array(free), marks)
 
 
-def _beside(lats: Array, lons: Array, free_s: Array, marks: list[tuple[int, str, str | None, int]]) -> Drive:
+def _roll(road: Road, lats: Array, lons: Array, free_s: list[float]) -> None:
+    """Adds the road's seconds of free driving, vertex by vertex; a signal costs 9 s on average."""
+    kind = KINDS[road.kind]
+    for i in range(1, len(lats)):
+        kx, ky = metres_per_degree(float(lats[i]))
+        step_m = math.hypot((lats[i] - lats[i - 1]) * ky, (lons[i] - lons[i - 1]) * kx)
+        free_s.append(free_s[-1] + step_m / (kind.free_kmh / 3.6) + step_m / 1000 * kind.signals_per_km * 9)
+
+
+def _beside(lats: Array, lons: Array, free_s: Array, marks: list[Mark]) -> Drive:
     lane_lats, lane_lons = _keep_right(lats, lons, LANE_M)
     post_lats, post_lons = _keep_right(lats, lons, LANE_M + KERB_M)
     lane_lats, lane_lons = np.round(lane_lats, 6), np.round(lane_lons, 6)
-    ky, kx = np.array([metres_per_degree(float(v)) for v in lane_lats]).T
+    kx, ky = metres_per_degree(lane_lats)
     steps = np.hypot(np.diff(lane_lats) * (ky[1:] + ky[:-1]) / 2, np.diff(lane_lons) * (kx[1:] + kx[:-1]) / 2)
     along = np.concatenate(([0.0], np.cumsum(steps)))
     halts: list[Halt] = []

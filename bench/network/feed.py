@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,8 @@ SERVICES = {  # Monday first
 STOP_S = 24  # what a stop costs a city bus: braking, doors, pulling out
 MAX_WAIT_MIN = {"coach": 200, "coach_short": 200}  # longest layover inside a block; 35 min for the rest
 URL = "https://example.org/"
+
+Table = list[Sequence[object]]  # the header first
 
 
 class Run(NamedTuple):
@@ -48,7 +50,7 @@ def slowdown(line: Line, minute: int, service_id: str) -> float:
     day = 6 <= hour < 21
     if line.express:
         return 1.12 if peak else 1.07 if day else 1.0
-    return 1.42 if peak else 1.22 if day else 1.02
+    return 1.42 if peak else 1.24 if day else 1.12
 
 
 def plan(line: Line, way: Drive, start_min: int, service_id: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -99,7 +101,7 @@ def _starts(bands: Iterable[tuple[int, int, int]], offset: int) -> list[int]:
     return starts
 
 
-def blocks_of(runs: Sequence[Run], ways: dict[str, Sequence[Drive]]) -> dict[str, str]:
+def blocks_of(runs: Sequence[Run], ways: Mapping[str, Sequence[Drive]]) -> dict[str, str]:
     """trip_id -> block_id: the bus that has waited longest at a trip's first stop takes it, if its layover is over."""
     blocks: dict[str, str] = {}
     for service_id in SERVICES:
@@ -135,7 +137,7 @@ def text_color(color: str) -> str:
     return "FFFFFF" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.18 else "000000"
 
 
-def tables(today: date) -> dict[str, list[list[object]]]:
+def tables(today: date) -> dict[str, Table]:
     """Every file of the feed as rows, the header first."""
     ways = {line.route_id: drives_of(line) for line in LINES}
     runs = [run for line in LINES for run in runs_of(line, ways[line.route_id])]
@@ -168,11 +170,11 @@ def tables(today: date) -> dict[str, list[list[object]]]:
     }  # fmt: skip
 
 
-def _stops(halts: Iterable[Halt]) -> list[list[object]]:
+def _stops(halts: Iterable[Halt]) -> Table:
     known: dict[str, Halt] = {}
     for halt in halts:
         known.setdefault(halt.stop_id, halt)
-    rows: list[list[object]] = [["stop_id", "stop_code", "stop_name", "stop_lat", "stop_lon", "location_type", "wheelchair_boarding"]]
+    rows: Table = [["stop_id", "stop_code", "stop_name", "stop_lat", "stop_lon", "location_type", "wheelchair_boarding"]]
     for number, stop_id in enumerate(sorted(known)):
         halt = known[stop_id]
         wheelchair = 1 if halt.place or number % 3 else 2
@@ -180,8 +182,8 @@ def _stops(halts: Iterable[Halt]) -> list[list[object]]:
     return rows
 
 
-def _shapes(ways: dict[str, Sequence[Drive]]) -> list[list[object]]:
-    rows: list[list[object]] = [["shape_id", "shape_pt_lat", "shape_pt_lon", "shape_pt_sequence", "shape_dist_traveled"]]
+def _shapes(ways: Mapping[str, Sequence[Drive]]) -> Table:
+    rows: Table = [["shape_id", "shape_pt_lat", "shape_pt_lon", "shape_pt_sequence", "shape_dist_traveled"]]
     for route_id, pair in ways.items():
         for direction, way in enumerate(pair):
             for i in range(len(way.lats)):
@@ -189,8 +191,8 @@ def _shapes(ways: dict[str, Sequence[Drive]]) -> list[list[object]]:
     return rows
 
 
-def _trips(runs: Iterable[Run], blocks: dict[str, str]) -> list[list[object]]:
-    rows: list[list[object]] = [["route_id", "service_id", "trip_id", "trip_headsign", "direction_id", "block_id", "shape_id",
+def _trips(runs: Iterable[Run], blocks: dict[str, str]) -> Table:
+    rows: Table = [["route_id", "service_id", "trip_id", "trip_headsign", "direction_id", "block_id", "shape_id",
                                  "wheelchair_accessible", "bikes_allowed"]]  # fmt: skip
     for run in runs:
         rows.append([
@@ -200,8 +202,8 @@ def _trips(runs: Iterable[Run], blocks: dict[str, str]) -> list[list[object]]:
     return rows
 
 
-def _stop_times(runs: Iterable[Run], ways: dict[str, Sequence[Drive]]) -> list[list[object]]:
-    rows: list[list[object]] = [["trip_id", "arrival_time", "departure_time", "stop_id", "stop_sequence", "pickup_type", "drop_off_type",
+def _stop_times(runs: Iterable[Run], ways: Mapping[str, Sequence[Drive]]) -> Table:
+    rows: Table = [["trip_id", "arrival_time", "departure_time", "stop_id", "stop_sequence", "pickup_type", "drop_off_type",
                                  "timepoint", "shape_dist_traveled"]]  # fmt: skip
     for run in runs:
         way = ways[run.line.route_id][run.direction]
