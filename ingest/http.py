@@ -5,8 +5,8 @@ Promises: a phone protocol is answered 2xx for any body once its credentials hol
 bodies over 1 MiB (by Content-Length before a byte is read), more than 10,000 fixes, bodies that take longer than 10 s to arrive, and gzip
 that inflates past 4 MiB.
 
-`DevicePaths` is plain callables: `early` says no before the body is read, `answer` takes the whole request. `DeviceApp` is the ASGI shell
-around it; a protocol of our own can stand there in its place.
+`DevicePaths` is plain callables: `open` judges what stands before the body, `close` answers once it is there, `answer` is both. `DeviceApp` is
+the ASGI shell around it; a protocol of our own can stand there in its place.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ DISCARD_MAX_BYTES = 33_554_432  # of a body that is refused for its size
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
 _encode = msgspec.json.Encoder().encode
+_TEXT = {200: "200", 202: "202"}  # as a label
 
 
 class MethodNotAllowed(Invalid):
@@ -54,18 +55,6 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class Request(msgspec.Struct, gc=False):
-    """What a decoder may look at. `user`: the name of Basic credentials. `rest`: the part of the path that the route leaves open."""
-
-    method: str
-    headers: Mapping[bytes, bytes]
-    query: bytes
-    body: bytes
-    content_type: str
-    rest: str | None = None
-    user: str | None = None
-
-
 class Route(NamedTuple):
     """One device path. `phone`: answers 2xx to any body. `said`: the answer of a receipt."""
 
@@ -75,6 +64,24 @@ class Route(NamedTuple):
     said: Callable[[Receipt], bytes]
     status: int
     phone: bool
+
+
+class Request(msgspec.Struct, gc=False):
+    """A request on its way through `open` and `close`, which fill in its later fields."""
+
+    route: Route
+    method: str
+    path: str
+    headers: Mapping[bytes, bytes]
+    query: bytes
+    rest: str | None = None  # the part of the path that the route leaves open
+    device: Device | None = None  # None: it is signed, and known once the body is there
+    user: str | None = None  # the name of Basic credentials
+    body: bytes = b""
+
+    @property
+    def content_type(self) -> str:
+        return self.headers.get(b"content-type", b"").decode("latin-1").lower()
 
 
 def _quarantined(receipt: Receipt) -> bytes:
@@ -142,37 +149,43 @@ class DevicePaths:
 
     async def answer(self, method: str, path: str, headers: Mapping[bytes, bytes], query: bytes, body: bytes) -> Answer:
         """The whole of it. Never raises."""
+        opened = self.open(method, path, headers, query)
+        return opened if isinstance(opened, Answer) else await self.close(opened, body)
+
+    def open(self, method: str, path: str, headers: Mapping[bytes, bytes], query: bytes) -> Request | Answer:
+        """All that can be judged before the body is read: path, method, length, token. An `Answer` is a refusal."""
         try:
             route, rest = self._route(method, path)
-            request = Request(method, headers, query, body, headers.get(b"content-type", b"").decode("latin-1").lower(), rest)
-            device = await self._device(request, path)
-            decoded = self._decoded(route, request, device)
-            receipt = await self.door.accept(device, decoded.fixes, decoded.refused, source=route.name)
-            said = route.said(receipt)
-        except EngineError as fault:
-            return self.problem(fault, path, headers)
-        except Exception as fault:  # ours: the device comes back later, and the log has the trace
-            log.exception("%s %s", method, path)
-            return self.problem(EngineError(f"unexpected: {type(fault).__name__}"), path, headers)
-        self._answers.add(1, str(route.status))
-        return Answer(route.status, self._headers(headers, said), said)
-
-    def early(self, method: str, path: str, headers: Mapping[bytes, bytes], query: bytes) -> Answer | None:
-        """What can be refused before the body is read (path, method, length, an unknown token), or None."""
-        try:
-            _, rest = self._route(method, path)
             length = headers.get(b"content-length", b"0")
             if length.isdigit() and int(length[:20]) > self.settings.ingest_body_max_bytes:
                 raise self.too_large()
+            request = Request(route, method, path, headers, query, rest)
             if b"x-signature" not in headers:
-                self._token_device(headers, query, rest)
+                request.device, request.user = self._token_device(request)
         except EngineError as fault:
             return self.problem(fault, path, headers)
-        return None
+        return request
+
+    async def close(self, request: Request, body: bytes) -> Answer:
+        """The answer, once the body is there. Never raises."""
+        request.body = body
+        try:
+            device = request.device or await self._signed_device(request)
+            decoded = self._decoded(request, device)
+            receipt = await self.door.accept(device, decoded.fixes, decoded.refused, source=request.route.name)
+            said = request.route.said(receipt)
+        except EngineError as fault:
+            return self.problem(fault, request.path, request.headers)
+        except Exception as fault:  # ours: the device comes back later, and the log has the trace
+            log.exception("%s %s", request.method, request.path)
+            return self.problem(EngineError(f"unexpected: {type(fault).__name__}"), request.path, request.headers)
+        self._answers.add(1, _TEXT[request.route.status])
+        return Answer(request.route.status, self._headers(request.headers, said), said)
 
     async def socket_device(self, path: str, headers: Mapping[bytes, bytes], query: bytes) -> Device:
         """Who asks for /ingest/ws: by token, or by the signature of the upgrade (GET, empty body). Raises `Unauthenticated`, `Unavailable`."""
-        return await self._device(Request("GET", headers, query, b"", ""), path)
+        request = Request(ROUTES["telemetry"], "GET", path, headers, query)
+        return await self._signed_device(request) if b"x-signature" in headers else self._token_device(request)[0]
 
     def too_large(self) -> TooLarge:
         return TooLarge(f"a body may have at most {self.settings.ingest_body_max_bytes} bytes; send several requests")
@@ -197,40 +210,44 @@ class DevicePaths:
 
     # --- who ---
 
-    async def _device(self, request: Request, path: str) -> Device:
-        if b"x-signature" in request.headers:
-            target = f"{path}?{request.query.decode('latin-1')}" if request.query else path  # what a query says is signed too
-            return await self.door.by_signature(request.method, target, request.headers, request.body)
-        device, request.user = self._token_device(request.headers, request.query, request.rest)
-        return device
+    async def _signed_device(self, request: Request) -> Device:
+        target = f"{request.path}?{request.query.decode('latin-1')}" if request.query else request.path  # what a query says is signed too
+        return await self.door.by_signature(request.method, target, request.headers, request.body)
 
-    def _token_device(self, headers: Mapping[bytes, bytes], query: bytes, rest: str | None) -> tuple[Device, str | None]:
+    def _token_device(self, request: Request) -> tuple[Device, str | None]:
         """By Authorization, else by `token` in the query, else by the open part of the path. Raises `Unauthenticated`."""
-        given = headers.get(b"authorization")
+        given = request.headers.get(b"authorization")
         if given is not None:
             token, user = _credentials(given)
             return self.door.by_token(token), user
-        if b"token=" in query:
-            for part in query.split(b"&"):
+        if b"token=" in request.query:
+            for part in request.query.split(b"&"):
                 if part.startswith(b"token="):
                     return self.door.by_token(unquote(part[6:].decode("latin-1"))), None
-        if rest is not None and self.door.devices.by_token(rest) is not None:
-            return self.door.by_token(rest), None
+        if request.rest is not None and request.route is not ROUTES["buses"]:
+            return self.door.by_token(request.rest), None
         raise self.door.stranger("NO_CREDENTIALS", "send a device token (Authorization: Bearer, Basic password, or token=) or X-Signature")
 
     # --- what ---
 
-    def _decoded(self, route: Route, request: Request, device: Device) -> Decoded:
+    def _decoded(self, request: Request, device: Device) -> Decoded:
         """Raises `MalformedBody` where the route says so, `TooLarge`. A phone's unreadable body is one refused element."""
         try:
             encoding = request.headers.get(b"content-encoding")
             if encoding:
                 request.body = self._inflated(encoding.strip().lower(), request.body)
-            decoded = route.decode(request, device, self.clock.now_ms())
+            decoded = request.route.decode(request, device, self.clock.now_ms())
         except WireError as fault:
-            if not route.phone:
+            if not request.route.phone:
                 raise MalformedBody(fault.detail) from fault
             return Decoded([], [Refused(0, "MALFORMED", fault.detail)])
+        except EngineError:
+            raise
+        except Exception:  # a decoder's fault is ours, but a phone would send what woke it for ever
+            if not request.route.phone:
+                raise
+            log.exception("%s %s", request.method, request.path)
+            return Decoded([], [Refused(0, "MALFORMED", "it could not be read; the fault is ours")])
         if decoded.count > self.settings.ingest_fixes_max:
             raise TooLarge(f"{decoded.count} fixes; a request may have at most {self.settings.ingest_fixes_max}")
         return decoded
@@ -338,15 +355,15 @@ class DeviceApp:
         path = scope["raw_path"].decode("latin-1") if scope.get("raw_path") else scope.get("root_path", "") + scope["path"]
         method, query = scope["method"], scope["query_string"]
         headers = dict(scope["headers"])
-        said = self.paths.early(method, path, headers, query)
-        if said is None:
+        said = self.paths.open(method, path, headers, query)
+        if isinstance(said, Request):
             try:
                 body = await self._body(receive)
             except EngineError as fault:
                 said = self.paths.problem(fault, path, headers)
             else:
                 if body is not None:
-                    await _respond(send, await self.paths.answer(method, path, headers, query, body))
+                    await _respond(send, await self.paths.close(said, body))
                 return
         if said.status == 408 or (said.status == 413 and (b"expect" in headers or not await self._discarded(receive))):
             said.headers.append((b"connection", b"close"))  # the rest of the body is still on its way
