@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from datetime import date
@@ -21,7 +22,7 @@ SPEED = 8.0  # m/s between stops, as the timetable has it
 def line(corners: Sequence[tuple[float, float]], name: str = "line", spacing_m: float = 40.0) -> Shape:
     """A shape through corners given in local metres around Algiers."""
     points: list[tuple[float, float]] = []
-    for (x0, y0), (x1, y1) in zip(corners[:-1], corners[1:], strict=True):
+    for (x0, y0), (x1, y1) in itertools.pairwise(corners):
         count = max(1, round(float(np.hypot(x1 - x0, y1 - y0)) / spacing_m))
         points += [(x0 + (x1 - x0) * k / count, y0 + (y1 - y0) * k / count) for k in range(count)]
     points.append(corners[-1])

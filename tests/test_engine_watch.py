@@ -1,0 +1,151 @@
+"""Watching: a word for what deserves one, once an episode, and silence for noise."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.events import OFF_ROUTE as OFF_STATE
+from engine.events import Event, IncidentEvent, StopEvent
+from engine.tracking.fix import Fix
+from engine.tracking.tracker import Tracker
+from engine.tracking.watch import OFF, ON, SUSPECT, OffRoute
+from tests.small_world import STRAIGHT, Bus, feed, instance_of
+
+TIMETABLE = feed()
+START = instance_of(TIMETABLE).departure_ms(0)
+
+
+def watched(fixes: list[Fix]) -> tuple[Tracker, list[Event], list[str | None]]:
+    """Everything said, and the state of every row."""
+    tracker = Tracker(TIMETABLE, feed_id="demo", partner_id="P")
+    for fix in fixes:
+        tracker.fold(fix)
+    tracker.tick(fixes[-1].received_at_ms + 10_000)
+    out = tracker.take()
+    return tracker, out.events, [row.state for row in out.rows]
+
+
+def incidents(events: list[Event], kind: str) -> list[IncidentEvent]:
+    return [event for event in events if isinstance(event, IncidentEvent) and event.kind == kind]
+
+
+def detail(event: IncidentEvent) -> dict[str, Any]:
+    return msgspec.json.decode(event.detail)
+
+
+def drive_aside(every_s: float, pieces: list[tuple[float, float]], *, start_m: float = 0.0, noise_m: float = 0.0) -> list[Fix]:
+    """Along the line at 8 m/s, each piece (up to this arc, this far beside it)."""
+    bus = Bus(STRAIGHT, noise_m=noise_m)
+    fixes, along, at_ms = [], start_m, START
+    for to_m, aside_m in pieces:
+        while along < to_m:
+            fixes.append(bus.at(at_ms, along, aside_m))
+            along += 8.0 * every_s
+            at_ms += round(every_s * 1000)
+    return fixes
+
+
+def test_a_detour_is_one_episode_with_its_facts() -> None:
+    _, events, states = watched(drive_aside(5.0, [(1_600, 0), (2_900, 250), (4_500, 0)]))
+    opened, *rest = incidents(events, "OFF_ROUTE")
+    assert opened.closed_at_ms is None and opened.severity == "MAJOR"
+    closed = rest[-1]
+    assert closed.incident_id == opened.incident_id and closed.closed_at_ms is not None
+    assert closed.opened_at_ms == pytest.approx(START + 200_000, abs=5_000)
+    assert detail(closed)["maxOffsetM"] == pytest.approx(250, abs=2)
+    assert detail(closed)["bypassedStops"] == [5, 6]
+    assert detail(closed)["rejoinedM"] == pytest.approx(2_950, abs=60)
+    assert OFF_STATE in states and states[-1] == "IN_TRIP"
+    assert len({event.event_id for event in incidents(events, "OFF_ROUTE")}) == len(incidents(events, "OFF_ROUTE"))
+
+
+def test_the_stops_of_a_detour_are_missed_and_the_others_served() -> None:
+    _, events, _ = watched(drive_aside(5.0, [(1_600, 0), (2_900, 250), (4_500, 0)]))
+    kinds = {event.stop_sequence: event.kind for event in events if isinstance(event, StopEvent)}
+    assert kinds == {1: "SERVED", 2: "PASSED", 3: "PASSED", 4: "PASSED", 5: "MISSED", 6: "MISSED", 7: "PASSED", 8: "PASSED", 9: "PASSED"}
+    missed = incidents(events, "MISSED_STOP")
+    assert [detail(event)["stopSequence"] for event in missed] == [5, 6]
+    assert all(event.closed_at_ms == event.opened_at_ms for event in missed)
+
+
+def test_a_ninety_second_diversion_that_misses_a_stop_is_noticed_at_thirty_seconds_sampling() -> None:
+    _, events, _ = watched(drive_aside(30.0, [(1_700, 0), (2_400, 400), (4_500, 0)]))
+    assert [detail(event)["stopSequence"] for event in incidents(events, "MISSED_STOP")] == [5]
+
+
+def test_two_wild_fixes_are_no_deviation() -> None:
+    _, events, _ = watched(drive_aside(10.0, [(1_600, 0), (1_760, 120), (4_500, 0)]))
+    assert not incidents(events, "OFF_ROUTE")
+
+
+def test_noise_of_ten_metres_says_nothing_at_all() -> None:
+    for every_s in (1.0, 10.0, 30.0):
+        _, events, _ = watched(drive_aside(every_s, [(5_900, 0)], noise_m=10.0))
+        assert not [event for event in events if isinstance(event, IncidentEvent)]
+
+
+def test_a_parked_bus_whose_receiver_drifts_behind_houses_is_not_off_route() -> None:
+    bus, chance = Bus(STRAIGHT), random.Random(5)
+    fixes = drive_aside(5.0, [(2_000, 0)])
+    at_ms = fixes[-1].fixed_at_ms
+    for k in range(60):
+        fixes.append(bus.at(at_ms + (k + 1) * 5_000, 2_000 + chance.gauss(0, 10), 75 + chance.gauss(0, 10), speed=0.0))
+    _, events, _ = watched(fixes)
+    assert not incidents(events, "OFF_ROUTE")
+
+
+def test_a_reflection_has_to_last_ninety_seconds() -> None:
+    """Sideways by 120 m from one second to the next: no bus does that, houses do."""
+    for until_m, episodes in ((2_200, 0), (2_500, 1)):  # 75 s, 112 s
+        _, said, _ = watched(drive_aside(1.0, [(1_600, 0), (until_m, 120), (2_800, 0)]))
+        assert len({event.incident_id for event in incidents(said, "OFF_ROUTE")}) == episodes
+
+
+def test_an_inaccurate_fix_widens_the_limit() -> None:
+    fixes = [msgspec.structs.replace(fix, accuracy_m=60.0) for fix in drive_aside(5.0, [(1_600, 0), (2_900, 150), (4_500, 0)])]
+    assert not incidents(watched(fixes)[1], "OFF_ROUTE")
+
+
+def test_the_table_is_walked_in_order() -> None:
+    tracker = Tracker(TIMETABLE, feed_id="demo", partner_id="P")
+    phases = []
+    for fix in drive_aside(15.0, [(1_600, 0), (2_500, 100), (4_000, 0)]):
+        tracker.fold(fix)
+        phase = tracker._vehicles["b1"].newest.watch.off_route.phase
+        if not phases or phases[-1] != phase:
+            phases.append(phase)
+    assert phases == [ON, SUSPECT, OFF, ON]
+
+
+def test_what_is_open_is_closed_when_the_bus_falls_silent() -> None:
+    fixes = drive_aside(5.0, [(1_600, 0), (2_900, 250)])
+    tracker, events, _ = watched(fixes)
+    assert incidents(events, "OFF_ROUTE")[-1].closed_at_ms is None
+    tracker.tick(fixes[-1].fixed_at_ms + 601_000)
+    out = tracker.take()
+    assert [event.closed_at_ms for event in incidents(out.events, "OFF_ROUTE")] == [fixes[-1].fixed_at_ms]
+    assert tracker._vehicles["b1"].newest.watch.off_route == OffRoute()
+
+
+def test_wrong_way_opens_after_150_metres_back_and_closes_when_it_comes_forward() -> None:
+    bus = Bus(STRAIGHT)
+    fixes = list(bus.drive(START, to_m=3_000.0, every_s=5.0))
+    at_ms = fixes[-1].fixed_at_ms
+    back = [bus.at(at_ms + (k + 1) * 5_000, 3_000.0 - 40 * k, bearing_deg=270.0) for k in range(10)]
+    at_ms = back[-1].fixed_at_ms
+    forth = list(bus.drive(at_ms + 5_000, from_m=2_640.0, to_m=4_000.0, every_s=5.0))
+    _, events, _ = watched(fixes + back + forth)
+    said = incidents(events, "WRONG_WAY")
+    assert [event.closed_at_ms is None for event in said] == [True, False]
+    assert detail(said[1])["turnedM"] == pytest.approx(3_000, abs=10)
+    served = [event.stop_sequence for event in events if isinstance(event, StopEvent)]
+    assert served == sorted(set(served))
+
+
+def test_a_replay_says_the_same_ids() -> None:
+    fixes = drive_aside(5.0, [(1_600, 0), (2_900, 250), (4_500, 0)])
+    assert [event.event_id for event in watched(fixes)[1]] == [event.event_id for event in watched(fixes)[1]]
