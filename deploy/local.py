@@ -275,12 +275,14 @@ class Run:
                 with step("demo network"):
                     self._command([self.python, "-m", "bench.network", str(self.feed)])
                 stamp.write_text(wanted)
-        stamp, wanted = self.state / "imported.stamp", digest(self.feed, extra=self.feed_id)
-        if not os.environ.get("DATABASE_URL") and stamp.exists() and stamp.read_text() == wanted:
+        stamp, wanted = self.state / f"imported-{self.feed_id}.stamp", digest(self.feed)
+        ours = not os.environ.get("DATABASE_URL")  # of another's database we do not know what is in it
+        if ours and stamp.exists() and stamp.read_text() == wanted:
             return
         with step(f"import of {self.feed.name}"):
             self._command([self.timepoint, "import-gtfs", str(self.feed), "--feed-id", self.feed_id, "--partner", DEMO_PARTNER])
-        stamp.write_text(wanted)
+        if ours:
+            stamp.write_text(wanted)
 
     def _broker_and_devices(self) -> None:
         """Buses and a device each in the database; then the broker, whose logins the engine keeps as the registry of devices says."""
@@ -428,6 +430,8 @@ class Run:
             "logins, devices": f"{self.info.relative_to(self.checkout)}",
             "logs": f"{self.logs}",
         }
+        if not self.devices:
+            lines["note"] = f"no bus moves: nothing runs in {self.feed.name} in the coming fortnight; its calendar may be over"
         shown = "\n".join(f"  {name:<16}{value}" for name, value in lines.items())
         return f"\nTimepoint runs, {len(self.devices)} buses, after {seconds:.1f} s\n{shown}\nCtrl-C stops all of it; the data stays.\n"
 
