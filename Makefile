@@ -1,7 +1,7 @@
 # Everything one does with a checkout. Needs Debian or Ubuntu (or a Mac) with make and Python 3.11 or newer; `make setup` does the rest.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-timescale lint lock bench clean
+.PHONY: help setup run test test-timescale docs lint lock bench clean
 
 PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -24,6 +24,9 @@ test: ## every test, on throw-away servers of their own (ARGS='-k hold' for some
 
 test-timescale: setup ## the history tests against TimescaleDB in a Debian 13 folder (TIMESCALE_URL: against that server)
 	@bash deploy/test-timescale
+
+docs: setup ## the documents that are made from the code: docs/openapi.json, asyncapi.json, settings.md
+	@$(BIN)/python -m api.documents
 
 lint: setup ## style and types
 	@$(BIN)/ruff check .

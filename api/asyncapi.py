@@ -1,6 +1,6 @@
 """The AsyncAPI 3.0 document of the live sockets: made from the very structs that are sent, so it cannot say another shape.
 
-Served at /schema/asyncapi.json and kept under docs/ (`timepoint settings --asyncapi`); a test fails when the two differ.
+Served at /schema/asyncapi.json and kept under docs/ (`make docs`); a test fails when the two differ.
 """
 
 from __future__ import annotations

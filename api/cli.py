@@ -275,7 +275,7 @@ async def _import_gtfs(args: argparse.Namespace) -> int:
         "routes": len(timetable.routes),
         "trips": len(timetable.trips),
         "stopTimes": sum(len(trip.arrival_s) for trip in timetable.trips.values()),
-        "warnings": [],
+        "warnings": done.warnings,
     }
     if args.json:
         print(json.dumps(report))
@@ -418,17 +418,10 @@ def simulate(args: argparse.Namespace) -> int:
 
 def settings_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the values in force, secrets masked")
-    parser.add_argument("--markdown", action="store_true", help="the table of docs/settings.md")
 
 
 def show_settings(args: argparse.Namespace) -> int:
     rows = settings_.describe()
-    if args.markdown:
-        print("# Settings\n\nEvery setting is an environment variable. Made by `timepoint settings --markdown`.\n")
-        print("| variable | type | default | meaning |\n|---|---|---|---|")
-        for name, kind, default, reason in rows:
-            print(f"| `{name}` | {kind} | `{default}` | {reason} |")
-        return 0
     values = msgspec.structs.asdict(_settings())
     shown = {name: _masked(name, values[name.lower()]) for name, *_ in rows}
     if args.json:

@@ -20,6 +20,7 @@ import msgspec
 from google.protobuf import json_format
 from google.transit import gtfs_realtime_pb2 as rt
 from litestar import Request, Response, get
+from litestar.params import FromQuery
 
 from api.app import parts_of
 from engine.errors import NotFound
@@ -275,25 +276,25 @@ def _built(request: Request[Any, Any, Any], kind: str, feed: str | None, *, as_j
 
 
 @get("/gtfs-rt/vehicle-positions.pb", tags=["feeds"], sync_to_thread=False)
-def vehicle_positions_pb(request: Request[Any, Any, Any], feed: str | None = None) -> Response[bytes]:
+def vehicle_positions_pb(request: Request[Any, Any, Any], feed: FromQuery[str | None] = None) -> Response[bytes]:
     """GTFS-Realtime VehiclePositions of a feed (the first one, where `feed` names none)."""
     return _built(request, "vehicle", feed, as_json=False)
 
 
 @get("/gtfs-rt/vehicle-positions.json", tags=["feeds"], sync_to_thread=False)
-def vehicle_positions_json(request: Request[Any, Any, Any], feed: str | None = None) -> Response[bytes]:
+def vehicle_positions_json(request: Request[Any, Any, Any], feed: FromQuery[str | None] = None) -> Response[bytes]:
     """The same in protobuf's JSON form."""
     return _built(request, "vehicle", feed, as_json=True)
 
 
 @get("/gtfs-rt/trip-updates.pb", tags=["feeds"], sync_to_thread=False)
-def trip_updates_pb(request: Request[Any, Any, Any], feed: str | None = None) -> Response[bytes]:
+def trip_updates_pb(request: Request[Any, Any, Any], feed: FromQuery[str | None] = None) -> Response[bytes]:
     """GTFS-Realtime TripUpdates of a feed."""
     return _built(request, "trip", feed, as_json=False)
 
 
 @get("/gtfs-rt/trip-updates.json", tags=["feeds"], sync_to_thread=False)
-def trip_updates_json(request: Request[Any, Any, Any], feed: str | None = None) -> Response[bytes]:
+def trip_updates_json(request: Request[Any, Any, Any], feed: FromQuery[str | None] = None) -> Response[bytes]:
     """The same in protobuf's JSON form."""
     return _built(request, "trip", feed, as_json=True)
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from litestar import Request, delete, get, post
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from api.app import Parts, parts_of
 from api.auth import PARTNER_ADMIN, SUPER_ADMIN, Principal, need
@@ -124,7 +124,7 @@ class ImportReport(msgspec.Struct, frozen=True, rename="camel"):
 
 
 @post("/admin/buses", tags=["fleet"])
-async def create_bus(request: Request[Any, Any, Any], data: NewBus) -> BusItem:
+async def create_bus(request: Request[Any, Any, Any], data: JSONBody[NewBus]) -> BusItem:
     """A bus of the partner; the same id again changes it."""
     parts = parts_of(request)
     partner_id = _partner(parts, request, data.partner_id)
@@ -134,7 +134,11 @@ async def create_bus(request: Request[Any, Any, Any], data: NewBus) -> BusItem:
 
 @get("/admin/buses", tags=["fleet"])
 async def list_buses(
-    request: Request[Any, Any, Any], limit: Limit = 20, cursor: Cursor = None, partner: str | None = None, retired: bool = False
+    request: Request[Any, Any, Any],
+    limit: Limit = 20,
+    cursor: Cursor = None,
+    partner: FromQuery[str | None] = None,
+    retired: FromQuery[bool] = False,
 ) -> BusItems:
     """The partner's buses by id."""
     parts = parts_of(request)
@@ -143,14 +147,14 @@ async def list_buses(
 
 
 @get("/admin/buses/{bus_id:str}", tags=["fleet"])
-async def read_bus(request: Request[Any, Any, Any], bus_id: str, partner: str | None = None) -> BusItem:
+async def read_bus(request: Request[Any, Any, Any], bus_id: FromPath[str], partner: FromQuery[str | None] = None) -> BusItem:
     """One bus."""
     parts = parts_of(request)
     return _bus(await _bus_row(parts, _partner(parts, request, partner), bus_id))
 
 
 @delete("/admin/buses/{bus_id:str}", tags=["fleet"], status_code=200)
-async def retire_bus(request: Request[Any, Any, Any], bus_id: str, partner: str | None = None) -> BusItem:
+async def retire_bus(request: Request[Any, Any, Any], bus_id: FromPath[str], partner: FromQuery[str | None] = None) -> BusItem:
     """Its fixes are refused from now on; its history stays."""
     parts = parts_of(request)
     row = await _fleet(parts).retire_bus(_partner(parts, request, partner), bus_id, parts.clock.now_ms())
@@ -163,14 +167,14 @@ async def retire_bus(request: Request[Any, Any, Any], bus_id: str, partner: str 
 
 
 @post("/admin/devices", tags=["devices"])
-async def create_device(request: Request[Any, Any, Any], data: DeviceRequest) -> IssuedItem:
+async def create_device(request: Request[Any, Any, Any], data: JSONBody[DeviceRequest]) -> IssuedItem:
     """One device, with its credentials. It is good on every worker within 5 s."""
     parts = parts_of(request)
     return (await _issue(parts, _partner(parts, request, data.partner_id), [data], data.feed_id))[0]
 
 
 @post("/admin/devices/bulk", tags=["devices"], request_max_body_size=8_388_608)
-async def create_devices_in_bulk(request: Request[Any, Any, Any], data: BulkRequest) -> IssuedItems:
+async def create_devices_in_bulk(request: Request[Any, Any, Any], data: JSONBody[BulkRequest]) -> IssuedItems:
     """Up to 10,000 devices at once, all or none: for fleets and load tests."""
     parts = parts_of(request)
     return IssuedItems(await _issue(parts, _partner(parts, request, data.partner_id), data.devices, data.feed_id), None)
@@ -181,9 +185,9 @@ async def list_devices(
     request: Request[Any, Any, Any],
     limit: Limit = 20,
     cursor: Cursor = None,
-    partner: str | None = None,
-    bus: str | None = None,
-    retired: bool = False,
+    partner: FromQuery[str | None] = None,
+    bus: FromQuery[str | None] = None,
+    retired: FromQuery[bool] = False,
 ) -> DeviceItems:
     """The partner's devices by id; never their credentials."""
     parts = parts_of(request)
@@ -194,7 +198,7 @@ async def list_devices(
 
 
 @get("/admin/devices/{device_id:str}", tags=["devices"])
-async def read_device(request: Request[Any, Any, Any], device_id: str, partner: str | None = None) -> DeviceItem:
+async def read_device(request: Request[Any, Any, Any], device_id: FromPath[str], partner: FromQuery[str | None] = None) -> DeviceItem:
     """One device."""
     parts = parts_of(request)
     row = await _fleet(parts).device(_partner(parts, request, partner), _uuid(device_id))
@@ -204,7 +208,7 @@ async def read_device(request: Request[Any, Any, Any], device_id: str, partner: 
 
 
 @delete("/admin/devices/{device_id:str}", tags=["devices"])
-async def retire_device(request: Request[Any, Any, Any], device_id: str, partner: str | None = None) -> None:
+async def retire_device(request: Request[Any, Any, Any], device_id: FromPath[str], partner: FromQuery[str | None] = None) -> None:
     """Its credentials end, on every worker within 5 s."""
     parts = parts_of(request)
     if not await _fleet(parts).retire_device(_partner(parts, request, partner), _uuid(device_id), parts.clock.now_ms()):
@@ -213,7 +217,7 @@ async def retire_device(request: Request[Any, Any, Any], device_id: str, partner
 
 @post("/admin/devices/{device_id:str}/rotate", tags=["devices"], status_code=200)
 async def rotate(
-    request: Request[Any, Any, Any], device_id: str, data: RotateRequest | None = None, partner: str | None = None
+    request: Request[Any, Any, Any], device_id: FromPath[str], data: JSONBody[RotateRequest | None] = None, partner: FromQuery[str | None] = None
 ) -> IssuedItem:
     """New credentials; the old ones stay good for the grace, so that no fix is lost on the way."""
     parts = parts_of(request)
@@ -230,8 +234,8 @@ async def rotate(
 @post("/admin/feeds", tags=["network"], request_max_body_size=FEED_MOST_BYTES)
 async def import_feed(
     request: Request[Any, Any, Any],
-    feed: Annotated[str, Parameter(query="feed", pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$", description="its short name")],
-    partner: str | None = None,
+    feed: Annotated[str, QueryParameter(name="feed", pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$", description="its short name")],
+    partner: FromQuery[str | None] = None,
 ) -> ImportReport:
     """A GTFS zip as the body (application/zip). Checked and loaded by a process of its own; a feed with errors changes nothing."""
     parts = parts_of(request)

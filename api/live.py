@@ -267,17 +267,21 @@ class Speaker(asyncio.Protocol):
     def begin(self, transport: asyncio.Transport, connections: set[Any]) -> None:
         """The handshake is done; the transport is ours from here. `connections`: what uvicorn waits for at its end."""
         self.transport, self.connections = transport, connections
-        self.conn = WsProtocol(SERVER, max_size=self.sockets.settings.socket_message_max_bytes, logger=_quiet)
+        self.conn = WsProtocol(SERVER, max_size=self.message_max_bytes(), logger=_quiet)
         self.unanswered, self.fragments = False, None
         self.asked, self.window_s = 0, self.sockets.clock.steady_s()
+        high = self.sockets.settings.socket_buffer_max_bytes
+        transport.set_write_buffer_limits(high=high, low=min(LOW_WATER, high // 4))
         transport.set_protocol(self)
-        transport.set_write_buffer_limits(high=self.sockets.settings.socket_buffer_max_bytes, low=LOW_WATER)
         self.connections.add(self)
         self.sockets.add(self, self.kind)  # type: ignore[arg-type]
         if self.sockets.count > self.sockets.settings.socket_max:
             self.close(TOO_MANY, "this worker has all the sockets it takes")
             return
         self.opened()
+
+    def message_max_bytes(self) -> int:
+        return self.sockets.settings.socket_message_max_bytes
 
     def data_received(self, data: bytes) -> None:
         self.unanswered = False
@@ -358,7 +362,7 @@ class Speaker(asyncio.Protocol):
 _SPEAKER_SLOTS = ("asked", "conn", "connections", "fragments", "sockets", "slot", "transport", "unanswered", "window_s")
 
 
-class LiveSocket(Listener, Speaker):
+class LiveSocket(Speaker, Listener):
     """One listener's socket: the ops of the contract, translated for the hub."""
 
     __slots__ = (*_SPEAKER_SLOTS, "boxes", "own", "timer", "token")
@@ -542,6 +546,10 @@ class DeviceSocket(Speaker):
             raise NotFound("this worker takes no devices")
         self.session = sockets.open_device(token, self._send, self.close)
         self.session.on_resume = self._resume
+
+    def message_max_bytes(self) -> int:
+        """A frame may hold what a POST may: 100 telemetry objects are 27 KB."""
+        return self.sockets.settings.ingest_body_max_bytes
 
     def opened(self) -> None:
         """Its session exists since the handshake: a token that does not hold was answered 401 there."""

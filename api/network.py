@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import numpy as np
 from litestar import Request, Response, get
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 
 from api.app import Parts, parts_of
 from api.ids import public_id, split_id, split_trip, trip_key
@@ -28,8 +28,8 @@ NEAR_MOST_M: Final = 5_000
 DEPARTURES_S: Final = 2 * 3600
 DEPARTURES_BEFORE_S: Final = 120  # a bus that has just left is still worth showing
 
-Limit = Annotated[int, Parameter(query="limit", ge=1, le=100, description="items a page")]
-Cursor = Annotated[str | None, Parameter(query="cursor", description="nextCursor of the page before")]
+Limit = Annotated[int, QueryParameter(name="limit", ge=1, le=100, description="items a page")]
+Cursor = Annotated[str | None, QueryParameter(name="cursor", description="nextCursor of the page before")]
 
 
 class RouteItem(msgspec.Struct, frozen=True, rename="camel"):
@@ -143,7 +143,9 @@ class TripLive(Pos, frozen=True, rename="camel"):
 
 
 @get("/routes", tags=["network"], sync_to_thread=False)
-def list_routes(request: Request[Any, Any, Any], limit: Limit = 20, cursor: Cursor = None, feed: str | None = None) -> RouteItems:
+def list_routes(
+    request: Request[Any, Any, Any], limit: Limit = 20, cursor: Cursor = None, feed: FromQuery[str | None] = None
+) -> RouteItems:
     """All routes, by feed and id."""
     rows = sorted(
         (public_id(plan.feed_id, route_id), plan, route_id)
@@ -157,7 +159,7 @@ def list_routes(request: Request[Any, Any, Any], limit: Limit = 20, cursor: Curs
 
 
 @get("/routes/{route_id:str}", tags=["network"], sync_to_thread=False)
-def read_route(request: Request[Any, Any, Any], route_id: str) -> Response[RouteDetail] | Response[None]:
+def read_route(request: Request[Any, Any, Any], route_id: FromPath[str]) -> Response[RouteDetail] | Response[None]:
     """One route with its patterns: stops in order, and the line as GeoJSON."""
     plan, local = _planned(request, route_id, "route")
     if local not in plan.timetable.routes:
@@ -174,8 +176,8 @@ def read_route(request: Request[Any, Any, Any], route_id: str) -> Response[Route
 @get("/routes/{route_id:str}/schedules", tags=["network"], sync_to_thread=False)
 def read_schedules(
     request: Request[Any, Any, Any],
-    route_id: str,
-    on: Annotated[str | None, Parameter(query="date", description="yyyy-mm-dd, default today")] = None,
+    route_id: FromPath[str],
+    on: Annotated[str | None, QueryParameter(name="date", description="yyyy-mm-dd, default today")] = None,
     limit: Limit = 20,
     cursor: Cursor = None,
 ) -> ScheduleItems:
@@ -196,8 +198,8 @@ def read_schedules(
 @get("/stops", tags=["network"], sync_to_thread=False)
 def list_stops(
     request: Request[Any, Any, Any],
-    near: Annotated[str | None, Parameter(description="lat,lon")] = None,
-    radius: Annotated[int, Parameter(ge=1, le=NEAR_MOST_M, description="metres")] = 500,
+    near: Annotated[str | None, QueryParameter(description="lat,lon")] = None,
+    radius: Annotated[int, QueryParameter(ge=1, le=NEAR_MOST_M, description="metres")] = 500,
     limit: Limit = 20,
     cursor: Cursor = None,
 ) -> StopItems:
@@ -215,7 +217,7 @@ def list_stops(
 
 
 @get("/stops/{stop_id:str}", tags=["network"], sync_to_thread=False)
-def read_stop(request: Request[Any, Any, Any], stop_id: str) -> StopItem:
+def read_stop(request: Request[Any, Any, Any], stop_id: FromPath[str]) -> StopItem:
     """One stop."""
     plan, local = _planned(request, stop_id, "stop")
     stop = plan.timetable.stops.get(local)
@@ -225,7 +227,7 @@ def read_stop(request: Request[Any, Any, Any], stop_id: str) -> StopItem:
 
 
 @get("/stops/{stop_id:str}/departures", tags=["network"], sync_to_thread=False)
-def read_departures(request: Request[Any, Any, Any], stop_id: str, limit: Limit = 20) -> DepartureItems:
+def read_departures(request: Request[Any, Any, Any], stop_id: FromPath[str], limit: Limit = 20) -> DepartureItems:
     """The next departures within two hours: live where a bus is on its way, else the timetable's word."""
     parts = parts_of(request)
     plan, local = _planned(request, stop_id, "stop")
@@ -240,7 +242,7 @@ def read_departures(request: Request[Any, Any, Any], stop_id: str, limit: Limit 
 
 
 @get("/trips/{trip_id:str}", tags=["trips"], sync_to_thread=False)
-def read_trip(request: Request[Any, Any, Any], trip_id: str) -> TripDetail:
+def read_trip(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> TripDetail:
     """One trip instance: its stops with planned times, its line, and who drives it now."""
     parts = parts_of(request)
     plan, instance = _instance(request, trip_id)
@@ -285,7 +287,7 @@ def read_trip(request: Request[Any, Any, Any], trip_id: str) -> TripDetail:
 
 
 @get("/trips/{trip_id:str}/live", tags=["trips"], sync_to_thread=False)
-def read_trip_live(request: Request[Any, Any, Any], trip_id: str) -> TripLive:
+def read_trip_live(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> TripLive:
     """Where the trip's bus is and when it will be at each remaining stop. 404 NOT_LIVE while no bus drives it."""
     parts = parts_of(request)
     _instance(request, trip_id)

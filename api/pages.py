@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from litestar import Request, Response, get
+from litestar.params import FromPath
 
 from engine.errors import NotFound
 
@@ -59,13 +60,13 @@ def page(request: Request[Any, Any, Any]) -> Response[bytes]:
 
 
 @get("/trip/{trip_id:str}", include_in_schema=False, sync_to_thread=False)
-def trip_page(request: Request[Any, Any, Any], trip_id: str) -> Response[bytes]:
+def trip_page(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> Response[bytes]:
     """One trip; the page itself asks for what it shows."""
     return _file(request, WEB / PAGES["/trip"], 0)
 
 
 @get("/assets/{name:str}", include_in_schema=False, sync_to_thread=False)
-def asset(request: Request[Any, Any, Any], name: str) -> Response[bytes]:
+def asset(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
     """Our own scripts and styles."""
     path = WEB / "assets" / name
     if path.parent != WEB / "assets" or path.suffix not in TYPES:
@@ -74,7 +75,7 @@ def asset(request: Request[Any, Any, Any], name: str) -> Response[bytes]:
 
 
 @get("/vendor/{name:path}", include_in_schema=False, sync_to_thread=False)
-def vendor(request: Request[Any, Any, Any], name: Path) -> Response[bytes]:
+def vendor(request: Request[Any, Any, Any], name: FromPath[Path]) -> Response[bytes]:
     """What we took from others, by the table."""
     path = VENDOR.get(str(name).lstrip("/"))
     if path is None:

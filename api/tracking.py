@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from litestar import Request, get
-from litestar.params import Parameter
+from litestar.params import FromPath, QueryParameter
 
 from api.app import Parts, parts_of
 from api.auth import PARTNER_ADMIN, SUPER_ADMIN, Principal, need
@@ -92,7 +92,7 @@ class QuarantinedFixes(msgspec.Struct, frozen=True, rename="camel"):
 
 
 @get("/buses/{bus_id:str}/location", tags=["tracking"])
-async def read_location(request: Request[Any, Any, Any], bus_id: str) -> Located:
+async def read_location(request: Request[Any, Any, Any], bus_id: FromPath[str]) -> Located:
     """Where a bus is: live, or the newest the record has."""
     parts = parts_of(request)
     position = parts.table.position(bus_id)
@@ -108,9 +108,9 @@ async def read_location(request: Request[Any, Any, Any], bus_id: str) -> Located
 @get("/buses/locations", tags=["tracking"], sync_to_thread=False)
 def list_locations(
     request: Request[Any, Any, Any],
-    near: Annotated[str | None, Parameter(description="lat,lon")] = None,
-    radius: Annotated[int, Parameter(ge=1, le=100_000, description="metres")] = 1_000,
-    bbox: Annotated[str | None, Parameter(description="west,south,east,north in degrees")] = None,
+    near: Annotated[str | None, QueryParameter(description="lat,lon")] = None,
+    radius: Annotated[int, QueryParameter(ge=1, le=100_000, description="metres")] = 1_000,
+    bbox: Annotated[str | None, QueryParameter(description="west,south,east,north in degrees")] = None,
     limit: Limit = 20,
     cursor: Cursor = None,
 ) -> LocatedItems:
@@ -140,10 +140,10 @@ def list_locations(
 @get("/buses/{bus_id:str}/history", tags=["tracking"])
 async def read_history(
     request: Request[Any, Any, Any],
-    bus_id: str,
-    since: Annotated[str, Parameter(query="from", description="RFC 3339")],
-    until: Annotated[str, Parameter(query="to", description="RFC 3339")],
-    bucket: Annotated[int, Parameter(ge=60, le=BUCKET_MOST_S, description="seconds")] = 60,
+    bus_id: FromPath[str],
+    since: Annotated[str, QueryParameter(name="from", description="RFC 3339")],
+    until: Annotated[str, QueryParameter(name="to", description="RFC 3339")],
+    bucket: Annotated[int, QueryParameter(ge=60, le=BUCKET_MOST_S, description="seconds")] = 60,
 ) -> TrackBuckets:
     """How a bus drove, in buckets of time: fixes, speeds, and how far off its line it was."""
     parts = parts_of(request)
@@ -161,10 +161,10 @@ async def read_history(
 @get("/buses/{bus_id:str}/playback", tags=["tracking"])
 async def read_playback(
     request: Request[Any, Any, Any],
-    bus_id: str,
-    since: Annotated[str, Parameter(query="from", description="RFC 3339")],
-    until: Annotated[str, Parameter(query="to", description="RFC 3339")],
-    limit: Annotated[int, Parameter(ge=1, le=5_000)] = 1_000,
+    bus_id: FromPath[str],
+    since: Annotated[str, QueryParameter(name="from", description="RFC 3339")],
+    until: Annotated[str, QueryParameter(name="to", description="RFC 3339")],
+    limit: Annotated[int, QueryParameter(ge=1, le=5_000)] = 1_000,
     cursor: Cursor = None,
 ) -> TrackPoints:
     """Every fix of a bus with its verdict, oldest first."""
@@ -179,7 +179,9 @@ async def read_playback(
 
 
 @get("/devices/{device_id:str}/quarantine", tags=["tracking"])
-async def read_quarantine(request: Request[Any, Any, Any], device_id: str, limit: Limit = 20, cursor: Cursor = None) -> QuarantinedFixes:
+async def read_quarantine(
+    request: Request[Any, Any, Any], device_id: FromPath[str], limit: Limit = 20, cursor: Cursor = None
+) -> QuarantinedFixes:
     """What this device sent that could not be used, and why, newest first."""
     parts = parts_of(request)
     principal = need(principal_of(parts, request), PARTNER_ADMIN, SUPER_ADMIN)
