@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import itertools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 import psycopg
@@ -21,8 +24,10 @@ from engine.store.postgres import Postgres
 from engine.store.redis import Redis, keys_of
 from engine.store.timescale import Batch, HistoryReader, HistoryWriter, Moved
 from engine.tracking.history import History
+from migrations.runner import migrate
 
 AREA = "demo"
+NUMBERS = itertools.count(1)
 encode = msgspec.msgpack.encode
 
 
@@ -64,8 +69,29 @@ def now_ms() -> int:
 
 
 @pytest.fixture
-def settings(database_url: str, redis_url: str) -> Settings:
-    return Settings(database_url=database_url, redis_url=redis_url, history_gather_ms=20)
+def admin_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A fresh migrated database as superuser: on the TimescaleDB server of TIMESCALE_URL where it is given, else on the session's own."""
+    server = os.environ.get("TIMESCALE_URL")
+    if not server:
+        yield request.getfixturevalue("database_admin_url")
+        return
+    name = f"timepoint_{os.getpid()}_{next(NUMBERS)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"create database {name}")
+    url = psycopg.conninfo.make_conninfo(server, dbname=name)
+    try:
+        migrate(url, say=lambda _: None)
+        yield url
+    finally:
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def settings(admin_url: str, redis_url: str) -> Settings:
+    url = psycopg.conninfo.conninfo_to_dict(admin_url)
+    address = f"postgresql://timepoint_app@/{url['dbname']}?host={quote(str(url['host']))}"
+    return Settings(database_url=address, redis_url=redis_url, history_gather_ms=20)
 
 
 @pytest.fixture
@@ -246,11 +272,11 @@ async def test_buckets_say_how_many_and_how_fast(settings: Settings, reader: His
     await writer.close()
 
 
-async def test_a_tick_makes_the_days_ahead_and_drops_the_days_behind(settings: Settings, database_admin_url: str) -> None:
-    async with await psycopg.AsyncConnection.connect(database_admin_url, autocommit=True) as connection:
+async def test_a_tick_makes_the_days_ahead_and_drops_the_days_behind(settings: Settings, admin_url: str) -> None:
+    async with await psycopg.AsyncConnection.connect(admin_url, autocommit=True) as connection:
         mode = await (await connection.execute("select val from telemetry.meta where key = 'mode'")).fetchone()
         if mode != ("plain",):
-            pytest.skip("partitions are TimescaleDB's here")
+            pytest.skip("the days are TimescaleDB's chunks here: see the next test")
         await connection.execute(
             "create table telemetry.points_20200101 partition of telemetry.points for values from ('2020-01-01 00:00Z') to ('2020-01-02 00:00Z')"
         )
@@ -264,3 +290,23 @@ async def test_a_tick_makes_the_days_ahead_and_drops_the_days_behind(settings: S
     names = {name for (name,) in found}
     assert "telemetry.points_20200101" not in names
     assert len(names) == 12
+
+
+@pytest.mark.timescale
+async def test_with_timescaledb_the_points_are_a_hypertable_of_days(settings: Settings, admin_url: str) -> None:
+    if not os.environ.get("TIMESCALE_URL"):
+        pytest.skip("needs TIMESCALE_URL: make test-timescale")
+    writer = HistoryWriter(settings)
+    at_ms = now_ms()
+    rows = [row(at_ms=at_ms - days * 86_400_000) for days in range(3)]
+    assert await writer.write(Batch(AREA, "out", None, "1-0", rows=rows), at_ms) == 3
+    assert await writer.write(Batch(AREA, "out", "1-0", "2-0", rows=rows), at_ms) == 0
+    await writer.tick()
+    async with await psycopg.AsyncConnection.connect(admin_url, autocommit=True) as connection:
+        found = await (await connection.execute("select val from telemetry.meta where key = 'mode'")).fetchone()
+        assert found is not None
+        assert found[0] in ("apache", "timescale")
+        assert await (await connection.execute("select count(*) from show_chunks('telemetry.points')")).fetchone() == (3,)
+        await connection.execute("select telemetry.drop_points(interval '1 day')")
+        assert await (await connection.execute("select count(*) from show_chunks('telemetry.points')")).fetchone() == (2,)
+    await writer.close()
