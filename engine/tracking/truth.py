@@ -20,6 +20,7 @@ from geo.shape import Shape
 BRACKET_MS = 120_000  # fixes further apart say too little about what lies between
 OFFSET_MAX_M = 60.0  # fixes further off the shape are not on the trip
 CANDIDATES_MAX = 6  # arcs considered for one fix: a shape rarely passes the same place more often
+STRETCH_M = 30.0
 SIGMA_M = 20.0
 BACK_M = 40.0  # a step back of this costs one unit: noise, not driving
 SPEED_MAX_MPS = 35.0
@@ -101,16 +102,13 @@ def place(fixes: list[Fix], shape: Shape) -> tuple[list[Fix], Floats]:
 
 
 def _candidates(shape: Shape, fix: Fix) -> tuple[Floats, Floats]:
-    """Local minima of the distance within reach of the shape, nearest first."""
+    """The nearest foot of every stretch of the shape within reach, nearest first. Feet further apart along it are other stretches."""
     along, offset = shape.project(fix.lon, fix.lat)
     near = np.flatnonzero(offset <= OFFSET_MAX_M)
     if not len(near):
         return np.empty(0), np.empty(0)
-    left = np.where(near > 0, offset[near - 1], np.inf)
-    right = np.where(near < len(offset) - 1, offset[np.minimum(near + 1, len(offset) - 1)], np.inf)
-    least = near[(offset[near] <= left) & (offset[near] < right)]
-    if not len(least):
-        least = near[[int(np.argmin(offset[near]))]]
+    stretches = np.split(near, np.flatnonzero(np.diff(along[near]) > STRETCH_M) + 1)
+    least = np.array([stretch[int(np.argmin(offset[stretch]))] for stretch in stretches])
     best = least[np.argsort(offset[least], kind="stable")[:CANDIDATES_MAX]]
     return along[best], offset[best]
 
