@@ -291,10 +291,10 @@ class Speaker(asyncio.Protocol):
             if conn.state is OPEN:
                 self._frame(cast(Frame, event))
         out = conn.data_to_send()
-        if out and not self.transport.is_closing():  # pongs, the echo of a close frame, the verdict on a broken frame
-            self.transport.write(b"".join(out))
-        if conn.close_expected():
-            self.transport.close()
+        if out and not self.transport.is_closing():
+            self.transport.write(b"".join(out))  # pongs, the echo of a close frame, the verdict on a broken frame
+            if not out[-1]:  # the library's mark for the end of the stream
+                self._hang_up()
 
     def eof_received(self) -> None:
         """The peer is done; the transport closes itself."""
@@ -321,6 +321,12 @@ class Speaker(asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.write(b"".join(self.conn.data_to_send()))
             asyncio.get_running_loop().call_later(GIVE_UP_S, self.transport.abort)
+        self.ended()
+
+    def _hang_up(self) -> None:
+        """Our half of the connection ends. The peer ends its own: to cut it with input unread would reset it, and lose our close frame."""
+        self.transport.write_eof()
+        asyncio.get_running_loop().call_later(GIVE_UP_S, self.transport.abort)
         self.ended()
 
     def shutdown(self) -> None:

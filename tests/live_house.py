@@ -15,6 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from api.app import Parts, make_app
 from api.live import Sockets
 from api.server import Worker
+from api.sse import Streams
 from engine.clock import SystemClock
 from engine.errors import Unauthenticated
 from engine.events import LiveBatch, Position, StopEvent, StopForecast, TripForecast
@@ -146,7 +147,8 @@ async def house(redis_url: str, **given: Any) -> AsyncIterator[House]:
     hub = Hub(table, settings, clock, may_listen=may_listen)
     sockets = Sockets(hub, settings, clock, principal_of)
     parts = Parts(settings=settings, clock=clock, table=table, hub=hub, redis=redis, principal_of=principal_of)
-    worker = Worker(make_app(parts), sockets, parts)
+    streams = Streams(hub, settings.socket_buffer_max_bytes, principal_of)
+    worker = Worker(make_app(parts, roots=[streams.handler]), sockets, parts, streams)
     owner = await Owner(redis).begin()
     sock = socket.create_server(("127.0.0.1", 0))
     port = sock.getsockname()[1]

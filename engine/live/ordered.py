@@ -211,6 +211,9 @@ class OrderedChannels:
             held.waiting.append(message)
         elif not held.listeners:
             return  # whoever is joining reads the log until it has this one
+        elif not held.epoch and message.offset == 1:  # the very first of a channel that was empty
+            held.epoch = message.epoch
+            self._tell(held, message)
         elif message.epoch == held.epoch and message.offset == held.offset + 1:
             self._tell(held, message)
         elif message.epoch != held.epoch or message.offset > held.offset:
@@ -229,6 +232,8 @@ class OrderedChannels:
         while held.listeners:
             try:
                 kept: Log = await self.source.channel_log(held.name, held.offset)
+                if not held.epoch and not held.offset:
+                    held.epoch = kept.epoch
                 if kept.epoch == held.epoch and kept.complete:
                     for message in kept.messages:
                         if message.offset == held.offset + 1:
