@@ -54,12 +54,12 @@ def assign(trail: Trail, motion: Motion, book: Roadbook, is_driven: Callable[[Tr
         trip = instance.trip
         if is_driven(instance):
             continue
-        course = book.course(instance)
         arcs = arcs_by_pattern.get(trip.pattern.pattern_id)
         if arcs is None:
-            arcs = arcs_by_pattern[trip.pattern.pattern_id] = _arcs(course, trail, motion)
+            near = book.is_near(trip.pattern, motion.lon, motion.lat)
+            arcs = arcs_by_pattern[trip.pattern.pattern_id] = _arcs(book.course(instance), trail, motion) if near else []
         for along, against in arcs:
-            score = _time_score(course, instance, along, motion.fixed_at_ms)
+            score = _time_score(book.course(instance), instance, along, motion.fixed_at_ms)
             if score <= WORST_S:
                 bonus = BLOCK_S if trail.block_id is not None and trip.block_id == trail.block_id else 0.0
                 scores.append((score + against - bonus, trip.trip_id, instance))

@@ -37,6 +37,7 @@ SEEN_MS = 15_000  # fixes further apart than this cannot tell serving from passi
 GAP_MS, LEARN_MS = 300_000, 90_000  # interpolated up to; measured up to
 STOPS_MAX, PER_STOP_MS, PLAUSIBLE_MPS = 12, 15_000, 25.0
 MISSED_M = 80.0
+NEAR_DEG = 0.001
 DAY_MS = 86_400_000
 SHIFT_MS = DAY_MS // 2  # a first fix this long before departure: the service date may be off by one
 LATE_FOR_EVER_MS = 3 * 3_600_000  # past its end by this, after a silence, nobody is on that trip
@@ -77,6 +78,15 @@ class Roadbook:
         self._lines: dict[str, Line] = {}
         self._instances: dict[tuple[str, str], TripInstance] = {}
         self._made_of: dict[str, list[str]] | None = None
+        self._boxes: dict[str, tuple[float, float, float, float]] = {}
+
+    def is_near(self, pattern: Pattern, lon: float, lat: float) -> bool:
+        """Whether the place lies in the pattern's box, or within about 100 m of it."""
+        box = self._boxes.get(pattern.shape.shape_id)
+        if box is None:
+            box = self._boxes[pattern.shape.shape_id] = pattern.shape.box()
+        west, south, east, north = box
+        return west - NEAR_DEG <= lon <= east + NEAR_DEG and south - NEAR_DEG <= lat <= north + NEAR_DEG
 
     def course(self, instance: TripInstance) -> Course:
         pattern = instance.trip.pattern

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.events import DONE, IN_TRIP, Event, TripEvent
+from engine.events import DEADHEAD, DONE, IN_TRIP, Event, TripEvent
 from engine.tracking import watch as watching
 from engine.tracking.assign import Trail, assign, walked
 from engine.tracking.fix import OK, Fix, Motion, screen
@@ -36,9 +36,10 @@ from engine.tracking.ride import (
     on_new_course,
 )
 from engine.tracking.timetable import Timetable, TripInstance
-from engine.tracking.watch import QUIET, Sight, Watch
+from engine.tracking.watch import MAJOR_M, OFF, QUIET, Sight, Watch
 from geo.match import Match, place_first, place_next, set_back, sigma_m
 
+MISTAKEN_MS, NEVER_BEGAN_MS = 180_000, 900_000  # an assignment of ours is given up after so long off its route, or without a start
 MOVING_MPS = 1.5  # below this a bearing is noise
 NEAR_END_M, NEAR_END_MPS = 300.0, 8.0  # a trip that is left this near to its end, and what may be driven since the last fix, is done
 
@@ -156,6 +157,8 @@ def board(state: VehicleState, fix: Fix, motion: Motion, area: Area) -> tuple[Ri
         return None, trail, events, None
     if ride is not None and _is_past(ride, area, motion):
         events, ride, trail = _left(state, fix, ride, area, "OVER"), None, Trail()
+    elif ride is not None and ride.given_by != DEVICE and (why := _mistake(state, ride, area, fix.fixed_at_ms)) is not None:
+        events, ride, trail = _left(state, fix, ride, area, why), None, Trail()
     if fix.trip_id is not None:
         said = (fix.trip_id, fix.start_date)
         if ride is not None and ride.said == said:
@@ -197,6 +200,20 @@ def _is_past(ride: Ride, area: Area, motion: Motion) -> bool:
         return False
     found = area.of(ride)
     return found is None or motion.fixed_at_ms > found[1].arrival_ms(len(found[1].trip.arrival_s) - 1) + LATE_FOR_EVER_MS
+
+
+def _mistake(state: VehicleState, ride: Ride, area: Area, at_ms: int) -> str | None:
+    """Why a trip that nobody named cannot be this vehicle's, or None: its drive says otherwise for minutes."""
+    off, match = state.watch.off_route, state.match
+    if off.phase == OFF and off.worst_m >= MAJOR_M and at_ms - off.since_ms >= MISTAKEN_MS:
+        return "OFF_ROUTE"
+    if state.watch.wrong_way.open:
+        return "WRONG_WAY"
+    if ride.started_at_ms is None and match is not None and match.offset_m > OFF_M and ride.phase == DEADHEAD:
+        found = area.of(ride)
+        if found is not None and at_ms > found[1].departure_ms(0) + NEVER_BEGAN_MS:
+            return "NOT_BEGUN"
+    return None
 
 
 def _left(state: VehicleState, fix: Fix, ride: Ride, area: Area, reason: str) -> list[Event]:
