@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from engine.tracking.timetable import Pattern, Stop, Trip
 from geo.placing import Placing, place_stops
 from geo.shape import Shape
-from ingest.archive import Complaints, Row, Table
+from ingest.archive import ERROR, Complaints, Row, Table
 
 Floats = NDArray[np.float64]
 
@@ -199,7 +199,7 @@ def build_trips(reading: Reading, say: Callable[[float], None]) -> None:
 
 def _in_order(reading: Reading, trip_id: str, rows: list[StopRow]) -> bool:
     """Sorts a trip's rows and completes half-given times in place; False with complaints where they make no sense."""
-    complaints, file, before = reading.complaints, "stop_times.txt", len(reading.complaints.errors)
+    complaints, file, before = reading.complaints, "stop_times.txt", reading.complaints.total(ERROR)
 
     def wrong(code: str, row: StopRow, column: str, value: object, advice: str) -> None:
         complaints.error(code, file, f"{advice} (trip {trip_id})", line=row[6], column=column, value=str(value))
@@ -243,7 +243,7 @@ def _in_order(reading: Reading, trip_id: str, rows: list[StopRow]) -> bool:
                 wrong(code, row, "stop_id", row[3], "stops.txt has no such id" if stop_id else "a value is required here")
                 continue
             rows[sequences.index(row[0])] = (*row[:3], stop_id, *row[4:])
-    return len(complaints.errors) == before and known is not None
+    return complaints.total(ERROR) == before and known is not None
 
 
 def _clock(seconds: int) -> str:

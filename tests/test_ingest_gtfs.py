@@ -332,6 +332,13 @@ def test_the_list_of_complaints_ends_and_the_rest_is_counted(tmp_path: Path) -> 
     assert "3000 errors" in fault.detail
 
 
+def test_faults_beyond_the_end_of_the_list_still_refuse_their_trips(tmp_path: Path) -> None:
+    trips = "".join(f"1,wk,n{number},,0,,\n" for number in range(1_200))
+    times = "".join(f"n{number},08:00:00,08:00:00,s1,1\nn{number},08:05:00,08:05:00,s9,2\n" for number in range(1_200))
+    changes: Changes = {"trips.txt": FILES["trips.txt"] + trips, "stop_times.txt": STOP_TIMES + times}
+    assert rejection(write_feed(tmp_path / "f.zip", changes)).facts["counts"] == {"ERROR:UNKNOWN_REFERENCE": 1_200}
+
+
 def test_a_feed_id_that_could_not_stand_in_public_ids_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FeedRejected, match="feed id"):
         read_feed(write_feed(tmp_path / "f.zip"), "a:b")
