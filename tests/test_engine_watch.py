@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import random
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
 
+from engine.events import IN_TRIP, Event, IncidentEvent, StopEvent
 from engine.events import OFF_ROUTE as OFF_STATE
-from engine.events import Event, IncidentEvent, StopEvent
 from engine.tracking.fix import Fix
 from engine.tracking.tracker import Tracker
 from engine.tracking.watch import OFF, ON, SUSPECT, OffRoute
+from ingest.gtfs import read_feed
 from tests.small_world import STRAIGHT, Bus, feed, instance_of
 
 TIMETABLE = feed()
@@ -149,3 +155,40 @@ def test_wrong_way_opens_after_150_metres_back_and_closes_when_it_comes_forward(
 def test_a_replay_says_the_same_ids() -> None:
     fixes = drive_aside(5.0, [(1_600, 0), (2_900, 250), (4_500, 0)])
     assert [event.event_id for event in watched(fixes)[1]] == [event.event_id for event in watched(fixes)[1]]
+
+
+@pytest.mark.data
+def test_recorded_buses_are_on_route_when_they_are_and_deadheads_are_noticed(data_dir: Path) -> None:
+    """Six recorded vehicles of Brooklyn's B63 with human labels; none of them names its trip."""
+    folder = data_dir / "brooklyn_b63_2010"
+    timetable = read_feed(folder / "gtfs.zip", feed_id="b63")
+    in_progress, false_off, on_trip = 0, 0, 0
+    for path in sorted(folder.glob("*.csv")):
+        tracker = Tracker(timetable, feed_id="b63", partner_id="P")
+        deadhead_since_ms: int | None = None
+        noticed = True
+        for fix, phase in labelled(path):
+            tracker.fold(fix)
+            state = tracker._vehicles[fix.bus_id].newest
+            off = state.watch.off_route.phase == OFF
+            riding = state.ride is not None and state.ride.phase == IN_TRIP and not off
+            if phase == "IN_PROGRESS":
+                in_progress, false_off, on_trip = in_progress + 1, false_off + off, on_trip + riding
+            if "DEADHEAD" not in phase or "IN_PROGRESS" in phase:
+                deadhead_since_ms, noticed = None, True
+                continue
+            if deadhead_since_ms is None:
+                deadhead_since_ms, noticed = fix.fixed_at_ms, False
+            noticed = noticed or not riding
+            assert noticed or fix.fixed_at_ms - deadhead_since_ms <= 90_000, (path.name, fix.fixed_at_ms)
+    assert in_progress > 500
+    assert false_off <= in_progress / 1_000
+    assert on_trip >= 0.97 * in_progress
+
+
+def labelled(path: Path) -> Iterator[tuple[Fix, str]]:
+    zone = ZoneInfo("America/New_York")
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            at_ms = round(datetime.strptime(row["timestamp"], "%Y-%m-%d %H:%M:%S").replace(tzinfo=zone).timestamp() * 1000)
+            yield Fix(row["vid"], at_ms, float(row["lat"]), float(row["lon"]), at_ms, row["vid"], "replay"), row["actual_phase"]
