@@ -174,6 +174,10 @@ class Fleet:
         named = crc32(f"{self._seed}:{bus_id}:named".encode()) % 10_000 >= self._unnamed_share * 10_000
         return SimulatedBus(bus_id, work, self._driver, Receiver(bus_id, self._seed, noise=self._noise, named=named), shift_ms)
 
+    def possible(self) -> list[str]:
+        """Ids of all buses that may be called on."""
+        return [*self._planned, *(f"SIM-{number + 1:05d}" for number in range(self.wanted or 0))]
+
     def on_duty(self, now_ms: int, keep: Sequence[SimulatedBus] = ()) -> list[SimulatedBus]:
         """Who drives now: those of `keep` first, up to `wanted`, made up with stand-ins."""
         self._plan(now_ms)

@@ -38,7 +38,7 @@ from engine.tracking.timetable import Timetable
 from ingest.gtfs import read_feed
 
 ROLL_CALL_S = 20.0  # how often it is decided anew who drives
-REGISTER_AT_ONCE = 500
+REGISTER_AT_ONCE = 2000
 FIX_COLUMNS = (
     "vehicle_id", "timestamp_ms", "lat", "lon", "speed_mps", "bearing_deg", "accuracy_m", "trip_id", "start_date", "received_at_ms",
 )  # fmt: skip
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="drive S times as fast; online, timestamps stay true, so the engine sees fast buses",
     )
     add("--interval", type=float, default=2.0, metavar="SECONDS", help="between two fixes of a bus (default 2)")
-    add("--batch", type=int, default=1, metavar="K", help="fixes that a bus gathers before it sends (default 1)")
+    add("--batch", type=int, default=1, metavar="K", help="fixes a request: of one bus, or with --token of all buses together (default 1)")
     add("--duration", type=float, metavar="SECONDS", help="stop after this long (default: never; with --write-fixes 3600)")
     add("--start", metavar="TIME", help="with --write-fixes: when to begin, RFC 3339 (default: now)")
     add("--seed", type=int, default=1)
@@ -87,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--detour-rate", type=float, default=0.01, metavar="SHARE", help="of trips that leave their shape for a while (default 0.01)")
     add("--noise", type=float, default=1.0, metavar="FACTOR", help="of receivers; 0: the truth, without gaps (default 1)")
     add("--write-fixes", type=Path, metavar="FIXES.csv", help="no engine: write the fixes to a file (.gz: compressed)")
+    add("--json", action="store_true", help="a line of JSON every second instead of words: for the benches")
     add("--truth", type=Path, metavar="FILE.csv", help="write what was true; stop times go to FILE.stops.csv")
 
 
@@ -271,6 +272,7 @@ class Drive:
     def __init__(self, fleet: Fleet, sender: Sender, keys: Keys, args: argparse.Namespace, truth: TruthFile | None) -> None:
         self.fleet, self.sender, self.keys, self.truth = fleet, sender, keys, truth
         self.step_ms, self.batch, self.speedup = max(50, round(args.interval * 1000)), max(1, args.batch), args.speedup
+        self.pooled = args.token is not None
         self.began_ms = time.time_ns() // 1_000_000
         self.buses: list[SimulatedBus] = []
         self.gathered: dict[str, list[Reading]] = {}
@@ -319,12 +321,12 @@ class Drive:
             self.truth.fix(where, due_ms + bus.receiver.skew_ms)
             self.truth.stops(bus, at_ms)
         if self.batch > 1:
-            waiting = self.gathered.setdefault(bus.bus_id, [])
+            sender = f"gateway-{bus.receiver.seq % 8}" if self.pooled else bus.bus_id
+            waiting = self.gathered.setdefault(sender, [])
             waiting.extend(readings)
-            if len(waiting) < self.batch:
-                return
-            readings = self.gathered.pop(bus.bus_id)
-        if readings:
+            if len(waiting) >= self.batch:
+                self.sender.send(sender, self.gathered.pop(sender))
+        elif readings:
             self.sender.send(bus.bus_id, readings)
 
 
@@ -353,8 +355,20 @@ def state_line(drive: Drive) -> str:
     return ", ".join(parts)
 
 
-def _reporter(stack: ExitStack) -> Callable[[Drive], None]:
+def state_json(drive: Drive) -> str:
+    tally = drive.sender.tally
+    return json.dumps({
+        "atMs": time.time_ns() // 1_000_000, "buses": len(drive.buses), "sent": tally.sent, "accepted": tally.accepted,
+        "requests": tally.requests, "quarantined": dict(tally.quarantined), "errors": dict(tally.errors), "dropped": tally.dropped,
+        "waiting": drive.sender.waiting(), "behindMs": drive.behind_ms, "p50Ms": round(tally.percentile(0.5), 1),
+        "p99Ms": round(tally.percentile(0.99), 1), "cpuS": time.process_time(),
+    })  # fmt: skip
+
+
+def _reporter(stack: ExitStack, as_json: bool) -> Callable[[Drive], None]:
     """On a terminal a line that changes every second, else a line every 30 s."""
+    if as_json:
+        return lambda drive: print(state_json(drive), flush=True)
     if sys.stderr.isatty():
         from rich.console import Console
 
@@ -402,11 +416,11 @@ async def run(args: argparse.Namespace) -> int:
         if not drive.buses and args.duration:
             print(_nothing_to_do(timetable), file=sys.stderr)
         until_ms = drive.began_ms + args.duration * 1000 if args.duration else float("inf")
-        await drive.run(until_ms, stop, _reporter(stack))
+        await drive.run(until_ms, stop, _reporter(stack, args.json))
         for bus_id, readings in drive.gathered.items():
             sender.send(bus_id, readings)
         await sender.close(2.0 if stop.is_set() else 5.0)
-    print(state_line(drive))
+    print(state_json(drive) if args.json else state_line(drive))
     return 1 if failed(sender.tally) else 0
 
 
