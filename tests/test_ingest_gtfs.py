@@ -455,6 +455,32 @@ def test_junk_anywhere_is_taken_or_refused_by_name_and_nothing_else(
         assert flat == sorted(flat)
 
 
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=12))
+def test_a_zip_with_any_bytes_changed_is_taken_or_refused_by_name(tmp_path: Path, changes: list[tuple[float, int]]) -> None:
+    path = write_feed(tmp_path / "f.zip")
+    data = bytearray(path.read_bytes())
+    for at, byte in changes:
+        data[int(at * len(data))] = byte
+    path.write_bytes(bytes(data))
+    try:
+        found = len(read_feed(path).trips)
+    except FeedRejected as fault:
+        found = -len(fault.errors)
+    assert found != 0
+
+
+def test_a_member_whose_own_name_is_not_text_is_refused(tmp_path: Path) -> None:
+    """Found by flipping bytes: zipfile decodes the member's own name when it is opened, and raises UnicodeDecodeError."""
+    path = write_feed(tmp_path / "f.zip")
+    data = bytearray(path.read_bytes())
+    start = data.index(b"PK\x03\x04")
+    data[start + 6 : start + 8] = struct.pack("<H", 0x800)  # names in UTF-8
+    data[start + 30] = 0xCD
+    path.write_bytes(bytes(data))
+    assert ("agency.txt", "UNREADABLE_FILE") in said(rejection(path))
+
+
 # recorded feeds
 
 
