@@ -23,7 +23,7 @@ from engine.office.accounts import BusRow, Change, DeviceRow, Devices, mosquitto
 from engine.settings import Settings
 from engine.store.redis import Redis
 from engine.tracking.fix import Fix
-from ingest.broker import BrokerFiles, files, logins
+from ingest.broker import BrokerFiles, files, hang_up, logins, write
 from ingest.door import Door
 from ingest.mqtt import MqttReader, broker_address
 
@@ -270,6 +270,32 @@ async def test_the_broker_lets_a_device_publish_for_its_own_bus_only(own_mosquit
         await until(everything_of(redis, {("B1", 1), ("B2", 2), ("B1", 3), ("B2", 3), ("B1", None), ("B2", None)}))
     found = [(fix.bus_id, fix.seq) for fix in await stored(redis)]
     assert sorted(found, key=str) == sorted([("B1", 1), ("B2", 2), ("B1", 3), ("B2", 3), ("B1", None), ("B2", None)], key=str)
+
+
+async def test_a_login_follows_the_registry_while_the_broker_runs(own_mosquitto: MosquittoServer) -> None:
+    registry = await devices()
+    folder = own_mosquitto.folder
+    kept = BrokerFiles(registry, folder, lambda: hang_up(folder / "server.pid"), CLOCK, READER)
+    write(folder, *files(ROWS, CLOCK.now_ms(), (READER[0], mosquitto_hash(READER[1], CLOCK))))
+    own_mosquitto.stop()
+    own_mosquitto.start()
+    kept.refresh()
+
+    async def may_enter() -> bool:
+        with contextlib.suppress(Exception):
+            async with Phone("new", "its token").at(own_mosquitto):
+                return True
+        return False
+
+    async def refused() -> bool:
+        return not await may_enter()
+
+    assert not await may_enter()
+    for retired_at_ms, outcome in ((None, may_enter), (1, refused)):
+        registry.rows["new"] = row("new", ["B1"], "its token", retired_at_ms=retired_at_ms)
+        registry.version += 1
+        assert kept.refresh()
+        await until(outcome)
 
 
 def everything_of(redis: Redis, wanted: set[Any]) -> Any:

@@ -138,6 +138,7 @@ class Devices:
         self._by_bus: dict[str, set[str]] = {}  # ids of the devices that may speak for it
         self._heard: dict[str, int] = {}
         self._mark = 0
+        self._loading = asyncio.Lock()
         self.version = 0  # grows with every change: who writes the broker's files looks at it
 
     # --- lookups: the hot path ---
@@ -183,10 +184,11 @@ class Devices:
 
     async def load(self) -> None:
         """All of it, or what changed since the last call. Raises `Unavailable`; what was known stays known."""
-        change = await self.store.changed(self._mark)
-        self._mark = change.mark
-        if change.devices or change.buses:
-            self._take(change)
+        async with self._loading:  # an answer overtaken by a later one would bring back a device that was retired between
+            change = await self.store.changed(self._mark)
+            self._mark = change.mark
+            if change.devices or change.buses:
+                self._take(change)
 
     def _take(self, change: Change) -> None:
         moved = set()
