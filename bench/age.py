@@ -47,6 +47,7 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
             await watchers.said()
             before = await _pass(buses, args.warm_up)
             await watchers.tell("begin")
+            await watchers.said()
             if meter:
                 meter.start()
             after = await _pass(buses, args.seconds)
@@ -73,6 +74,7 @@ def _figures(
         "buses": args.buses, "watchers": args.watchers, "fleetWatchers": args.fleet_watchers, "seconds": seconds,
         "fixesPerS": fixes / seconds, "quarantined": after["quarantined"], "errors": after["errors"], "dropped": after["dropped"],
         "answerP50Ms": after["p50Ms"], "answerP99Ms": after["p99Ms"], "generatorBehindMs": after["behindMs"],
+        "waiting": after["waiting"],
         "generatorCores": (after["cpuS"] - before["cpuS"]) / seconds, "socketsLost": heard["closed"],
         "ageMs": {
             kind: {"count": len(found)} | {name: round(load.percentile(found, share), 1) for name, share in
@@ -90,6 +92,8 @@ def bound_by(found: dict[str, Any]) -> str:
     cores, busy = found["cores"], sum(found["cores"].values()) + found["generatorCores"]
     if found["generatorBehindMs"] > 50:
         return f"the generator: {found['generatorBehindMs']} ms behind its own clock"
+    if found["waiting"] > found["fixesPerS"]:
+        return f"the door: it takes {found['fixesPerS']:.0f} of {found['buses']} fixes/s, {found['waiting']} wait (other work on this machine counts)"
     if cores and busy > 0.85 * found["machineCores"]:
         return f"the machine: {busy:.2f} of its {found['machineCores']} cores busy without the watchers; most in {max(cores, key=cores.__getitem__)}"
     if found["answerP50Ms"] > 0.6 * found["ageMs"]["bus"]["p50"]:

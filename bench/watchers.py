@@ -1,7 +1,7 @@
 """Many listeners in one process: sockets on /ws that note how old every position is when it arrives.
 
 `python -m bench.watchers`, driven by lines of JSON: the first on its input says whom to watch; it answers `{"ready": n}`, then `begin` clears the
-ages and `end` prints them. An age is now minus the fix's own time, so the fixes must carry the time at which they were meant to be sent.
+ages (`{"begun": true}`) and `end` prints them. An age is now minus the fix's own time, so the fixes must carry the time at which they were meant to be sent.
 Client side of RFC 6455 by hand, without masks that mask anything: 1,000 sockets must cost less than the engine they watch.
 """
 
@@ -154,6 +154,7 @@ async def watch(config: dict[str, Any]) -> None:
     while line := await reader.readline():
         if line.strip() == b"begin":
             ages.begin()
+            print('{"begun": true}', flush=True)
         elif line.strip() == b"end":
             print(
                 json.dumps({"ages": {kind: [round(a, 1) for a in found] for kind, found in ages.of.items()}, "closed": ages.closed}),
