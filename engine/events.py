@@ -55,6 +55,8 @@ class Position(msgspec.Struct, frozen=True, array_like=True, gc=False):
     received_at_ms: int
     stop_index: int | None = None  # index in the pattern of the next stop
     occupancy: int | None = None  # passengers on board where the device says
+    driven_m: float | None = None  # since the start of the trip
+    remaining_m: float | None = None  # along the shape to the last stop
 
 
 class TripForecast(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -176,6 +176,7 @@ class Ride(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     trip_id: str
     start_date: str
+    route_id: str
     version: str  # of the feed: a vehicle stays on the version it started with
     given_by: str  # DEVICE | BLOCK | ENGINE
     given_at_ms: int
@@ -278,7 +279,10 @@ def came_back(ride: Ride, course: Course, match: Match, motion: Motion) -> bool:
 
 def begin_again(ride: Ride) -> Ride:
     """The ride as it was before it began."""
-    return Ride(ride.trip_id, ride.start_date, ride.version, ride.given_by, ride.given_at_ms, ride.said, LAYOVER, attempt=ride.attempt + 1)
+    return Ride(
+        ride.trip_id, ride.start_date, ride.route_id, ride.version, ride.given_by, ride.given_at_ms, ride.said, LAYOVER,
+        attempt=ride.attempt + 1,
+    )  # fmt: skip
 
 
 class Crossing(msgspec.Struct, frozen=True, array_like=True, gc=False):

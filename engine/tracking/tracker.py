@@ -96,13 +96,14 @@ class Kept(msgspec.Struct, frozen=True, array_like=True, gc=False):
     forecast_trip: tuple[str, str, str] | None
     forecast_stop: int
     next_stop: StopForecast | None
+    heard_ms: int
 
 
 class Vehicle:
     """One vehicle of the area: the settled state, the window above it, and what watchers were told last."""
 
     __slots__ = (
-        "base", "clocks", "due_ms", "forecast_at_ms", "forecast_stop", "forecast_trip", "next_stop", "pending", "recent",
+        "base", "clocks", "due_ms", "heard_ms", "forecast_at_ms", "forecast_stop", "forecast_trip", "next_stop", "pending", "recent",
         "settled_at_ms", "shown",
     )  # fmt: skip
 
@@ -118,6 +119,7 @@ class Vehicle:
         self.forecast_stop = -1
         self.next_stop: StopForecast | None = None
         self.due_ms = 0  # a tick before this has nothing to do here
+        self.heard_ms = 0  # last receipt of anything
 
     @property
     def newest(self) -> VehicleState:
@@ -165,15 +167,21 @@ class Tracker:
         self._vehicles, self._seen, self._now_ms = {}, {}, 0
         self._area = Area(self.timetable)
         self._clear()
-        self._model.load({key.removeprefix("eta:"): blob for key, blob in states.items() if key.startswith("eta:")})
+        learned = {key.removeprefix("eta:"): blob for key, blob in states.items() if key.startswith("eta:")}
+        try:
+            self._model.load(learned)
+        except (msgspec.DecodeError, ValueError) as fault:
+            self.counts["BAD_STATE"] += 1
+            log.error("area %s: what was learned cannot be read, it is learned anew: %s", self.feed_id, fault)
+            self._model.load({})
         for key, blob in states.items():
             if not key.startswith("bus:") or not blob:
                 continue
             try:
                 vehicle = _restored(self._decode(blob), self._area)
-            except msgspec.DecodeError as fault:
+            except Exception:  # whatever it is, the area must come up
                 self.counts["BAD_STATE"] += 1
-                log.error("area %s: the state of %s cannot be read, it begins anew: %s", self.feed_id, key, fault)
+                log.exception("area %s: the state of %s cannot be taken up, it begins anew", self.feed_id, key)
                 continue
             bus_id = vehicle.base.bus_id
             self._vehicles[bus_id] = vehicle
@@ -212,14 +220,15 @@ class Tracker:
         key = (fix.bus_id, *place)
         if key in self._seen:
             return self._refuse(fix, DUPLICATE)
-        self._remember(vehicle, key, place)
+        vehicle.heard_ms = fix.received_at_ms
         fix = self._clocked(vehicle, fix)
-        if fix.fixed_at_ms > fix.received_at_ms + FUTURE_MAX_MS:
-            return self._refuse(fix, FUTURE)
-        if fix.fixed_at_ms < vehicle.settled_at_ms:
-            return self._refuse(fix, LATE, vehicle.newest.ride)
         was = vehicle.newest
-        vehicle.pending = _inserted(vehicle, fix, self._area)
+        verdict = _at_once(vehicle, fix)
+        if verdict is None:
+            vehicle.pending = _inserted(vehicle, fix, self._area)
+        self._remember(vehicle, key, place)  # not before: a fix that raised may be sent again from the dead letters
+        if verdict is not None:
+            return self._refuse(fix, verdict, was.ride)
         now = vehicle.newest
         self._changed[fix.bus_id] = None
         if now.fix is not was.fix:
@@ -431,7 +440,7 @@ class Tracker:
 
     def _is_forgotten(self, vehicle: Vehicle) -> bool:
         motion = vehicle.newest.motion
-        return motion is None or self._now_ms - motion.fixed_at_ms >= FORGET_MS
+        return self._now_ms - max(vehicle.heard_ms, motion.fixed_at_ms if motion is not None else 0) >= FORGET_MS
 
     def _forget(self, bus_id: str) -> None:
         vehicle = self._vehicles.pop(bus_id)
@@ -446,13 +455,16 @@ class Tracker:
         assert fix is not None and motion is not None  # it moved
         on = ride is not None and match is not None
         next_stop = vehicle.next_stop
-        found = self._area.of(ride) if ride is not None else None
+        remaining = None
+        if ride is not None and match is not None and (found := self._area.of(ride)) is not None:
+            course = found[0].course(found[1])
+            remaining = max(0.0, course.along_m[course.last] - match.along_m)
         return Position(
             bus_id=state.bus_id,
             partner_id=self.partner_id,
             feed_id=self.feed_id,
             trip_id=ride.trip_id if ride is not None else None,
-            route_id=found[1].trip.route_id if found is not None else None,
+            route_id=ride.route_id if ride is not None else None,
             start_date=ride.start_date if ride is not None else None,
             lat=fix.lat,
             lon=fix.lon,
@@ -467,7 +479,16 @@ class Tracker:
             received_at_ms=fix.received_at_ms,
             stop_index=ride.next_stop if ride is not None and ride.phase != DONE else None,
             occupancy=fix.passengers,
+            driven_m=ride.driven_m if ride is not None else None,
+            remaining_m=remaining,
         )
+
+
+def _at_once(vehicle: Vehicle, fix: Fix) -> str | None:
+    """The verdict on a fix that will not be folded, or None."""
+    if fix.fixed_at_ms > fix.received_at_ms + FUTURE_MAX_MS:
+        return FUTURE
+    return LATE if fix.fixed_at_ms < vehicle.settled_at_ms else None
 
 
 def _inserted(vehicle: Vehicle, fix: Fix, area: Area) -> list[Folded]:
@@ -503,7 +524,7 @@ def _shown(state: VehicleState, age_ms: int) -> str:
 def _kept(vehicle: Vehicle) -> Kept:
     return Kept(
         vehicle.base, vehicle.settled_at_ms, [folded.fix for folded in vehicle.pending], list(vehicle.clocks.values()),
-        vehicle.recent[-RECENT:], vehicle.shown, vehicle.forecast_at_ms, vehicle.forecast_trip, vehicle.forecast_stop, vehicle.next_stop,
+        vehicle.recent[-RECENT:], vehicle.shown, vehicle.forecast_at_ms, vehicle.forecast_trip, vehicle.forecast_stop, vehicle.next_stop, vehicle.heard_ms,
     )  # fmt: skip
 
 
@@ -512,6 +533,7 @@ def _restored(kept: Kept, area: Area) -> Vehicle:
     vehicle.base, vehicle.settled_at_ms = kept.base, kept.settled_at_ms
     for fix in kept.pending:
         vehicle.pending = _inserted(vehicle, fix, area)
+    vehicle.heard_ms = kept.heard_ms
     vehicle.clocks = {clock.device_id: clock for clock in kept.clocks}
     vehicle.recent, vehicle.shown, vehicle.next_stop = list(kept.recent), kept.shown, kept.next_stop
     vehicle.forecast_at_ms, vehicle.forecast_trip, vehicle.forecast_stop = kept.forecast_at_ms, kept.forecast_trip, kept.forecast_stop

@@ -189,7 +189,7 @@ def board(state: VehicleState, fix: Fix, motion: Motion, area: Area) -> tuple[Ri
         given_by, said = ENGINE, None
     if ride is not None:
         events += _left(state, fix, ride, area, given_by)
-    ride = Ride(instance.trip.trip_id, instance.start_date, book.version, given_by, fix.fixed_at_ms, said)
+    ride = Ride(instance.trip.trip_id, instance.start_date, instance.trip.route_id, book.version, given_by, fix.fixed_at_ms, said)
     events.append(_trip_event("ASSIGNED", fix, ride, instance, given_by))
     return ride, Trail(block_id=instance.trip.block_id), events, None
 

@@ -212,6 +212,6 @@ def _incident(
 ) -> IncidentEvent:
     incident = event_id(*(facts or (kind, fix.bus_id, ride.trip_id, ride.start_date, opened_at_ms)))
     return IncidentEvent(
-        event_id(incident, saying), incident, kind, severity, fix.bus_id, ride.trip_id, ride.start_date, None, opened_at_ms,
+        event_id(incident, saying), incident, kind, severity, fix.bus_id, ride.trip_id, ride.start_date, ride.route_id, opened_at_ms,
         closed_at_ms, fix.lat, fix.lon, msgspec.json.encode(detail).decode(),
     )  # fmt: skip
