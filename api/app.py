@@ -2,7 +2,7 @@
 
 Promises, for every answer: `X-Request-Id` (the caller's own, where it is a decent one), `X-API-Version: 1`, security headers with a content
 security policy that allows no inline script, and a problem document for every error. `/api/v1` is an alias of `/v1`. `/ingest` goes to the
-devices' application without passing through the web framework (speed.md: 22 us a request instead of 33). A client that asks for
+devices' application without passing through the web framework (docs/performance.md: 22 us a request instead of 33). A client that asks for
 `application/vnd.timepoint.envelope+json` gets every JSON answer in its envelope.
 """
 
