@@ -20,13 +20,13 @@ import psycopg
 from engine.errors import Unavailable
 from engine.events import Event, IncidentEvent, Refusal, StopEvent, TrackRow, TripEvent
 from engine.settings import Settings
+from engine.store.packing import pack, register
 from engine.store.postgres import Postgres, statements
 
 SQL: Final = statements("history")
 KEPT: Final = ("OK", "LATE")  # verdicts that stand among the points
 FUTURE_MS: Final = 5 * 60_000  # ahead of now, by a receiver's clock, that history still takes
 NAMES_MAX: Final = 500_000  # of the name cache; then it begins anew
-SMALL: Final = 32_767
 END_OF_TIME_MS: Final = 253_402_300_800_000  # the year 10000: what datetime cannot hold, we do not write as a time
 FAULTS: Final = (psycopg.OperationalError, psycopg.InterfaceError, OSError, TimeoutError)
 
@@ -90,12 +90,12 @@ class HistoryWriter:
         points, aside = [], []
         for row in batch.rows:
             if row.verdict in KEPT and oldest_ms <= row.fixed_at_ms <= now_ms + FUTURE_MS:
-                points.append(self._packed(row))
+                points.append(row)
             else:
                 aside.append(row)
         added = 0
         if points:
-            added = (await connection.execute(SQL["add_points"], _columns(points))).rowcount
+            added = (await connection.execute(SQL["add_points"], pack(points, self._names))).rowcount
         quarantined = [_quarantined_row(row) for row in aside if row.verdict != "DUPLICATE"]
         quarantined += [_quarantined_refusal(refusal) for refusal in batch.refusals]
         if quarantined:
@@ -129,28 +129,6 @@ class HistoryWriter:
             found += await (await connection.execute(SQL["names"], [missing])).fetchall()
         self._names.update(found)
 
-    def _packed(self, row: TrackRow) -> tuple[Any, ...]:
-        names = self._names
-        return (
-            row.fixed_at_ms,
-            names[row.bus_id],
-            round(row.lat * 1e6),
-            round(row.lon * 1e6),
-            min(max(row.received_at_ms - row.fixed_at_ms, -(2**31)), 2**31 - 1),
-            names[row.device_id],
-            names[row.source],
-            None if row.state is None else names[row.state],
-            row.verdict == "LATE",
-            _small(row.speed_mps, 100),
-            _small(row.bearing_deg, 10),
-            _small(row.accuracy_m, 10),
-            _small(row.offset_m, 10),
-            None if row.along_m is None else round(row.along_m),
-            row.seq if row.seq is None or abs(row.seq) < 2**63 else None,
-            None if row.trip_id is None else names[row.trip_id],
-            None if row.start_date is None else int(row.start_date),
-        )
-
     async def tick(self) -> None:
         """Once a minute: partitions ahead, what is too old away. One engine at a time; another's tick is left alone."""
         connection = await self._connect()
@@ -181,6 +159,7 @@ class HistoryWriter:
                 )
             except FAULTS as away:
                 raise Unavailable(f"PostgreSQL does not answer: {away}", retry_after_s=2) from away
+            register(self._connection.adapters)
         return self._connection
 
     async def _lost(self, away: BaseException) -> Unavailable:
@@ -209,10 +188,6 @@ def _trip_columns(e: TripEvent) -> tuple[Any, ...]:
 def _incident_values(area: str, e: IncidentEvent) -> list[Any]:
     ids = (e.incident_id, e.event_id, area, e.kind, e.severity, e.bus_id, e.trip_id, e.start_date, e.route_id)
     return [*ids, e.opened_at_ms, e.closed_at_ms, e.lat, e.lon, e.detail or "{}", e.late]
-
-
-def _small(value: float | None, times: int) -> int | None:
-    return None if value is None else min(max(round(value * times), -SMALL), SMALL)
 
 
 def _quarantined_row(row: TrackRow) -> tuple[Any, ...]:
