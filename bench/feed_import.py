@@ -4,7 +4,7 @@
 
 Reads the feed in this process (parse), then runs `timepoint import-gtfs` on an empty migrated database, start of Python included (import).
 The database is made for this run and dropped after it, on the server of `--database-url` (a role that may create databases and PostGIS),
-else on a private server that is thrown away. Medians of `--repeat` runs; bar: chattanooga (82,644 stop times) below 6 s.
+else on a private server that is thrown away. Medians of `--repeat` runs; CPU seconds are those of the product, without the server's. Bar: chattanooga (82,644 stop times) below 6 s.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -47,14 +48,15 @@ def empty_database(server_url: str | None) -> Iterator[str]:
             connection.execute(f'drop database "{name}" with (force)')
 
 
-def timepoint(url: str, *arguments: str) -> float:
-    """Seconds that the command took; its output is shown where it failed."""
-    begun = time.perf_counter()
+def timepoint(url: str, *arguments: str) -> tuple[float, float]:
+    """(seconds, CPU seconds) that the command took, the server's work aside; its output is shown where it failed."""
+    begun, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "DATABASE_URL": url, "DATABASE_OWNER_URL": url, "DEMO": "true"}
     done = subprocess.run([sys.executable, "-m", "api.cli", *arguments], env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"timepoint {arguments[0]} failed: {done.stdout}{done.stderr}")
-    return time.perf_counter() - begun
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter() - begun, after.ru_utime - used.ru_utime + after.ru_stime - used.ru_stime
 
 
 def main() -> None:
@@ -65,19 +67,19 @@ def main() -> None:
     args = parser.parse_args()
     parse, whole = [], []
     for _ in range(args.repeat):
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), time.process_time()
         parsed = parse_feed(args.feed)
-        parse.append(time.perf_counter() - begun)
+        parse.append((time.perf_counter() - begun, time.process_time() - used))
     with empty_database(args.database_url) as url:
         timepoint(url, "migrate")
         for number in range(args.repeat):
             whole.append(timepoint(url, "import-gtfs", str(args.feed), "--feed-id", f"bench{number}", "--json"))
     rows = parsed.info["counts"]["stopTimes"]
-    parse_s, whole_s = statistics.median(parse), statistics.median(whole)
     print(f"{args.feed.name}: {rows} stop times, {parsed.info['counts']['trips']} trips, {parsed.info['counts']['patterns']} patterns")
-    print(f"parse   {parse_s:6.2f} s  {rows / parse_s:10.0f} stop times/s")
-    print(f"rest    {whole_s - parse_s:6.2f} s  start of Python, COPY, read back")
-    print(f"import  {whole_s:6.2f} s  {rows / whole_s:10.0f} stop times/s   (runs {', '.join(f'{value:.2f}' for value in whole)})")
+    for name, runs in (("parse ", parse), ("import", whole)):
+        wall_s, cpu_s = (statistics.median(values) for values in zip(*runs, strict=True))
+        listed = ", ".join(f"{wall:.2f}" for wall, _ in runs)
+        print(f"{name} {wall_s:6.2f} s  {cpu_s:6.2f} s CPU  {rows / wall_s:9.0f} stop times/s   (runs {listed})")
 
 
 if __name__ == "__main__":
