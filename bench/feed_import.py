@@ -4,7 +4,8 @@
 
 Reads the feed in this process (parse), then runs `timepoint import-gtfs` on an empty migrated database, start of Python included (import).
 The database is made for this run and dropped after it, on the server of `--database-url` (a role that may create databases and PostGIS),
-else on a private server that is thrown away. Medians of `--repeat` runs; CPU seconds are those of the product, without the server's. Bar: chattanooga (82,644 stop times) below 6 s.
+else on a private server that is thrown away.
+Medians of `--repeat` runs; CPU seconds are those of the product, without the server's. Bar: chattanooga (82,644 stop times) below 6 s.
 """
 
 from __future__ import annotations
