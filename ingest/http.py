@@ -1,4 +1,4 @@
-"""The device paths under /ingest: bytes in, an answer out, as contract.md "Devices" has them.
+"""The device paths under /ingest: bytes in, an answer out, as docs/devices.md has them.
 
 Promises: a phone protocol is answered 2xx for any body once its credentials hold, so that no phone sends one poison fix for ever; only
 /ingest/telemetry says 400 MALFORMED_BODY, and only to a body that does not parse at all. 401 carries `Date` and `serverTimeMs`. Refuses:
@@ -339,7 +339,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 async def _respond(send: Send, said: Answer) -> None:
-    await send({"type": "http.response.start", "status": said.status, "headers": said.headers})
+    headers = said.headers if said.status < 400 else [pair for pair in said.headers if pair[0] != b"date"]  # uvicorn says it by itself
+    await send({"type": "http.response.start", "status": said.status, "headers": headers})
     await send({"type": "http.response.body", "body": said.body})
 
 
