@@ -19,6 +19,7 @@ from engine.settings import Settings
 BACKLOG: Final = 4_096
 RESTART_FIRST_S: Final = 0.5  # a crash loop must not burn a core,
 RESTART_MOST_S: Final = 15.0  # nor keep a site down once its cause is gone
+LIVED_S: Final = 20.0  # a worker that ends sooner than this after the very first start has never worked
 GRACE_S: Final = 5.0  # past the drain, before SIGKILL
 
 
@@ -54,6 +55,7 @@ async def supervise(settings: Settings, count: int) -> int:
 
 async def _keep(settings: Settings, sock: socket.socket, number: int, stopping: asyncio.Event) -> int:
     pause_s = RESTART_FIRST_S
+    lived = False
     while True:
         began_s = loop_time()
         process = await asyncio.create_subprocess_exec(
@@ -76,6 +78,11 @@ async def _keep(settings: Settings, sock: socket.socket, number: int, stopping: 
         if stopping.is_set():
             return await _end(process, ended, settings.drain_s + GRACE_S)
         code = ended.result()
+        lived = lived or loop_time() - began_s > LIVED_S
+        if not lived and code > 0:  # it never worked, and nobody killed it: whoever started us should hear it now, not after the tenth try
+            print(f"worker {number} could not start (code {code})", file=sys.stderr, flush=True)  # noqa: T201
+            stopping.set()
+            return code or 1
         print(f"worker {number} (pid {process.pid}) ended with {code}; again in {pause_s:.1f} s", file=sys.stderr, flush=True)  # noqa: T201
         pause_s = RESTART_FIRST_S if loop_time() - began_s > 60 else min(pause_s * 2, RESTART_MOST_S)
         with contextlib.suppress(TimeoutError):

@@ -60,7 +60,7 @@ class Sender(Protocol):
 
 
 def telemetry_object(r: Reading) -> str:
-    """contract.md, telemetry object, as JSON text. Speed in km/h."""
+    """docs/devices.md, telemetry object, as JSON text. Speed in km/h."""
     trip = f',"tripId":{json.dumps(r.trip_id)},"startDate":"{r.start_date}"' if r.trip_id is not None else ""
     return (
         f'{{"busId":"{r.bus_id}","timestamp":{r.timestamp_ms},"location":{{"latitude":{r.lat:.6f},"longitude":{r.lon:.6f},'

@@ -40,7 +40,7 @@ class WireError(Exception):
 
 
 class Refused(msgspec.Struct, frozen=True, gc=False):
-    """One element that is not a usable fix. `reason` is one of tracking.md's "known at once"."""
+    """One element that is not a usable fix. `reason` is one of docs/devices.md's "known at once"."""
 
     index: int  # its place in the body, from 0
     reason: str  # MALFORMED | RANGE | ZERO_ISLAND | ACCURACY | ABSURD_TIME | NOT_YOUR_BUS
@@ -176,7 +176,7 @@ class Status(msgspec.Struct, gc=False, rename="camel"):
 
 
 class Telemetry(msgspec.Struct, gc=False, rename="camel"):
-    """contract.md, "Telemetry object". Fields that it does not name are let pass."""
+    """docs/devices.md, "Own software: telemetry". Fields that it does not name are let pass."""
 
     timestamp: int | float  # UTC ms; some MessagePack libraries write large integers as floats
     location: Location
