@@ -1,8 +1,9 @@
 """Degrees and local metres: the scale of WGS 84 at a latitude, and what follows from it over short distances.
 
 Units: degrees (longitude first, as in PostGIS and GeoJSON), metres, degrees clockwise from north. Every function takes floats or numpy
-arrays of one shape and answers in kind. `distance_m` uses the ellipsoid's scale at the middle latitude: within 0.01 % of the geodesic up to
-100 km and 0.1 % up to 300 km at latitudes of bus networks (checked against pyproj.Geod in the tests); no use over oceans. The 180th
+arrays of one shape and answers in kind. `distance_m` uses the ellipsoid's scale at the middle latitude: up to 100 km it is within 0.01 %
+of the geodesic below 45 degrees of latitude and within 0.1 % below 65 (checked against pyproj.Geod in the tests); no use over oceans.
+The 180th
 meridian is crossed the short way.
 """
 
