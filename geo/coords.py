@@ -3,8 +3,7 @@
 Units: degrees (longitude first, as in PostGIS and GeoJSON), metres, degrees clockwise from north. Every function takes floats or numpy
 arrays of one shape and answers in kind. `distance_m` uses the ellipsoid's scale at the middle latitude: up to 100 km it is within 0.01 %
 of the geodesic below 45 degrees of latitude and within 0.1 % below 65 (checked against pyproj.Geod in the tests); no use over oceans.
-The 180th
-meridian is crossed the short way.
+The 180th meridian is crossed the short way.
 """
 
 from __future__ import annotations
