@@ -182,11 +182,6 @@ class DevicePaths:
         self._answers.add(1, _TEXT[request.route.status])
         return Answer(request.route.status, self._headers(request.headers, said), said)
 
-    async def socket_device(self, path: str, headers: Mapping[bytes, bytes], query: bytes) -> Device:
-        """Who asks for /ingest/ws: by token, or by the signature of the upgrade (GET, empty body). Raises `Unauthenticated`, `Unavailable`."""
-        request = Request(ROUTES["telemetry"], "GET", path, headers, query)
-        return await self._signed_device(request) if b"x-signature" in headers else self._token_device(request)[0]
-
     def too_large(self) -> TooLarge:
         return TooLarge(f"a body may have at most {self.settings.ingest_body_max_bytes} bytes; send several requests")
 

@@ -250,7 +250,7 @@ def _typed(one: Any) -> Telemetry:
         raise Unusable("MALFORMED", one.detail)
     try:
         return msgspec.convert(one, Telemetry)
-    except (msgspec.ValidationError, RecursionError) as fault:
+    except (msgspec.ValidationError, ValueError, TypeError, ArithmeticError, RecursionError) as fault:  # a key of half a surrogate pair
         raise Unusable("MALFORMED", str(fault)) from fault
 
 

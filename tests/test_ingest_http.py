@@ -8,6 +8,8 @@ import gzip
 import hashlib
 import hmac
 import json
+import os
+import random
 import re
 from collections.abc import AsyncIterator
 from email.utils import parsedate_to_datetime
@@ -321,3 +323,63 @@ async def test_redis_away_is_503_with_retry_after_and_nothing_is_said_to_be_acce
         own_redis.start()
         assert (await house.client.post("/ingest/telemetry", json=telemetry(seq=9), headers=house.bearer())).status_code == 202
         assert (await house.stored())[-1].seq == 9
+
+
+TORN: list[bytes] = [
+    b"NaN", b"1e999", b"null", b"[]", b"{}", b'"', b"\xff", b"\\ud800", b"-", b"9" * 400, b"true", b"[[[[", b",", b"\x00", b"0", b"9" * 20,
+]  # fmt: skip
+
+
+def torn(body: bytes, chance: random.Random) -> bytes:
+    """The body with one to four wounds: something put in, a byte changed, a piece or the end cut off, a number made another thing."""
+    hurt = bytearray(body)
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(hurt) + 1)
+        numbers = list(re.finditer(rb"[0-9.]+", bytes(hurt)))
+        match chance.randrange(5):
+            case 0:
+                hurt[at : at + chance.randint(0, 12)] = chance.choice(TORN)
+            case 1 if at < len(hurt):
+                hurt[at] = chance.randrange(256)
+            case 2:
+                del hurt[at : at + chance.randint(1, 20)]
+            case 3:
+                del hurt[at:]
+            case _ if numbers:
+                number = chance.choice(numbers)
+                hurt[number.start() : number.end()] = chance.choice(TORN)
+    return bytes(hurt)
+
+
+async def test_thousands_of_torn_bodies_break_nothing(house: House) -> None:
+    """INGEST_TORN_BODIES=100000 for the long form. Straight into the plain callables: no socket between."""
+    chance, paths, token = random.Random(7), DevicePaths(house.door), (house.issued["B1"].token or "").encode()
+    one = telemetry(seq=5, tripId="demo:T:20261121", startDate="20261121", status={"passengers": 3, "doorOpen": False})
+    many, coords = json.dumps([one] * 3).encode(), {"latitude": 36.75, "longitude": 3.05, "speed": -1}
+    whole = {
+        "telemetry": [
+            json.dumps(one).encode(),
+            many,
+            msgspec.msgpack.encode([one] * 2),
+            json.dumps(one).encode() + b"\n" + json.dumps(one).encode(),
+        ],
+        "buses/B1/location": [json.dumps(one).encode()],
+        "osmand": [
+            json.dumps({"location": {"timestamp": "2026-11-21T12:00:00Z", "coords": coords}, "device_id": "B1"}).encode(),
+            b"id=B1&lat=36.7&lon=3.05&speed=12",
+        ],
+        "owntracks": [json.dumps({"_type": "location", "lat": 36.75, "lon": 3.05, "vel": 5}).encode()],
+        "overland": [json.dumps({"locations": [feature()]}).encode()],
+        "traccar": [json.dumps({"position": coords | {"fixTime": "2026-11-21T12:00:00.000+00:00"}, "device": {"uniqueId": "B1"}}).encode()],
+    }
+    for case in range(int(os.environ.get("INGEST_TORN_BODIES", "3000"))):
+        name = chance.choice(sorted(whole))
+        body = torn(chance.choice(whole[name]), chance)
+        kind = chance.choice([b"application/json", b"", b"application/msgpack", b"application/x-ndjson", b"text/\xff"])
+        headers = {b"authorization": b"Bearer " + token, b"content-type": kind}
+        if case % 40 == 0:
+            headers[b"content-encoding"], body = b"gzip", gzip.compress(body)[: chance.choice([20, 10_000])]
+        method = "PUT" if name.startswith("buses") else "POST"
+        answer = await paths.answer(method, f"/ingest/{name}", headers, body[:100] if case % 10 == 0 else b"", body)
+        expected = (202, 400) if name == "telemetry" else (202,) if method == "PUT" else (200,)
+        assert answer.status in expected, (name, body, answer)

@@ -176,6 +176,7 @@ def test_a_trip_is_named_by_the_feed_or_by_its_public_id(trip_id: str | None, st
 
 
 def test_ids_that_redis_could_not_carry_are_refused() -> None:
+    assert reasons(decoded(json.dumps([said(), {"a\ud800": 1}]).encode())) == [(1, "MALFORMED")]
     assert reasons(decoded([said(tripId="x" * 200), said(tripId="a\ud800"), said(seq=2**63), said(timestamp=2**70)])) == [
         (0, "MALFORMED"), (1, "MALFORMED"), (2, "MALFORMED"), (3, "ABSURD_TIME"),
     ]  # fmt: skip
@@ -186,7 +187,8 @@ def test_ids_that_redis_could_not_carry_are_refused() -> None:
 JSONISH = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*FULL, "latitude", "longitude", "speed", "x"]), inner, max_size=6)
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from([*FULL, "latitude", "longitude", "speed", "x\ud800"]), inner, max_size=6)
     ),
     max_leaves=12,
 )
