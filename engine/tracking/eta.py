@@ -38,6 +38,10 @@ class ArrivalConfig(msgspec.Struct, frozen=True, kw_only=True):
     soft_s: Annotated[float, Meta(description="scale at which an arrival that should be over is pushed ahead of now: softplus")] = 15.0
     recover_cap_s: Annotated[float, Meta(description="an early bus is expected to lose at most this much of it on the way")] = 600.0
     recover_s: Annotated[float, Meta(description="scheduled seconds over which it loses 63 % of that")] = 4_000.0
+    late_least_s: Annotated[
+        float, Meta(description="a bus later than this is expected to make up the share that late ones were seen to")
+    ] = 60.0
+    recover_most: Annotated[float, Meta(description="but never more than this share of the ride ahead")] = 0.5
     moving_s: Annotated[float, Meta(description="standing shorter than this counts as moving: one fix of noise at 10 s sampling")] = 20.0
     step_least_s: Annotated[float, Meta(description="least time between two stops: keeps the order strict")] = 1.0
 
@@ -110,13 +114,16 @@ class ArrivalModel:
         run = self.pace.runs.get(progress.bus_id)
         if run is None or run.trip_id != instance.trip.trip_id or run.start_date != instance.start_date:
             run = Run(instance.trip.trip_id, instance.start_date)
-        state, horizons, waits = self._expect(plan, run, progress, first, now_s)
+        state, horizons, waits, relief = self._expect(plan, run, progress, first, now_s)
         if learn and self.spread.due(progress.bus_id, now_s):
-            self.spread.keep(progress.bus_id, now_s, state, first, horizons)
+            self.spread.keep(progress.bus_id, now_s, state, first, horizons, relief)
         return self._published(progress, plan, first, now_ms, horizons, waits, self.spread.offsets(state, horizons))
 
-    def _expect(self, plan: Plan, run: Run, progress: Progress, first: int, now_s: float) -> tuple[int, Floats, Floats | None]:
-        """State, expected seconds from now to each remaining stop (all > 0), and expected waits there (None: no waits)."""
+    def _expect(
+        self, plan: Plan, run: Run, progress: Progress, first: int, now_s: float
+    ) -> tuple[int, Floats, Floats | None, Floats | None]:
+        """State, expected seconds from now to each remaining stop (all > 0), expected waits there (None: no waits), and of a late bus the
+        seconds that it would make up by each stop if all late buses made up theirs (None: not late)."""
         c, pace = self.config, self.pace
         base_s, at_s, along_m = progress.instance.base_ms / 1000, progress.fixed_at_ms / 1000, progress.along_m
         link = first - 1
@@ -145,15 +152,21 @@ class ArrivalModel:
         arrive: Floats = np.add.accumulate(travel)
         arrive *= run.gap
         early_s = base_s + plan.arrivals[first] - now_s - float(arrive[0])
-        if early_s > 0:
+        relief: Floats | None = None
+        if early_s > 0 or -early_s > c.late_least_s:
             ahead = plan.elapsed_s[first:] - elapsed_s
-            arrive += min(early_s, c.recover_cap_s) * -np.expm1(ahead / -c.recover_s)
+            relief = min(max(early_s, -c.recover_cap_s), c.recover_cap_s) * np.expm1(ahead / -c.recover_s)
+            if early_s > 0:
+                arrive -= relief
+                relief = None
+            elif self.spread.recovery:
+                arrive -= np.minimum(self.spread.recovery * relief, c.recover_most * (arrive - arrive[0]))
         if late0:
             arrive += late0
         waits = pace.hold(plan, first, arrive, base_s - now_s)
         near = int(np.searchsorted(arrive, 12 * c.soft_s))  # beyond, the softening is under a millisecond
         arrive[:near] = c.soft_s * np.logaddexp(0.0, arrive[:near] / c.soft_s)
-        return state, arrive, waits
+        return state, arrive, waits, relief
 
     def _published(
         self, progress: Progress, plan: Plan, first: int, now_ms: int, horizons: Floats, waits: Floats | None, offsets: Floats
@@ -198,7 +211,7 @@ class ArrivalModel:
             if not parts[key]:
                 continue
             if key == "agency":
-                agency, spread = msgspec.msgpack.decode(parts[key], type=tuple[list[float], tuple[list[float], list[float]]])
+                agency, spread = msgspec.msgpack.decode(parts[key], type=tuple[list[float], tuple[list[float], list[float], list[float]]])
                 self.pace.restore_agency(agency)
                 self.spread.restore(*spread)
             else:

@@ -20,9 +20,10 @@ Floats = NDArray[np.float64]
 # What a bus is doing, as far as the error of its arrivals depends on it: rows of the table.
 MOVING, PAUSED, WAITING, OVERDUE = 0, 1, 5, 6  # 1..4: standing, longer and longer
 STATES = 7
-TAUS = np.array([0.1, 0.5, 0.9])
+TAUS = np.array([0.09, 0.5, 0.91])  # p10 and p90: what follows a day lags behind it, 82 % asked for are 79 % had (two recorded days)
 EDGES_S = np.array([0.0, 60.0, 180.0, 360.0, 600.0, 900.0, 1800.0, 3600.0])
 MIDS_S = (EDGES_S[1:] + EDGES_S[:-1]) / 2
+RECOVERY_S = (120.0, 1800.0)  # horizons that say whether late buses make up time: nearer is noise, further is another trip's matter
 _STEP_S = 5.0
 _GRID_S = np.arange(0.0, EDGES_S[-1] + _STEP_S, _STEP_S)
 
@@ -35,21 +36,27 @@ class SpreadConfig(msgspec.Struct, frozen=True, kw_only=True):
     )
     samples_max: Annotated[int, Meta(description="expectations kept a vehicle: 40 min of them; beyond, every second one goes")] = 80
     step_floor: Annotated[float, Meta(description="least share of the scale that one error moves a quantile: it goes on following")] = 0.002
-    step_start: Annotated[float, Meta(description="numerator of the early steps: start / (n + calm)")] = 2.0
-    step_calm: Annotated[float, Meta(description="errors after which the early steps calm down")] = 100.0
+    step_start: Annotated[float, Meta(description="numerator of the early steps: start / (n + calm)")] = 4.0
+    step_calm: Annotated[float, Meta(description="errors after which the early steps calm down")] = 300.0
     scale_s: Annotated[float, Meta(description="scale of a step at horizon 0, seconds")] = 15.0
     scale_share: Annotated[float, Meta(description="and its growth with the horizon: 0.1 of it")] = 0.1
+    recovery_step: Annotated[float, Meta(description="first step of the share of their delay that late buses make up")] = 0.02
+    recovery_floor: Annotated[float, Meta(description="the least of that step: recovery follows the day")] = 0.0003
+    recovery_calm: Annotated[float, Meta(description="samples after which that step has halved")] = 5_000.0
+    recovery_most: Annotated[float, Meta(description="largest such share")] = 1.5
     start_s: Annotated[float, Meta(description="half width of the first interval at horizon 0, seconds")] = 30.0
     start_share: Annotated[float, Meta(description="and its growth with the horizon")] = 0.15
 
 
 class _Kept(NamedTuple):
-    """One forecast that waits for its crossings: made at, state, index of its first stop, horizons in seconds."""
+    """One forecast that waits for its crossings: made at, state, index of its first stop, horizons in seconds, and of a late bus the
+    seconds it would have made up by each stop at a share of 1."""
 
     at_s: float
     state: int
     first: int
     horizons_s: NDArray[np.float32]
+    relief_s: NDArray[np.float32] | None
 
 
 class Spread:
@@ -63,6 +70,7 @@ class Spread:
         self.table: Floats = np.repeat((half[:, None] * np.array([-1.0, 0.0, 1.0]))[None], STATES, axis=0)  # [state, bin, quantile] seconds
         self.counts: Floats = np.zeros((STATES, len(MIDS_S)))
         self._fine: list[Floats | None] = [None] * STATES  # the tables on a grid of 5 s, made when asked for
+        self.recovery, self._late_seen = 0.0, 0.0  # share of its delay that a late bus makes up: none until it is seen
         self._open: dict[str, list[_Kept]] = {}
 
     def offsets(self, state: int, horizons_s: Floats) -> Floats:
@@ -78,12 +86,13 @@ class Spread:
         kept = self._open.get(bus_id)
         return not kept or now_s - kept[-1].at_s >= self.config.sample_every_s
 
-    def keep(self, bus_id: str, now_s: float, state: int, first: int, horizons_s: Floats) -> None:
+    def keep(self, bus_id: str, now_s: float, state: int, first: int, horizons_s: Floats, relief_s: Floats | None = None) -> None:
         """Remember a forecast until its stops are crossed."""
         kept = self._open.setdefault(bus_id, [])
         if len(kept) >= self.config.samples_max:
             del kept[::2]
-        kept.append(_Kept(now_s, state, first, horizons_s.astype(np.float32)))
+        relief = None if relief_s is None else relief_s.astype(np.float32)
+        kept.append(_Kept(now_s, state, first, horizons_s.astype(np.float32), relief))
 
     def forget(self, bus_id: str) -> None:
         """The vehicle has another trip or none: what is open can no longer be judged."""
@@ -92,15 +101,29 @@ class Spread:
     def learn(self, bus_id: str, index: int, crossed_at_s: float) -> bool:
         """The vehicle was at the stop with this index then. True when a table changed."""
         judged: dict[int, list[tuple[float, float]]] = {}
+        late: list[float] = []
         for kept in self._open.get(bus_id, ()):
             place = index - kept.first
             if place >= 0 and kept.at_s < crossed_at_s:
                 expected = float(kept.horizons_s[place])
                 if expected <= EDGES_S[-1]:
-                    judged.setdefault(kept.state, []).append((expected, crossed_at_s - kept.at_s - expected))
+                    error = crossed_at_s - kept.at_s - expected
+                    judged.setdefault(kept.state, []).append((expected, error))
+                    if kept.relief_s is not None and RECOVERY_S[0] < expected < RECOVERY_S[1]:
+                        late.append(error)
         for state, pairs in judged.items():
             self._step(state, np.array(pairs))
+        if late:
+            self._recover(late)
         return bool(judged)
+
+    def _recover(self, errors: list[float]) -> None:
+        """Late buses came sooner than expected: they make up more of their delay; later: less. Towards the median, by signs."""
+        c = self.config
+        self._late_seen += len(errors)
+        step = max(c.recovery_floor, c.recovery_step / (1 + self._late_seen / c.recovery_calm)) * min(1.0, len(errors) / 20)
+        sooner = sum(1 if error < 0 else -1 for error in errors) / len(errors)
+        self.recovery = min(max(self.recovery + step * sooner, 0.0), c.recovery_most)
 
     def _step(self, state: int, pairs: Floats) -> None:
         """One step of all bins of a state; pairs are (expected horizon, error), seconds."""
@@ -114,13 +137,14 @@ class Spread:
             self.table[state, :, q] += share * self._scale * np.bincount(bin_of, gradient[q], minlength=bins)
         self._fine[state] = None
 
-    def state(self) -> tuple[list[float], list[float]]:
-        """Tables and counts, flat, for the dump."""
-        return self.table.ravel().tolist(), self.counts.ravel().tolist()
+    def state(self) -> tuple[list[float], list[float], list[float]]:
+        """Tables and counts, flat, and the late buses' recovery, for the dump."""
+        return self.table.ravel().tolist(), self.counts.ravel().tolist(), [self.recovery, self._late_seen]
 
-    def restore(self, table: list[float], counts: list[float]) -> None:
+    def restore(self, table: list[float], counts: list[float], recovery: list[float]) -> None:
         """What `state` said; a dump of another shape (an older version's) is not taken and the first tables stay."""
-        if len(table) == self.table.size and len(counts) == self.counts.size:
+        if len(table) == self.table.size and len(counts) == self.counts.size and len(recovery) == 2:
             self.table = np.array(table).reshape(self.table.shape)
             self.counts = np.array(counts).reshape(self.counts.shape)
             self._fine = [None] * STATES
+            self.recovery, self._late_seen = recovery
