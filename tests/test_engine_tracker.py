@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from engine.events import DONE, IN_TRIP, LAYOVER, OFFLINE, STALE, StopEvent, TripEvent
 from engine.tracking import tracker as module
+from engine.tracking import window
 from engine.tracking.fix import DUPLICATE, FUTURE, LATE, OK, Fix
 from engine.tracking.tracker import OFFLINE_MS, SETTLE_MS, SILENT_MS, STALE_MS, Outcome, Tracker, refold
 from geo.coords import moved
@@ -333,7 +334,7 @@ def test_a_fold_that_raises_leaves_the_bus_as_it_was(monkeypatch: pytest.MonkeyP
         raise RuntimeError("a poison fix")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "advance", broken)
+        patch.setattr(window, "advance", broken)
         with pytest.raises(RuntimeError):
             area.fold(bus.at(START + 130_000, 1_040.0))
     assert area._vehicles["b1"].newest is before and not area.take().rows

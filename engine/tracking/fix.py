@@ -9,6 +9,7 @@ did before and runs inside the tracker, in time order.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import msgspec
 
@@ -162,7 +163,7 @@ def screen(motion: Motion | None, fix: Fix) -> tuple[Motion, str]:
         return _set_down(fix), OK
     gap_ms = fix.fixed_at_ms - motion.fixed_at_ms
     dt_s = max(gap_ms, 1_000) / 1000.0  # two fixes of one instant: a second, so that noise is not speed
-    per_lon, per_lat = metres_per_degree(fix.lat)
+    per_lon, per_lat = _scale(round(fix.lat, 2))
     east, north = _lon_step(fix.lon - motion.lon) * per_lon, (fix.lat - motion.lat) * per_lat
     moved_m = math.hypot(east, north)
     noise_m = max(NOISE_M, (fix.accuracy_m or 0.0) + (motion.accuracy_m or 0.0))
@@ -208,6 +209,12 @@ def _far(motion: Motion, fix: Fix) -> tuple[Motion, str]:
     if len(far) == 2:
         return _set_down(fix), OK
     return msgspec.structs.replace(motion, far=(*far, (fix.fixed_at_ms, fix.lat, fix.lon))), TELEPORT
+
+
+@lru_cache(maxsize=4096)
+def _scale(lat: float) -> tuple[float, float]:
+    """`metres_per_degree` of a latitude rounded to 1 km: within 0.02 % up to 60 degrees, for a tenth of the price."""
+    return metres_per_degree(lat)
 
 
 def _lon_step(degrees: float) -> float:

@@ -300,7 +300,7 @@ def cross(
 
     `before` and `last`: match and motion of the fix before, None where nothing joins it to this one.
     """
-    along, index, stops = match.along_m, ride.next_stop, course.along_m
+    along, index, stops = match.along_m, min(ride.next_stop, course.last), course.along_m
     driven = ride.driven_m + motion.driven_m
     ahead = stops[index]
     away = match.offset_m > OFF_M or (before is not None and before.offset_m > OFF_M)

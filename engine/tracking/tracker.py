@@ -12,10 +12,8 @@ its fixes). A known (vehicle, time, place at 1e-6 degrees) is a row DUPLICATE.
 from __future__ import annotations
 
 import logging
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 import msgspec
 
@@ -28,17 +26,17 @@ from engine.events import (
     Event,
     Position,
     StopEvent,
-    StopForecast,
     TrackRow,
     TripForecast,
 )
 from engine.tracking import watch as watching
 from engine.tracking.eta import ArrivalModel, Progress
-from engine.tracking.fix import DUPLICATE, FUTURE, FUTURE_MAX_MS, LATE, OK, ClockSkew, Fix, screen_at_door, with_delay
+from engine.tracking.fix import DUPLICATE, OK, ClockSkew, Fix, screen_at_door, with_delay
 from engine.tracking.ride import DEVICE, Ride
 from engine.tracking.timetable import Timetable, TripInstance
 from engine.tracking.vehicle import Area, Said, VehicleState, advance
 from engine.tracking.watch import OFF, QUIET
+from engine.tracking.window import RECENT, Kept, Place, Vehicle, taken_up, time_order
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +47,8 @@ FORECAST_MS = 10_000  # a forecast is made anew with the first fix after this, o
 FORECAST_SILENT_MS = 30_000  # and without a fix after this
 LEARNED_MS = 60_000  # what the estimator has learned is kept this often
 PENDING_MAX = 256  # fixes of one vehicle inside the window; past it the oldest settle early, counted
-RECENT = 16  # keys kept with a vehicle across restarts, to know its duplicates
 SEEN_MAX = 200_000  # keys of the area in memory; an older duplicate becomes a row LATE, which history knows already
 DEVICES_MAX = 4  # clocks of devices kept per vehicle
-
-Key = tuple[str, int, int, int]
 
 
 class Outcome(msgspec.Struct):
@@ -65,65 +60,6 @@ class Outcome(msgspec.Struct):
     forecasts: list[TripForecast]  # newest per bus; one without stops takes the bus's forecast away
     rows: list[TrackRow]  # settled fixes, and the refused ones at once
     events: list[Event]  # settled
-
-
-class Folded(NamedTuple):
-    """A fix inside the window, the state after it, and what it will say."""
-
-    fix: Fix
-    state: VehicleState
-    said: Said
-
-
-def _time_order(folded: Folded) -> tuple[int, float, float]:
-    return _order(folded.fix)
-
-
-def _order(fix: Fix) -> tuple[int, float, float]:
-    return fix.fixed_at_ms, fix.lat, fix.lon
-
-
-class Kept(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A vehicle as Redis keeps it: the settled state, the fixes inside the window (folded again on `restore`), and what was told."""
-
-    base: VehicleState
-    settled_at_ms: int
-    pending: list[Fix]
-    clocks: list[ClockSkew]
-    recent: list[tuple[int, int, int]]
-    shown: str | None
-    forecast_at_ms: int
-    forecast_trip: tuple[str, str, str] | None
-    forecast_stop: int
-    next_stop: StopForecast | None
-    heard_ms: int
-
-
-class Vehicle:
-    """One vehicle of the area: the settled state, the window above it, and what watchers were told last."""
-
-    __slots__ = (
-        "base", "clocks", "due_ms", "heard_ms", "forecast_at_ms", "forecast_stop", "forecast_trip", "next_stop", "pending", "recent",
-        "settled_at_ms", "shown",
-    )  # fmt: skip
-
-    def __init__(self, bus_id: str) -> None:
-        self.base = VehicleState(bus_id)
-        self.settled_at_ms = 0  # time of the newest fix that has settled
-        self.pending: list[Folded] = []
-        self.clocks: dict[str, ClockSkew] = {}
-        self.recent: list[tuple[int, int, int]] = []
-        self.shown: str | None = None  # state as told last; None: not in the live picture
-        self.forecast_at_ms = 0
-        self.forecast_trip: tuple[str, str, str] | None = None  # trip_id, start_date, route_id that a forecast stands for
-        self.forecast_stop = -1
-        self.next_stop: StopForecast | None = None
-        self.due_ms = 0  # a tick before this has nothing to do here
-        self.heard_ms = 0  # last receipt of anything
-
-    @property
-    def newest(self) -> VehicleState:
-        return self.pending[-1].state if self.pending else self.base
 
 
 class Tracker:
@@ -140,7 +76,7 @@ class Tracker:
         self._model = model if model is not None else ArrivalModel()
         self._area = Area(timetable)
         self._vehicles: dict[str, Vehicle] = {}
-        self._seen: dict[Key, None] = {}
+        self._seen: dict[tuple[str, int, int, int], None] = {}
         self._now_ms = 0
         self._learned_ms = 0
         self._decode = msgspec.msgpack.Decoder(Kept).decode
@@ -178,7 +114,7 @@ class Tracker:
             if not key.startswith("bus:") or not blob:
                 continue
             try:
-                vehicle = _restored(self._decode(blob), self._area)
+                vehicle = taken_up(self._decode(blob), self._area)
             except Exception:  # whatever it is, the area must come up
                 self.counts["BAD_STATE"] += 1
                 log.exception("area %s: the state of %s cannot be taken up, it begins anew", self.feed_id, key)
@@ -197,13 +133,12 @@ class Tracker:
         the trip ends; where the trip is the same it goes on in the new one."""
         area = self._area
         area.adopt(timetable)
+        versions: set[str] = set()
         for bus_id, vehicle in self._vehicles.items():
-            base, pending = _moved(vehicle.base, area), [each._replace(state=_moved(each.state, area)) for each in vehicle.pending]
-            if base is not vehicle.base or any(one.state is not other.state for one, other in zip(pending, vehicle.pending, strict=True)):
-                vehicle.base, vehicle.pending = base, pending
+            if vehicle.move(area):
                 self._changed[bus_id] = None
-        states = [state for each in self._vehicles.values() for state in (each.base, *(folded.state for folded in each.pending))]
-        area.keep({state.ride.version for state in states if state.ride is not None})
+            versions |= vehicle.versions()
+        area.keep(versions)
 
     def fold(self, fix: Fix) -> None:
         """One fix, in order of receipt. May raise: the shell sends the fix to the dead letters and goes on."""
@@ -223,9 +158,9 @@ class Tracker:
         vehicle.heard_ms = fix.received_at_ms
         fix = self._clocked(vehicle, fix)
         was = vehicle.newest
-        verdict = _at_once(vehicle, fix)
+        verdict = vehicle.verdict_at_once(fix)
         if verdict is None:
-            vehicle.pending = _inserted(vehicle, fix, self._area)
+            vehicle.insert(fix, self._area)
         self._remember(vehicle, key, place)  # not before: a fix that raised may be sent again from the dead letters
         if verdict is not None:
             return self._refuse(fix, verdict, was.ride)
@@ -233,12 +168,9 @@ class Tracker:
         self._changed[fix.bus_id] = None
         if now.fix is not was.fix:
             self._moved[fix.bus_id] = None
-        if now.ride is not was.ride:
+        if _name(now.ride) != _name(was.ride):
             self._claim(fix.bus_id, was.ride, now.ride)
-        self._settle(vehicle)
-        self._foretell(vehicle, FORECAST_MS)
-        self._show(vehicle)
-        return None
+        return self._follow(vehicle, FORECAST_MS)
 
     def tick(self, now_ms: int) -> None:
         """Once a second: silence, staleness, settled events and expiry happen too. Never raises: a fault is counted and logged."""
@@ -250,9 +182,7 @@ class Tracker:
             if vehicle.due_ms > now_ms:
                 continue
             try:
-                self._settle(vehicle)
-                self._foretell(vehicle, FORECAST_SILENT_MS)
-                self._show(vehicle)
+                self._follow(vehicle, FORECAST_SILENT_MS)
                 if self._is_forgotten(vehicle):
                     forgotten.append(bus_id)
             except Exception:
@@ -270,7 +200,7 @@ class Tracker:
         for bus_id in self._changed:
             vehicle = self._vehicles.get(bus_id)
             if vehicle is not None:
-                self._states["bus:" + bus_id] = self._encode(_kept(vehicle))
+                self._states["bus:" + bus_id] = self._encode(vehicle.kept())
         positions = [self._position(self._vehicles[bus_id]) for bus_id in self._moved if bus_id not in self._gone]
         out = Outcome(self._states, list(self._gone), positions, list(self._forecasts.values()), self._rows, self._events)
         self._clear()
@@ -287,7 +217,13 @@ class Tracker:
                 found.append(forecast)
         return found
 
-    def _remember(self, vehicle: Vehicle, key: Key, place: tuple[int, int, int]) -> None:
+    def _follow(self, vehicle: Vehicle, forecast_every_ms: int) -> None:
+        """What follows from the area's clock for one vehicle, after a fix or a tick."""
+        self._settle(vehicle)
+        self._foretell(vehicle, forecast_every_ms)
+        self._show(vehicle)
+
+    def _remember(self, vehicle: Vehicle, key: tuple[str, int, int, int], place: Place) -> None:
         self._seen[key] = None
         if len(self._seen) > SEEN_MAX:
             del self._seen[next(iter(self._seen))]
@@ -331,17 +267,12 @@ class Tracker:
 
     def _settle(self, vehicle: Vehicle) -> None:
         """Fixes that are 3 s old by the area's clock say what they have to say, in the order of their times."""
-        edge_ms, pending, count = self._now_ms - SETTLE_MS, vehicle.pending, 0
-        for folded in pending:
-            if folded.fix.fixed_at_ms >= edge_ms and len(pending) - count <= PENDING_MAX:
-                break
-            if folded.fix.fixed_at_ms >= edge_ms:
-                self.counts["SETTLED_EARLY"] += 1
-            count += 1
-        if not count:
+        edge_ms = self._now_ms - SETTLE_MS
+        settled = vehicle.settle(edge_ms, PENDING_MAX)
+        if not settled:
             return
-        settled, vehicle.pending = pending[:count], pending[count:]
-        vehicle.base, vehicle.settled_at_ms = settled[-1].state, settled[-1].fix.fixed_at_ms
+        if settled[-1].fix.fixed_at_ms >= edge_ms:
+            self.counts["SETTLED_EARLY"] += 1
         self._changed[vehicle.base.bus_id] = None
         for fix, state, said in settled:
             self.counts[said.verdict] += 1
@@ -370,7 +301,7 @@ class Tracker:
         if found is None:
             return None
         return Progress(
-            state.bus_id, found[1], motion.fixed_at_ms, match.along_m, match.offset_m, ride.next_stop, motion.speed_mps,
+            state.bus_id, found.instance, motion.fixed_at_ms, match.along_m, match.offset_m, ride.next_stop, motion.speed_mps,
             ride.started_at_ms is not None,
         )  # fmt: skip
 
@@ -457,7 +388,7 @@ class Tracker:
         next_stop = vehicle.next_stop
         remaining = None
         if ride is not None and match is not None and (found := self._area.of(ride)) is not None:
-            course = found[0].course(found[1])
+            course = found.course
             remaining = max(0.0, course.along_m[course.last] - match.along_m)
         return Position(
             bus_id=state.bus_id,
@@ -484,31 +415,8 @@ class Tracker:
         )
 
 
-def _at_once(vehicle: Vehicle, fix: Fix) -> str | None:
-    """The verdict on a fix that will not be folded, or None."""
-    if fix.fixed_at_ms > fix.received_at_ms + FUTURE_MAX_MS:
-        return FUTURE
-    return LATE if fix.fixed_at_ms < vehicle.settled_at_ms else None
-
-
-def _inserted(vehicle: Vehicle, fix: Fix, area: Area) -> list[Folded]:
-    """The window with one more fix. In order, which is nearly always, it is folded once; else those after it are folded again."""
-    pending = vehicle.pending
-    if not pending or _order(fix) >= _order(pending[-1].fix):
-        state, said = advance(vehicle.newest, fix, area)
-        return [*pending, Folded(fix, state, said)]
-    at = bisect_right(pending, _order(fix), key=_time_order)
-    window = pending[:at]
-    state = window[-1].state if window else vehicle.base
-    for each in [fix, *(folded.fix for folded in pending[at:])]:
-        state, said = advance(state, each, area)
-        window.append(Folded(each, state, said))
-    return window
-
-
-def _moved(state: VehicleState, area: Area) -> VehicleState:
-    ride = area.moved(state.ride) if state.ride is not None else None
-    return state if ride is state.ride else msgspec.structs.replace(state, ride=ride)
+def _name(ride: Ride | None) -> tuple[str, str, str] | None:
+    return (ride.trip_id, ride.start_date, ride.given_by) if ride is not None else None
 
 
 def _shown(state: VehicleState, age_ms: int) -> str:
@@ -519,25 +427,6 @@ def _shown(state: VehicleState, age_ms: int) -> str:
     if state.ride is None:
         return DEADHEAD
     return OFF_ROUTE if state.watch.off_route.phase == OFF else state.ride.phase
-
-
-def _kept(vehicle: Vehicle) -> Kept:
-    return Kept(
-        vehicle.base, vehicle.settled_at_ms, [folded.fix for folded in vehicle.pending], list(vehicle.clocks.values()),
-        vehicle.recent[-RECENT:], vehicle.shown, vehicle.forecast_at_ms, vehicle.forecast_trip, vehicle.forecast_stop, vehicle.next_stop, vehicle.heard_ms,
-    )  # fmt: skip
-
-
-def _restored(kept: Kept, area: Area) -> Vehicle:
-    vehicle = Vehicle(kept.base.bus_id)
-    vehicle.base, vehicle.settled_at_ms = kept.base, kept.settled_at_ms
-    for fix in kept.pending:
-        vehicle.pending = _inserted(vehicle, fix, area)
-    vehicle.heard_ms = kept.heard_ms
-    vehicle.clocks = {clock.device_id: clock for clock in kept.clocks}
-    vehicle.recent, vehicle.shown, vehicle.next_stop = list(kept.recent), kept.shown, kept.next_stop
-    vehicle.forecast_at_ms, vehicle.forecast_trip, vehicle.forecast_stop = kept.forecast_at_ms, kept.forecast_trip, kept.forecast_stop
-    return vehicle
 
 
 def _settled_row(fix: Fix, state: VehicleState, verdict: str) -> TrackRow:
@@ -566,7 +455,7 @@ def refold(fixes: Iterable[Fix], instance: TripInstance, timetable: Timetable) -
     """
     area, events = Area(timetable), []
     state: VehicleState | None = None
-    for fix in sorted(fixes, key=_order):
+    for fix in sorted(fixes, key=time_order):
         named = msgspec.structs.replace(fix, trip_id=instance.trip.trip_id, start_date=instance.start_date)
         state, said = advance(state if state is not None else VehicleState(fix.bus_id), named, area)
         events += [msgspec.structs.replace(event, late=True) for event in said.events if isinstance(event, StopEvent)]

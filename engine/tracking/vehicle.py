@@ -41,6 +41,7 @@ from geo.match import Match, place_first, place_next, set_back, sigma_m
 
 MISTAKEN_MS, NEVER_BEGAN_MS = 180_000, 900_000  # an assignment of ours is given up after so long off its route, or without a start
 MOVING_MPS = 1.5  # below this a bearing is noise
+FOUND_MAX = 20_000  # trips of rides kept ready
 NEAR_END_M, NEAR_END_MPS = 300.0, 8.0  # a trip that is left this near to its end, and what may be driven since the last fix, is done
 
 
@@ -65,12 +66,21 @@ class Said(NamedTuple):
     note: str | None = None  # something to count
 
 
+class Found(NamedTuple):
+    """A ride's trip, ready for folding."""
+
+    book: Roadbook
+    instance: TripInstance
+    course: Course
+
+
 class Area:
     """What a vehicle needs to know beside itself: the plans, and which trips are driven already."""
 
     def __init__(self, timetable: Timetable | None) -> None:
         self.book = Roadbook(timetable) if timetable is not None else None
         self.books: dict[str, Roadbook] = {self.book.version: self.book} if self.book is not None else {}
+        self._found: dict[tuple[str, str, str], Found] = {}
         self.driven: dict[tuple[str, str], str] = {}  # (trip_id, start_date) -> bus_id
 
     def is_driven(self, instance: TripInstance, bus_id: str) -> bool:
@@ -80,6 +90,7 @@ class Area:
     def adopt(self, timetable: Timetable) -> None:
         """A newer feed version beside the ones that are driven."""
         self.book = self.books[timetable.version] = Roadbook(timetable)
+        self._found.clear()
 
     def moved(self, ride: Ride) -> Ride:
         """The ride on the newest feed version where that has the trip just as the ride's own has it (or the trip is done), else the same."""
@@ -95,14 +106,21 @@ class Area:
         """Let go of the feed versions that nobody drives."""
         current = self.book.version if self.book is not None else None
         self.books = {version: book for version, book in self.books.items() if version in versions or version == current}
+        self._found.clear()
 
-    def of(self, ride: Ride) -> tuple[Roadbook, TripInstance] | None:
-        """The ride's instance in the feed version it began with, else in the newest that knows it; None: the trip is gone."""
-        for book in (self.books.get(ride.version), self.book):
-            instance = book.instance(ride.trip_id, ride.start_date) if book is not None else None
-            if book is not None and instance is not None:
-                return book, instance
-        return None
+    def of(self, ride: Ride) -> Found | None:
+        """The ride's trip in the feed version it began with, else in the newest that knows it; None: the trip is gone."""
+        key = (ride.version, ride.trip_id, ride.start_date)
+        found = self._found.get(key)
+        if found is None:
+            for book in (self.books.get(ride.version), self.book):
+                instance = book.instance(ride.trip_id, ride.start_date) if book is not None else None
+                if book is not None and instance is not None:
+                    if len(self._found) >= FOUND_MAX:
+                        self._found.clear()
+                    found = self._found[key] = Found(book, instance, book.course(instance))
+                    break
+        return found
 
 
 def advance(state: VehicleState, fix: Fix, area: Area) -> tuple[VehicleState, Said]:
@@ -115,8 +133,7 @@ def advance(state: VehicleState, fix: Fix, area: Area) -> tuple[VehicleState, Sa
     found = area.of(ride) if ride is not None else None
     if ride is None or found is None:
         return VehicleState(state.bus_id, fix, motion, None, None, QUIET, trail), Said(OK, tuple(events), (), note)
-    book, instance = found
-    course = book.course(instance)
+    book, instance, course = found
     same = state.ride is not None and state.ride.trip_id == ride.trip_id and state.ride.start_date == ride.start_date
     same = same and state.ride.version == book.version  # type: ignore[union-attr]
     before = state.match if same and 0 < motion.gap_ms <= GAP_MS else None
@@ -199,7 +216,7 @@ def _is_past(ride: Ride, area: Area, motion: Motion) -> bool:
     if 0 < motion.gap_ms <= GAP_MS:
         return False
     found = area.of(ride)
-    return found is None or motion.fixed_at_ms > found[1].arrival_ms(len(found[1].trip.arrival_s) - 1) + LATE_FOR_EVER_MS
+    return found is None or motion.fixed_at_ms > found.instance.arrival_ms(len(found.instance.trip.arrival_s) - 1) + LATE_FOR_EVER_MS
 
 
 def _mistake(state: VehicleState, ride: Ride, area: Area, at_ms: int) -> str | None:
@@ -211,7 +228,7 @@ def _mistake(state: VehicleState, ride: Ride, area: Area, at_ms: int) -> str | N
         return "WRONG_WAY"
     if ride.started_at_ms is None and match is not None and match.offset_m > OFF_M and ride.phase == DEADHEAD:
         found = area.of(ride)
-        if found is not None and at_ms > found[1].departure_ms(0) + NEVER_BEGAN_MS:
+        if found is not None and at_ms > found.instance.departure_ms(0) + NEVER_BEGAN_MS:
             return "NOT_BEGUN"
     return None
 
@@ -221,8 +238,8 @@ def _left(state: VehicleState, fix: Fix, ride: Ride, area: Area, reason: str) ->
     events: list[Event] = list(watching.close(state.watch, fix, ride, fix.fixed_at_ms, reason))
     found = area.of(ride)
     if found is not None and ride.phase != DONE:
-        arrived = ride.phase == IN_TRIP and state.match is not None and _is_near_end(found[0].course(found[1]), state.match, fix, state.fix)
-        events.append(_trip_event("COMPLETED" if arrived else "UNASSIGNED", fix, ride, found[1], reason))
+        arrived = ride.phase == IN_TRIP and state.match is not None and _is_near_end(found.course, state.match, fix, state.fix)
+        events.append(_trip_event("COMPLETED" if arrived else "UNASSIGNED", fix, ride, found.instance, reason))
     return events
 
 
