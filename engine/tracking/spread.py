@@ -43,7 +43,7 @@ class SpreadConfig(msgspec.Struct, frozen=True, kw_only=True):
     recovery_step: Annotated[float, Meta(description="first step of the share of their delay that late buses make up")] = 0.02
     recovery_floor: Annotated[float, Meta(description="the least of that step: recovery follows the day")] = 0.0003
     recovery_calm: Annotated[float, Meta(description="samples after which that step has halved")] = 5_000.0
-    recovery_most: Annotated[float, Meta(description="largest such share")] = 1.5
+    recovery_most: Annotated[float, Meta(description="the largest share of their delay, even where they are seen to make up more")] = 1.5
     start_s: Annotated[float, Meta(description="half width of the first interval at horizon 0, seconds")] = 30.0
     start_share: Annotated[float, Meta(description="and its growth with the horizon")] = 0.15
 
