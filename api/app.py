@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from litestar import Litestar, Request, Router, get
-from litestar.config.app import AppConfig
 from litestar.enums import HttpMethod, ScopeType
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 
 VERSION: Final = b"1"
 ENVELOPE: Final = b"application/vnd.timepoint.envelope+json"
+BODY_MAX: Final = 1_048_576  # bytes of a web call's body; a handler that takes more (feeds) says so itself
 CHECK_TIMEOUT_S: Final = 1.0  # longest wait of /readyz for one part
 _REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{8,64}$")
 
@@ -96,18 +96,12 @@ def make_app(parts: Parts, routers: Sequence[ControllerRouterHandler] = (), *, r
         openapi_config=OpenAPIConfig(
             title="Timepoint", version="1", path="/schema", render_plugins=[JsonRenderPlugin(path="/")], use_handler_docstrings=True
         ),
-        on_app_init=[_plain],
+        request_max_body_size=BODY_MAX,
         state=None,
         logging_config=None,
     )
     litestar.state.parts = parts
     return Edge(litestar, parts)
-
-
-def _plain(config: AppConfig) -> AppConfig:
-    """Bodies of web calls: at most 1 MiB unless a handler says otherwise (feeds do)."""
-    config.request_max_body_size = 1_048_576
-    return config
 
 
 def ops_handlers(parts: Parts) -> list[ControllerRouterHandler]:
@@ -172,7 +166,7 @@ class Edge:
             elif name == b"accept":
                 wants = value
         request_id = given.decode() if given and _REQUEST_ID.match(given) else self.parts.clock.uuid7()
-        scope["state"]["request_id"] = request_id
+        scope.setdefault("state", {})["request_id"] = request_id
         stamp = [(b"x-request-id", request_id.encode()), (b"x-api-version", VERSION), *SECURITY_HEADERS]
         out: Send = _Stamped(send, stamp)
         if scope["method"] == HttpMethod.HEAD:

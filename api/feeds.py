@@ -23,6 +23,7 @@ from litestar import Request, Response, get
 from litestar.params import FromQuery
 
 from api.app import parts_of
+from api.etags import unchanged
 from engine.errors import NotFound
 from engine.events import OFF_ROUTE, OFFLINE, Position, StopForecast, TripForecast
 from engine.tracking.timetable import Timetable, Trip
@@ -270,7 +271,7 @@ def _built(request: Request[Any, Any, Any], kind: str, feed: str | None, *, as_j
         )
         built = made.trip_updates(pairs, plan.timetable, now_ms, as_json=as_json)
     headers = {"ETag": built.etag, "Cache-Control": "public, max-age=1"}
-    if request.headers.get("if-none-match") == built.etag:
+    if unchanged(request, built.etag):
         return Response(b"", status_code=304, headers=headers)
     return Response(built.body, headers=headers, media_type="application/json" if as_json else "application/x-protobuf")
 

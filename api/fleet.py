@@ -217,7 +217,10 @@ async def retire_device(request: Request[Any, Any, Any], device_id: FromPath[str
 
 @post("/admin/devices/{device_id:str}/rotate", tags=["devices"], status_code=200)
 async def rotate(
-    request: Request[Any, Any, Any], device_id: FromPath[str], data: JSONBody[RotateRequest | None] = None, partner: FromQuery[str | None] = None
+    request: Request[Any, Any, Any],
+    device_id: FromPath[str],
+    data: JSONBody[RotateRequest | None] = None,
+    partner: FromQuery[str | None] = None,
 ) -> IssuedItem:
     """New credentials; the old ones stay good for the grace, so that no fix is lost on the way."""
     parts = parts_of(request)

@@ -2,7 +2,7 @@
 
 One `asyncio.Protocol` per connection, which takes the transport over from uvicorn's HTTP protocol (api/server.py), so sockets share port
 and loop with HTTP. Handshake and frames of RFC 6455 are judged by `websockets`' sans-I/O protocols; what we send is framed once by the hub
-and written as ready bytes to every transport: no task, no await, no queue per socket (speed.md: 7.0 us a delivery where the framework's
+and written as ready bytes to every transport: no task, no await, no queue per socket (docs/performance.md: 7.0 us a delivery where the framework's
 own send loop costs 12.6). permessage-deflate is never offered. Everything is slotted; the handshake's objects are gone once it is done.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from urllib.parse import parse_qs, unquote
@@ -137,7 +138,7 @@ class Sockets:
         try:
             if method != "GET":
                 raise Invalid("a WebSocket handshake is a GET")
-            socket = self._route(target, headers)
+            speaker = self._route(target, headers)
             response = conn.accept(Request(target, headers))
             if response.status_code != 101:
                 raise Invalid(str(conn.handshake_exc or "not a WebSocket handshake"))
@@ -145,7 +146,7 @@ class Sockets:
             self._refuse(transport, fault)
             return
         transport.write(response.serialize())
-        socket.begin(transport, connections)
+        speaker.begin(transport, connections)
 
     def _route(self, target: str, headers: Headers) -> LiveSocket | DeviceSocket:
         path, _, query = target.partition("?")
@@ -201,27 +202,27 @@ class Sockets:
         while True:
             await asyncio.sleep(pause_s)
             at = (at + 1) % len(self.slots)
-            for number, socket in enumerate(list(self.slots[at])):
+            for number, one in enumerate(list(self.slots[at])):
                 if number % 100 == 99:
                     await asyncio.sleep(0)
-                socket.ping()
+                one.ping()
 
     async def drain(self, over_s: float) -> None:
         """Says `drain` to everybody, then closes with 1012 in ten waves a second over `over_s`, so that they do not all come back at once."""
         self.draining = True
-        everyone = [socket for slot in self.slots for socket in slot]
+        everyone = [one for slot in self.slots for one in slot]
         body = {"t": "drain", "d": {"withinMs": int(over_s * 1000)}}
         frames = [wire.frame(ENCODE[wire.encoding](body), "") for wire in WIRES]
-        for number, socket in enumerate(everyone):
+        for number, one in enumerate(everyone):
             if number % 100 == 99:
                 await asyncio.sleep(0)
-            if isinstance(socket, LiveSocket) and socket.mailbox is None:
-                socket.write(frames[socket.wire.encoding])
+            if isinstance(one, LiveSocket) and one.mailbox is None:
+                one.write(frames[one.wire.encoding])
         waves = max(1, round(over_s * 10))
         size = -(-len(everyone) // waves)
         for start in range(0, len(everyone), max(1, size)):
-            for socket in everyone[start : start + size]:
-                socket.close(RESTARTING, GOING_AWAY_REASON)
+            for one in everyone[start : start + size]:
+                one.close(RESTARTING, GOING_AWAY_REASON)
             await asyncio.sleep(over_s / waves)
 
 
@@ -272,6 +273,9 @@ class Speaker(asyncio.Protocol):
         self.asked, self.window_s = 0, self.sockets.clock.steady_s()
         high = self.sockets.settings.socket_buffer_max_bytes
         transport.set_write_buffer_limits(high=high, low=min(LOW_WATER, high // 4))
+        raw = transport.get_extra_info("socket")
+        if raw is not None:  # or the kernel would take megabytes for a peer that does not read, and all of it old news
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.sockets.settings.socket_kernel_buffer_bytes)
         transport.set_protocol(self)
         self.connections.add(self)
         self.sockets.add(self, self.kind)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from litestar import Request, Response, get
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from api.app import Parts, parts_of
+from api.etags import unchanged
 from api.ids import public_id, split_id, split_trip, trip_key
 from engine.errors import Invalid, NotFound, Unavailable
 from engine.events import Position
@@ -165,7 +166,7 @@ def read_route(request: Request[Any, Any, Any], route_id: FromPath[str]) -> Resp
     if local not in plan.timetable.routes:
         raise NotFound(f"no route {route_id!r}")
     tag = f'"{plan.timetable.version}"'
-    if request.headers.get("if-none-match") == tag:
+    if unchanged(request, tag):
         return Response(None, status_code=304, headers={"ETag": tag})
     item = _route(plan, local)
     patterns = [_pattern(plan, pattern) for pattern in plan.timetable.patterns.values() if pattern.route_id == local]
@@ -187,7 +188,7 @@ def read_schedules(
         raise NotFound(f"no route {route_id!r}")
     day = _date(on, plan.timetable, parts_of(request).clock.now_ms())
     rows = [instance for instance in plan.timetable.instances_on(day) if instance.trip.route_id == local]
-    start = _offset(cursor)
+    start = offset_of(cursor)
     items = [_schedule(plan.feed_id, instance) for instance in rows[start : start + limit]]
     return ScheduleItems(items, str(start + limit) if start + limit < len(rows) else None)
 
@@ -208,7 +209,7 @@ def list_stops(
         lat, lon = parse_point(near)
         near_by = (item for plan in _plans(request) for item in _stops_near(plan, lat, lon, radius))
         found = sorted(near_by, key=lambda stop: (stop.distance_m, stop.stop_id))
-        start = _offset(cursor)
+        start = offset_of(cursor)
         return StopItems(found[start : start + limit], str(start + limit) if start + limit < len(found) else None)
     rows = sorted((public_id(plan.feed_id, stop_id), stop) for plan in _plans(request) for stop_id, stop in plan.timetable.stops.items())
     page = [row for row in rows if cursor is None or row[0] > cursor][: limit + 1]
@@ -473,10 +474,11 @@ def _date(text: str | None, timetable: Timetable, now_ms: int) -> date:
     return day
 
 
-def _offset(cursor: str | None) -> int:
+def offset_of(cursor: str | None) -> int:
+    """Where a page begins, by a cursor that counts. Raises `Invalid`."""
     if cursor is None:
         return 0
-    if not cursor.isdigit() or len(cursor) > 9:
+    if not (cursor.isascii() and cursor.isdigit()) or len(cursor) > 9:  # "²" is a digit too, and no number
         raise Invalid("cursor must be the nextCursor of an earlier page")
     return int(cursor)
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 from litestar import Request, Response, get
 from litestar.params import FromPath
 
+from api.etags import unchanged
 from engine.errors import NotFound
 
 WEB: Final = Path(__file__).parent / "web"
@@ -48,7 +49,7 @@ def _file(request: Request[Any, Any, Any], path: Path, max_age_s: int) -> Respon
     except OSError as fault:
         raise NotFound(f"no file {path.name!r}; `make setup` fetches what the pages need") from fault
     headers = {"ETag": tag, "Cache-Control": f"public, max-age={max_age_s}"}
-    if request.headers.get("if-none-match") == tag:
+    if unchanged(request, tag):
         return Response(b"", status_code=304, headers=headers)
     return Response(body, headers=headers, media_type=TYPES[path.suffix])
 

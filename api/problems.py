@@ -121,6 +121,9 @@ def problem_of(fault: Exception, instance: str, request_id: str) -> tuple[Proble
     elif isinstance(fault, msgspec.ValidationError):
         title, code, status, retryable, detail = TITLES[errors.Invalid][0], "INVALID", 400, False, str(fault)
         listed = [fault_of(str(fault))]
+    elif isinstance(fault, RecursionError) and "deserializing" in str(fault):  # msgspec, of a body nested a thousand deep
+        title, code, status, retryable, listed = TITLES[errors.Invalid][0], "INVALID", 400, False, []
+        detail = "the body is nested too deeply"
     elif isinstance(fault, HTTPException) and fault.status_code < 500:
         status, detail, listed = fault.status_code, fault.detail or HTTPStatus(fault.status_code).phrase, _listed(fault)
         title, code, retryable = HTTPStatus(status).phrase, STATUS_CODES.get(status, f"HTTP_{status}"), status in (408, 429)

@@ -17,7 +17,7 @@ from litestar.params import FromPath, QueryParameter
 from api.app import Parts, parts_of
 from api.auth import PARTNER_ADMIN, SUPER_ADMIN, Principal, need
 from api.ids import trip_key
-from api.network import Cursor, Limit, parse_point
+from api.network import Cursor, Limit, offset_of, parse_point
 from engine.errors import Invalid, NotFound, Unavailable
 from engine.events import Position
 from engine.live.frames import Pos, pos, rfc3339
@@ -123,7 +123,7 @@ def list_locations(
         box = (max(-180.0, lon - east_deg), max(-90.0, lat - north_deg), min(180.0, lon + east_deg), min(90.0, lat + north_deg))
         away = ((distance_m(lon, lat, s.position.lon, s.position.lat), s.position) for s in parts.table.inside(*box))
         rows = [p for metres, p in sorted(away, key=lambda row: (row[0], row[1].bus_id)) if metres <= radius]
-        start = int(cursor) if cursor is not None and cursor.isdigit() else 0
+        start = offset_of(cursor)
         page = rows[start : start + limit]
         return LocatedItems(
             [_located(p, now_ms, from_record=False) for p in page], str(start + limit) if start + limit < len(rows) else None
@@ -251,11 +251,11 @@ def _span(since: str, until: str) -> tuple[datetime, datetime]:
     for name, text in (("from", since), ("to", until)):
         try:
             when = datetime.fromisoformat(text)
-        except ValueError as fault:
+            if when.tzinfo is None:
+                raise Invalid(f"{name} needs an offset or Z")
+            marks.append(when.astimezone(UTC))
+        except (ValueError, OverflowError) as fault:  # OverflowError: an hour of year 1 that is year 0 in UTC
             raise Invalid(f"{name} must be an RFC 3339 time, not {text[:40]!r}") from fault
-        if when.tzinfo is None:
-            raise Invalid(f"{name} needs an offset or Z")
-        marks.append(when.astimezone(UTC))
     if not timedelta(0) <= marks[1] - marks[0] <= SPAN_MOST:
         raise Invalid(f"to must lie after from, at most {SPAN_MOST.days} days")
     return marks[0], marks[1]
@@ -263,7 +263,7 @@ def _span(since: str, until: str) -> tuple[datetime, datetime]:
 
 def _cursor_time(cursor: str) -> datetime:
     """The instant of a cursor (UTC ms). Raises `Invalid`."""
-    if not cursor.isdigit() or len(cursor) > 15:
+    if not (cursor.isascii() and cursor.isdigit()) or len(cursor) > 14:  # 14 digits of ms: the year 5138
         raise Invalid("cursor must be the nextCursor of an earlier page")
     return datetime.fromtimestamp(int(cursor) / 1000, UTC)
 

@@ -72,6 +72,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     socket_max: Annotated[int, _d("most WebSocket connections of one worker; over it 4429", ge=1)] = 20_000
     socket_subscriptions_max: Annotated[int, _d("most channels of one socket; over it TOO_MANY_CHANNELS", ge=1)] = 200
     socket_buffer_max_bytes: Annotated[int, _d("unsent bytes of one socket before it only gets the newest", ge=1024)] = 65_536
+    socket_kernel_buffer_bytes: Annotated[
+        int, _d("send buffer of a live socket in the kernel (which doubles it): newest wins only behind it", ge=4096)
+    ] = 49_152
     socket_stall_s: Annotated[float, _d("how long a socket may read nothing before it is closed with 4408", gt=0)] = 30.0
     socket_messages_max: Annotated[int, _d("most messages a client may send in 10 s; over it 4429", ge=10)] = 600
     socket_message_max_bytes: Annotated[int, _d("largest message of a client; over it 1009", ge=256)] = 16_384

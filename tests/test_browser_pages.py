@@ -77,7 +77,7 @@ def test_the_fleet_map_shows_moving_buses_on_first_opening(browser: Browser, pro
     product.running_trip()
     seen = opened(browser, product, "/fleet", theme, size)
     page = seen.page
-    page.wait_for_function("window.timepoint && window.timepoint.buses.size > 5")
+    page.wait_for_function("() => window.timepoint && window.timepoint.buses.size > 5")
     assert page.locator("#state").inner_text() == "live"
     positions = "Object.fromEntries([...window.timepoint.buses].map(([id, bus]) => [id, `${bus.lat},${bus.lon}`]))"
     before = page.evaluate(positions)

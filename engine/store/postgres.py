@@ -21,7 +21,7 @@ from typing import Any
 
 import asyncpg
 
-from engine.errors import Unavailable
+from engine.errors import Invalid, Unavailable
 from engine.settings import Settings
 
 _NAME = re.compile(r"^-- name: (\w+)\s*$", re.M)
@@ -78,12 +78,14 @@ class Postgres:
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
-        """One connection; faults of the connection become `Unavailable`, faults of a statement pass through."""
+        """One connection; faults of the connection become `Unavailable`, a text that no column can hold `Invalid`, others pass through."""
         try:
             async with self.pool.acquire(timeout=5) as connection:
                 yield connection
         except CONNECTION_FAULTS as fault:
             raise Unavailable(f"PostgreSQL does not answer: {fault}", retry_after_s=2) from fault
+        except asyncpg.CharacterNotInRepertoireError as fault:  # U+0000: JSON and URLs can spell it, PostgreSQL's text cannot
+            raise Invalid("a text has a character in it that cannot be stored: U+0000") from fault
 
     async def fetch(self, statement: str, *args: Any) -> list[Any]:
         async with self.connection() as connection:

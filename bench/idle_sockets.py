@@ -1,0 +1,65 @@
+"""Idle sockets: KB of the server's resident memory per connected socket, and its CPU per handshake.
+
+    python -m bench.idle_sockets [--sockets 5000]
+
+First sockets that only connected, then as many that also listen to one channel each; the growth is taken after the collector has run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from bench.crowd import CrowdProcess, raise_limit
+from bench.product import Area, Product, cpu_s, memory_kb, table, verdict
+
+BAR_KB, BAR_US = 16.0, 300.0
+SETTLE_S = 8  # the worker looks every 5 s whether a crowd came, collects and freezes
+
+
+def measure(product: Product, sockets: int, channel: str) -> tuple[float, float, float]:
+    """(KB a socket, CPU us a handshake with what follows it, sockets a second)."""
+    crowd = CrowdProcess(product.port)
+    try:
+        memory, began = memory_kb(product.pid), cpu_s(product.pid)
+        said = crowd.tell("connect", sockets, channel)
+        time.sleep(1)
+        cpu = cpu_s(product.pid) - began
+        time.sleep(SETTLE_S)
+        return (memory_kb(product.pid) - memory) / sockets, cpu / sockets * 1e6, sockets / said["seconds"]
+    finally:
+        crowd.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.idle_sockets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sockets", type=int, default=5_000)
+    args = parser.parse_args()
+    raise_limit()
+    figures = {}
+    for name, channel in (("connected", "-"), ("listening to one bus", "bus:b17")):
+        with Product() as product:  # a new one each: freed memory of the first would hide what the second takes
+            area = Area(product.redis)
+            area.say([area.position("b17", 0)])
+            time.sleep(2)
+            figures[name] = measure(product, args.sockets, channel)
+    rows = []
+    for name, (kb, us, rate) in figures.items():
+        rows += [
+            (
+                f"KB a socket, {name}",
+                f"{kb:.2f}",
+                f"<= {BAR_KB:.0f}",
+                verdict(kb, BAR_KB),
+                "frame parser of websockets, uvloop's transport",
+            ),
+            (f"CPU us a handshake, {name}", f"{us:.0f}", f"<= {BAR_US:.0f}", verdict(us, BAR_US), "header parsing, accept()"),
+            (f"sockets a second, {name}", f"{rate:.0f}", "", "", "the crowd on the same cores"),
+        ]
+    table(f"idle sockets: {args.sockets}, one worker", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The device paths to the letter of the contract, from outside: credentials in every place they may stand, and bodies of any kind."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import random
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.product import Product, eventually
+
+FUZZED = 1_500
+
+
+def device(product: Product, **more: Any) -> dict[str, Any]:
+    made = product.http.post("/v1/admin/devices", json=more, headers=product.admin)
+    assert made.status_code == 201, made.text
+    answer: dict[str, Any] = made.json()
+    return answer
+
+
+@pytest.fixture(scope="module")
+def phone(product: Product) -> dict[str, Any]:
+    return device(product, busId="C-" + uuid.uuid4().hex[:8])
+
+
+def fix(bus: str, lat: float = 36.75, **more: Any) -> dict[str, Any]:
+    return {"busId": bus, "timestamp": round(time.time() * 1000), "location": {"latitude": lat, "longitude": 3.05}} | more
+
+
+def test_a_token_is_good_in_every_place_where_it_may_stand(product: Product, phone: dict[str, Any]) -> None:
+    bus, token, http = phone["busId"], phone["token"], product.http
+    said = fix(bus)
+    assert http.post("/ingest/telemetry", json=said, headers={"Authorization": f"bearer {token}"}).status_code == 202
+    assert http.post("/ingest/telemetry", json=said, auth=(bus, token)).status_code == 202
+    assert http.post(f"/ingest/telemetry?token={token}", json=said).status_code == 202
+    assert http.put(f"/ingest/buses/{bus}/location?token={token}", json=said).status_code == 202
+    where = {"lat": 36.75, "lon": 3.05}
+    assert http.get(f"/ingest/osmand/{token}", params=where).status_code == 200
+    assert http.get("/ingest/osmand", params=where | {"token": token, "deviceid": bus}).status_code == 200
+    assert http.post(f"/ingest/overland/{token}", json={"locations": []}).json() == {"result": "ok"}
+
+
+@pytest.mark.parametrize("path", ["telemetry", "buses/B/location", "osmand", "owntracks", "overland", "traccar"])
+def test_bad_credentials_are_401_on_every_path_with_a_clock_to_set_by(product: Product, path: str) -> None:
+    method = "PUT" if path.startswith("buses") else "POST"
+    for headers in ({}, {"Authorization": "Bearer no"}, {"Authorization": "Basic bm8="}, {"X-Signature": "00", "X-Device-Id": b"\xff"}):
+        answer = product.http.request(method, f"/ingest/{path}", content=b"{}", headers=headers)
+        assert answer.status_code == 401, answer.text
+        assert abs(answer.json()["serverTimeMs"] - time.time() * 1000) < 60_000
+        assert len(answer.headers.get_list("date")) == 1 and answer.headers["x-request-id"]
+
+
+def test_a_signed_request_counts_once_and_an_old_one_never(product: Product) -> None:
+    bus = "H-" + uuid.uuid4().hex[:8]
+    signer = device(product, busId=bus, kind="HMAC")
+    assert signer["token"] is None and signer["secret"]
+
+    def post(stamp: int, nonce: str) -> tuple[int, str | None]:
+        body = json.dumps(fix(bus)).encode()
+        text = "\n".join(("POST", "/ingest/telemetry", str(stamp), nonce, hashlib.sha256(body).hexdigest()))
+        headers = {"X-Device-Id": signer["deviceId"], "X-Timestamp": str(stamp), "X-Nonce": nonce}
+        headers["X-Signature"] = hmac.new(signer["secret"].encode(), text.encode(), hashlib.sha256).hexdigest()
+        answer = product.http.post("/ingest/telemetry", content=body, headers=headers)
+        return answer.status_code, answer.json().get("code")
+
+    now_ms, nonce = round(time.time() * 1000), uuid.uuid4().hex
+    assert post(now_ms, nonce) == (202, None)
+    assert post(now_ms, nonce) == (401, "REPLAYED_NONCE")
+    assert post(now_ms - 301_000, uuid.uuid4().hex) == (401, "STALE_TIMESTAMP")
+
+
+def test_a_gateway_sends_for_its_list_and_for_nobody_else(product: Product) -> None:
+    mine = [f"G-{uuid.uuid4().hex[:8]}" for _ in range(2)]
+    gateway = device(product, busIds=mine, kind="GATEWAY")
+    body = [fix(mine[0]), fix("ALG-101"), fix(mine[1])]
+    answer = product.http.post("/ingest/telemetry", json=body, headers={"Authorization": f"Bearer {gateway['token']}"})
+    assert (answer.status_code, answer.json()) == (202, {"accepted": 2, "quarantined": [{"index": 1, "reason": "NOT_YOUR_BUS"}]})
+    for bus in mine:
+        eventually(lambda bus=bus: product.http.get(f"/v1/buses/{bus}/location").status_code == 200)
+
+
+def bodies(bus: str, dice: random.Random) -> Iterator[bytes]:
+    """Good bodies of every protocol with bytes changed, cut, doubled or replaced by what parsers stumble over."""
+    good = [json.dumps(said).encode() for said in (
+        fix(bus, seq=1, tripId="demo:x", motion={"speed": 10}), [fix(bus)] * 3, {"_type": "location", "lat": 36.7, "lon": 3.0, "tst": 1},
+        {"locations": [{"geometry": {"coordinates": [3.0, 36.7]}, "properties": {"timestamp": "2026-11-21T00:00:00Z"}}]},
+        {"position": {"latitude": 36.7, "longitude": 3.0}, "device": {"uniqueId": bus}}, {"location": {"coords": {"latitude": 36.7}}},
+    )]  # fmt: skip
+    torn = [
+        b"NaN",
+        b"1e999",
+        b"null",
+        b"[[[[",
+        b"\xff",
+        b"\x00",
+        b"\\u0000",
+        b"\\ud800",
+        b"-1",
+        b"9" * 400,
+        b'"',
+        b"{}",
+        b"\x81\xa1",
+        b"\n",
+    ]
+    while True:
+        body = bytearray(dice.choice(good))
+        for _ in range(dice.randint(1, 4)):
+            at = dice.randrange(len(body) or 1)
+            if dice.random() < 0.5:
+                body[at : at + dice.randint(0, 8)] = dice.choice(torn)
+            elif dice.random() < 0.5:
+                del body[at : at + dice.randint(1, 20)]
+            else:
+                body[at : at + 1] = dice.randbytes(1)
+        yield bytes(body)
+
+
+def test_bodies_at_random_never_break_anything_and_the_next_good_fix_is_taken(product: Product, phone: dict[str, Any]) -> None:
+    bus, token, dice = phone["busId"], phone["token"], random.Random(8787)
+    paths = ["telemetry", f"buses/{bus}/location", "osmand", "owntracks", "overland", "traccar"]
+    kinds = ["application/json", "application/msgpack", "application/x-ndjson", "application/x-www-form-urlencoded", "", b"\xff"]
+    said: dict[str, int] = {}
+    for _, body in zip(range(FUZZED), bodies(bus, dice), strict=False):
+        path = dice.choice(paths)
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": dice.choice(kinds)}
+        if dice.random() < 0.1:
+            headers["Content-Encoding"] = dice.choice(["gzip", "br", "identity"])
+        answer = product.http.request("PUT" if path.startswith("buses") else "POST", f"/ingest/{path}", content=body, headers=headers)
+        said[f"{path.partition('/')[0]} {answer.status_code}"] = said.get(f"{path.partition('/')[0]} {answer.status_code}", 0) + 1
+        allowed = {"telemetry": (202, 400), f"buses/{bus}/location": (202,)}.get(path, (200,))
+        assert answer.status_code in allowed, (path, body, answer.text)
+        assert answer.status_code != 400 or answer.json()["code"] == "MALFORMED_BODY"
+    print(said)
+    assert product.http.post("/ingest/telemetry", json=fix(bus, 36.7123), auth=(bus, token)).json()["accepted"] == 1
+    eventually(lambda: product.http.get(f"/v1/buses/{bus}/location").json().get("lat") == 36.7123)
+    reasons = eventually(lambda: product.http.get(f"/v1/devices/{phone['deviceId']}/quarantine", headers=product.admin).json()["items"])
+    assert all(item["reason"] for item in reasons)
