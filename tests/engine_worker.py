@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import signal
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class CountingTracker:
 
     def __init__(self, timetable: Any, *, feed_id: str, partner_id: str) -> None:
         self.feed_id, self.partner_id = feed_id, partner_id
+        self.counts: Counter[str] = Counter()
         self.restore({})
 
     def restore(self, states: Mapping[str, bytes]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.clock import SystemClock
-from engine.events import LiveBatch, OutBatch, Position
+from engine.clock import Clock, ManualClock, SystemClock
+from engine.events import STALE, LiveBatch, OutBatch, Position
 from engine.meter import Meter
 from engine.settings import Settings
 from engine.store.area import AreaStore
@@ -71,10 +71,10 @@ def meter() -> Meter:
 
 
 @contextlib.asynccontextmanager
-async def owning(store: AreaStore, settings: Settings, meter: Meter) -> AsyncIterator[Owner]:
+async def owning(store: AreaStore, settings: Settings, meter: Meter, clock: Clock | None = None) -> AsyncIterator[Owner]:
     token = await store.lease.acquire(60_000)
     assert token is not None
-    owner = Owner(store, token, NoPlans(), clock=SystemClock(), settings=settings, counts=Counts(meter))
+    owner = Owner(store, token, NoPlans(), clock=clock or SystemClock(), settings=settings, counts=Counts(meter))
     task = asyncio.create_task(owner.run())
     try:
         yield owner
@@ -114,6 +114,64 @@ async def test_fixes_become_rows_and_one_live_position_per_bus(store: AreaStore,
     assert found["bus1"].lat == pytest.approx(36.7009)
     assert [batch.n for batch in await batches(store)] == sorted({batch.n for batch in await batches(store)})
     assert 'timepoint_fixes_total{area="demo",verdict="OK"} 20' in meter.text()
+
+
+async def test_age_and_size_are_of_what_is_told_now_and_not_of_what_settles_later(
+    store: AreaStore, redis: Redis, settings: Settings, meter: Meter
+) -> None:
+    clock = ManualClock(SystemClock().now_ms())
+    now_ms = clock.now_ms()
+    drive = [Fix("bus1", now_ms - 1_000 + k * 100, 36.7, 3.0 + k / 1e4, now_ms - 40, "d1", "telemetry", seq=k) for k in range(10)]
+    await redis.append(AREA, encode(drive))
+
+    def has(*lines: str) -> Callable[[], Awaitable[bool]]:
+        async def there() -> bool:
+            return all(line in meter.text().splitlines() for line in lines)
+
+        return there
+
+    once = (
+        "timepoint_commit_fixes_count 1",
+        "timepoint_commit_fixes_sum 10",
+        "timepoint_fix_age_seconds_count 1",
+        "timepoint_fix_age_seconds_sum 0.04",
+    )
+    async with owning(store, settings, meter, clock):
+        await until(has(*once))
+        clock.advance(5_000)
+        await until(has('timepoint_fixes_total{area="demo",verdict="OK"} 10', *once))
+        clock.advance(90_000)
+
+        async def stale() -> bool:
+            live = await redis.load_live(AREA)
+            return [msgspec.msgpack.decode(raw, type=Position).state for raw in live.positions] == [STALE]
+
+        await until(stale)
+    assert await has(*once)()
+
+
+async def test_what_the_tracker_counts_stands_among_the_metrics_across_a_reload(
+    store: AreaStore, redis: Redis, settings: Settings, meter: Meter
+) -> None:
+    await redis.calls.hset(store.keys.states, "bus:bus9", b"\xc1 of another program")
+    now_ms = SystemClock().now_ms()
+    same = fixes(1, 2, began_ms=now_ms)
+    async with owning(store, settings, meter):
+        await redis.append(AREA, same)
+        await redis.append(AREA, same)
+        await until(rows_of(store, 4))
+        await redis.calls.hincrby(store.keys.ctl, "n", 10)  # somebody wrote
+        await redis.append(AREA, fixes(3, began_ms=now_ms))
+
+        async def reloaded() -> bool:
+            return 'timepoint_commits_total{area="demo",answer="STALE"} 1' in meter.text()
+
+        await until(reloaded)
+        await redis.append(AREA, same)
+        await until(rows_of(store, 7))
+    text = meter.text()
+    counted = {line.partition("what=")[2] for line in text.splitlines() if line.startswith("timepoint_tracker_total{")}
+    assert counted == {'"OK"} 3', '"DUPLICATE"} 4', '"BAD_STATE"} 2'}
 
 
 async def test_live_batches_are_numbered_without_a_hole(store: AreaStore, redis: Redis, settings: Settings, meter: Meter) -> None:

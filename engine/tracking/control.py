@@ -23,13 +23,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
+from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
 from engine.clock import Clock
 from engine.errors import Unavailable
-from engine.events import LiveBatch, OutBatch
+from engine.events import STALE, LiveBatch, OutBatch
 from engine.meter import SECONDS, SIZES, Meter
 from engine.settings import Settings
 from engine.store.area import START, AreaStore, Change, Entry, id_order
@@ -60,13 +61,14 @@ class Counts:
     """What the owners of one process count."""
 
     def __init__(self, meter: Meter) -> None:
-        self.rows = meter.counter("timepoint_fixes_total", "fixes folded and committed, by verdict", ("area", "verdict"))
+        self.rows = meter.counter("timepoint_fixes_total", "fixes settled and committed, by verdict", ("area", "verdict"))
+        self.tracked = meter.counter("timepoint_tracker_total", "what the tracker counts by name: verdicts, all unusual", ("area", "what"))
         self.dead = meter.counter("timepoint_dead_letters_total", "fixes or entries whose folding raised", ("area",))
         self.commits = meter.counter("timepoint_commits_total", "what commits answered", ("area", "answer"))
         self.again = meter.counter("timepoint_commits_sent_again_total", "commits whose answer was lost", ("area",))
         self.took = meter.histogram("timepoint_commit_seconds", "one commit, from asking to its answer", bounds=SECONDS)
-        self.sizes = meter.histogram("timepoint_commit_fixes", "fixes a commit", bounds=SIZES)
-        self.age = meter.histogram("timepoint_fix_age_seconds", "from receipt of the newest fix of a batch to its commit", bounds=SECONDS)
+        self.sizes = meter.histogram("timepoint_commit_fixes", "fixes folded into one commit", bounds=SIZES)
+        self.age = meter.histogram("timepoint_fix_age_seconds", "from receipt of the newest position told to its commit", bounds=SECONDS)
         self.ahead = meter.counter("timepoint_cursor_ahead_total", "cursors that lay ahead of the server's clock", ("area", "reader"))
         self.held = meter.gauge("timepoint_stream_bytes", "bytes that a stream holds", ("area", "stream"))
         self.epoch = meter.counter("timepoint_loads_total", "times an area's states were read back from Redis", ("area",))
@@ -94,6 +96,7 @@ class Owner:
         self._n, self._cursor, self._epoch = 0, START, ""
         self._caught_up = False  # nothing waited at the last read
         self._ticked_ms = 0
+        self._folded = 0  # fixes since the last commit
         self._stopping = False
         self._lost = False
         self._rate = 0.0  # fixes/s, over about a second
@@ -140,6 +143,7 @@ class Owner:
                 self._tick(now_ms)
                 await self._trim()
             outcome = self._tracker.take()
+            self._count_tracked()
             if cursor != self._cursor or _says_something(outcome):
                 await self._make_true(outcome, cursor)
 
@@ -175,7 +179,7 @@ class Owner:
             )
             self._tracker.restore(loaded.states)
             self._n, self._cursor, self._epoch = loaded.n, cursor, loaded.epoch
-            self._caught_up, self._ticked_ms = False, 0
+            self._caught_up, self._ticked_ms, self._folded = False, 0, 0
             self._counts.epoch.add(1, self.area)
             log.info("area %s: own it from number %d, cursor %s, %d states", self.area, self._n, cursor, len(loaded.states))
             return True
@@ -214,6 +218,7 @@ class Owner:
             cursor = entry_id
             if folded >= self._settings.batch_fixes_max:
                 break
+        self._folded = folded
         return cursor
 
     async def _bury(self, payload: bytes) -> None:
@@ -243,7 +248,8 @@ class Owner:
         else:
             self._n, self._cursor = change.n, cursor
             self._count(outcome)
-            await self._rest(len(outcome.rows))
+            folded, self._folded = self._folded, 0
+            await self._rest(folded)
 
     def _change(self, outcome: Outcome, cursor: str) -> Change:
         encode, n = self._encode, self._n + 1
@@ -287,14 +293,22 @@ class Owner:
         return None
 
     def _count(self, outcome: Outcome) -> None:
-        rows = outcome.rows
-        if not rows:
+        """What is told, and how old, by the positions: rows and events settle three seconds later."""
+        for verdict, rows in Counter(row.verdict for row in outcome.rows).items():
+            self._counts.rows.add(rows, self.area, verdict)
+        if not self._folded:
             return
-        for row in rows:
-            self._counts.rows.add(1, self.area, row.verdict)
-        self._counts.sizes.observe(len(rows))
-        newest_ms = max(row.received_at_ms for row in rows)
-        self._counts.age.observe(max(0.0, (self._clock.now_ms() - newest_ms) / 1000))
+        self._counts.sizes.observe(self._folded)
+        newest_ms = max((at.received_at_ms for at in outcome.positions if at.state != STALE), default=None)  # STALE: told for its silence
+        if newest_ms is not None:
+            self._counts.age.observe(max(0.0, (self._clock.now_ms() - newest_ms) / 1000))
+
+    def _count_tracked(self) -> None:
+        """What the tracker counted since the last time, committed or not."""
+        counts = self._tracker.counts
+        for what, times in counts.items():
+            self._counts.tracked.add(times, self.area, what)
+        counts.clear()
 
     async def _rest(self, fixes: int) -> None:
         """A pause after a commit that grows with load: the first fix of a quiet moment waits for nothing, a flood
