@@ -15,7 +15,7 @@ from engine.events import DONE, IN_TRIP, LAYOVER, OFFLINE, STALE, StopEvent, Tri
 from engine.tracking import tracker as module
 from engine.tracking import window
 from engine.tracking.fix import DUPLICATE, FUTURE, LATE, OK, Fix
-from engine.tracking.tracker import OFFLINE_MS, SETTLE_MS, SILENT_MS, STALE_MS, Outcome, Tracker, refold
+from engine.tracking.tracker import OFFLINE_MS, REST_MS, SETTLE_MS, SILENT_MS, STALE_MS, Outcome, Tracker, refold
 from geo.coords import moved
 from tests.small_world import DAY, SPEED, STRAIGHT, Bus, feed, instance_of, line
 
@@ -31,7 +31,7 @@ def told(area: Tracker, fixes: list[Fix], *, tick_at_ms: int | None = None) -> O
     """Everything that folding these fixes, and 3 s of waiting, has to say."""
     for fix in fixes:
         area.fold(fix)
-    area.tick(tick_at_ms if tick_at_ms is not None else max(fix.received_at_ms for fix in fixes) + SETTLE_MS + 1_000)
+    area.tick(tick_at_ms if tick_at_ms is not None else max(fix.received_at_ms for fix in fixes) + SETTLE_MS + REST_MS + 1_000)
     return area.take()
 
 
@@ -71,9 +71,9 @@ def test_a_position_is_told_at_once_and_its_row_when_it_has_settled() -> None:
     area.fold(Bus(STRAIGHT).at(START, 10.0))
     out = area.take()
     assert [position.bus_id for position in out.positions] == ["b1"] and not out.rows
-    area.tick(START + SETTLE_MS)
+    area.tick(START + SETTLE_MS + REST_MS)
     assert not area.take().rows
-    area.tick(START + SETTLE_MS + 1)
+    area.tick(START + SETTLE_MS + REST_MS + 1)
     assert [row.verdict for row in area.take().rows] == [OK]
 
 

@@ -41,13 +41,14 @@ from engine.tracking.window import RECENT, Kept, Place, Vehicle, taken_up, time_
 log = logging.getLogger(__name__)
 
 SETTLE_MS = 3_000
+REST_MS = 1_200  # a fix that may settle waits so long for the vehicle's next one, which settles it on its way: at 1 Hz no tick has to
 STALE_MS, SILENT_MS, OFFLINE_MS = 90_000, 360_000, 600_000  # no fix: stale; no predictions; gone
 FORGET_MS = 86_400_000
 FORECAST_MS = 10_000  # a forecast is made anew with the first fix after this, or at a stop
 FORECAST_SILENT_MS = 30_000  # and without a fix after this
 LEARNED_MS = 60_000  # what the estimator has learned is kept this often
 PENDING_MAX = 256  # fixes of one vehicle inside the window; past it the oldest settle early, counted
-SEEN_MAX = 200_000  # keys of the area in memory; an older duplicate becomes a row LATE, which history knows already
+SEEN_MAX = 100_000  # keys of one of two generations in memory; an older duplicate becomes a row LATE, which history knows already
 DEVICES_MAX = 4  # clocks of devices kept per vehicle
 
 
@@ -76,7 +77,8 @@ class Tracker:
         self._model = model if model is not None else ArrivalModel()
         self._area = Area(timetable)
         self._vehicles: dict[str, Vehicle] = {}
-        self._seen: dict[tuple[str, int, int, int], None] = {}
+        self._seen: set[tuple[str, int, int, int]] = set()
+        self._seen_before: set[tuple[str, int, int, int]] = set()  # the generation before
         self._now_ms = 0
         self._learned_ms = 0
         self._decode = msgspec.msgpack.Decoder(Kept).decode
@@ -100,7 +102,7 @@ class Tracker:
     def restore(self, states: Mapping[str, bytes]) -> None:
         """Forget everything and go on from what `Outcome.states` said, key by key. A blob of another program version that cannot be
         read is counted (BAD_STATE) and its vehicle begins anew."""
-        self._vehicles, self._seen, self._now_ms = {}, {}, 0
+        self._vehicles, self._seen, self._seen_before, self._now_ms = {}, set(), set(), 0
         self._area = Area(self.timetable)
         self._clear()
         learned = {key.removeprefix("eta:"): blob for key, blob in states.items() if key.startswith("eta:")}
@@ -123,7 +125,7 @@ class Tracker:
             self._vehicles[bus_id] = vehicle
             self._claim(bus_id, None, vehicle.newest.ride)
             for recent in vehicle.recent:
-                self._seen[(bus_id, *recent)] = None
+                self._seen.add((bus_id, *recent))
             newest = vehicle.newest.fix
             if newest is not None:
                 self._now_ms = max(self._now_ms, newest.received_at_ms)
@@ -153,7 +155,7 @@ class Tracker:
             vehicle = self._vehicles[fix.bus_id] = Vehicle(fix.bus_id)
         place = (fix.fixed_at_ms, round(fix.lat * 1e6), round(fix.lon * 1e6))
         key = (fix.bus_id, *place)
-        if key in self._seen:
+        if key in self._seen or key in self._seen_before:
             return self._refuse(fix, DUPLICATE)
         vehicle.heard_ms = fix.received_at_ms
         fix = self._clocked(vehicle, fix)
@@ -224,9 +226,9 @@ class Tracker:
         self._show(vehicle)
 
     def _remember(self, vehicle: Vehicle, key: tuple[str, int, int, int], place: Place) -> None:
-        self._seen[key] = None
-        if len(self._seen) > SEEN_MAX:
-            del self._seen[next(iter(self._seen))]
+        if len(self._seen) >= SEEN_MAX:
+            self._seen_before, self._seen = self._seen, set()
+        self._seen.add(key)
         vehicle.recent.append(place)
         if len(vehicle.recent) > 2 * RECENT:
             del vehicle.recent[:RECENT]
@@ -354,7 +356,7 @@ class Tracker:
         vehicle.shown = shown if shown != OFFLINE else None
         due_ms = state.motion.fixed_at_ms + (STALE_MS if age_ms < STALE_MS else OFFLINE_MS if age_ms < OFFLINE_MS else FORGET_MS)
         if vehicle.pending:
-            due_ms = min(due_ms, vehicle.pending[0].fix.fixed_at_ms + SETTLE_MS + 1)
+            due_ms = min(due_ms, vehicle.pending[0].fix.fixed_at_ms + SETTLE_MS + REST_MS + 1)
         if vehicle.forecast_trip is not None or (state.ride is not None and age_ms < SILENT_MS):
             due_ms = min(due_ms, vehicle.forecast_at_ms + FORECAST_SILENT_MS)
         vehicle.due_ms = due_ms
