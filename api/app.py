@@ -140,6 +140,11 @@ async def _state_of(check: Check) -> str:
     return "ok"
 
 
+def request_id(given: bytes | None, clock: Clock) -> str:
+    """The caller's own `X-Request-Id` where it is a decent one, else a fresh one."""
+    return given.decode() if given and _REQUEST_ID.match(given) else clock.uuid7()
+
+
 class Edge:
     """The outermost ASGI callable: ids, headers, alias, devices, HEAD, envelope."""
 
@@ -156,6 +161,7 @@ class Edge:
         if path.startswith("/ingest/") and self.parts.devices is not None:
             await self.parts.devices(scope, receive, send)
             return
+        scope = scope.copy()  # uvicorn's own goes on saying what was asked: it sends no body to a HEAD by it
         if path.startswith("/api/v1/"):
             scope["path"] = path[4:]
             scope["raw_path"] = scope["raw_path"][4:]
@@ -165,15 +171,15 @@ class Edge:
                 given = value
             elif name == b"accept":
                 wants = value
-        request_id = given.decode() if given and _REQUEST_ID.match(given) else self.parts.clock.uuid7()
-        scope.setdefault("state", {})["request_id"] = request_id
-        stamp = [(b"x-request-id", request_id.encode()), (b"x-api-version", VERSION), *SECURITY_HEADERS]
+        ident = request_id(given, self.parts.clock)
+        scope.setdefault("state", {})["request_id"] = ident
+        stamp = [(b"x-request-id", ident.encode()), (b"x-api-version", VERSION), *SECURITY_HEADERS]
         out: Send = _Stamped(send, stamp)
         if scope["method"] == HttpMethod.HEAD:
             scope["method"] = HttpMethod.GET
             out = _Headless(out)
         if wants is not None and ENVELOPE in wants:
-            out = _Enveloped(out, request_id, rfc3339(self.parts.clock.now_ms()))
+            out = _Enveloped(out, ident, rfc3339(self.parts.clock.now_ms()))
         await self.litestar(scope, receive, out)
 
 

@@ -102,7 +102,6 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     from ingest.door import Door
     from ingest.http import DeviceApp, DevicePaths
     from ingest.mqtt import MqttReader, broker_address
-    from ingest.socket import IngestSession
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     roles = _roles(settings)
@@ -119,6 +118,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     registry = Devices(Fleet(postgres), clock, secret_key=tokens.key, meter=meter)
     await registry.load()
     door = Door(registry, redis, settings, clock, meter)
+    device_paths = DevicePaths(door)
 
     # the way out
     table = LiveTable(meter)
@@ -133,7 +133,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         hub=hub,
         redis=redis,
         postgres=postgres,
-        devices=DeviceApp(DevicePaths(door)),
+        devices=DeviceApp(device_paths),
         principal_of=tokens.principal,
         plans=plans,
         registry=registry,
@@ -145,10 +145,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     streams = Streams(hub, settings.socket_buffer_max_bytes, tokens.principal)
     app = make_app(parts, routers, roots=(*ops.ROOTS, *feeds.ROOTS, *pages.ROOTS, asyncapi.asyncapi, streams.handler))
 
-    def open_device(token: str, send: Callable[[str | bytes], None], close: Callable[[int, str], None]) -> IngestSession:
-        return IngestSession(door, door.by_token(token), send, close)
-
-    sockets = Sockets(hub, settings, clock, tokens.principal, meter, open_device)
+    sockets = Sockets(hub, settings, clock, tokens.principal, meter, device_paths)
     worker = Worker(app, sockets, parts, streams)
 
     # what runs for ever

@@ -12,8 +12,9 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
-from urllib.parse import parse_qs, unquote
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import unquote
 
 import msgspec
 from websockets.datastructures import Headers
@@ -24,6 +25,7 @@ from websockets.protocol import Protocol as WsProtocol
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from api.app import VERSION, request_id
 from api.problems import BAD_MESSAGE, MEDIA_TYPE, NOT_AUTHENTICATED, RESTARTING, TOO_MANY, close_code, problem_of
 from engine.clock import Clock
 from engine.errors import EngineError, Forbidden, Invalid, NotFound, TooMany, Unauthenticated, Unavailable
@@ -32,7 +34,11 @@ from engine.live.frames import ENCODE, JSON, MSGPACK, Wire
 from engine.live.hub import Hub, Since
 from engine.live.listener import Listener
 from engine.meter import Meter
+from engine.office.accounts import Device
 from engine.settings import Settings
+from ingest.door import Door
+from ingest.http import DevicePaths
+from ingest.socket import IngestSession
 
 log = logging.getLogger(__name__)
 _quiet = logging.getLogger("timepoint.websockets")
@@ -44,7 +50,11 @@ WINDOW_S: Final = 10.0  # the client's messages are counted over it
 GIVE_UP_S: Final = 5.0  # after a close frame, before the connection is cut
 LOW_WATER: Final = 16_384
 PING: Final = b"\x89\x00"
+DEVICE_PATH: Final = "/ingest/ws"
+INSTANCE_MAX: Final = 200  # characters of a path that an answer says again
 GOING_AWAY_REASON: Final = "restarting: come back"
+
+Pairs = list[tuple[bytes, bytes]]  # a request's headers, names in lower case
 
 
 def text_frame(payload: bytes, last: str = "") -> bytes:
@@ -88,21 +98,6 @@ class AskSince(msgspec.Struct, gc=False):
 _DECODE: Final[tuple[Callable[[bytes], Ask], ...]] = (msgspec.json.Decoder(Ask).decode, msgspec.msgpack.Decoder(Ask).decode)
 
 
-class DeviceSession(Protocol):
-    """What `ingest.socket.IngestSession` offers."""
-
-    on_resume: Callable[[], None] | None
-
-    @property
-    def paused(self) -> bool: ...
-    def receive(self, frame: str | bytes) -> None: ...
-    def closed(self) -> None: ...
-
-
-# (token, send one frame, close with code and reason) -> session; raises Unauthenticated
-OpenDevice = Callable[[str, Callable[[str | bytes], None], Callable[[int, str], None]], DeviceSession]
-
-
 class Sockets:
     """All live sockets of one worker, and what they share."""
 
@@ -113,11 +108,12 @@ class Sockets:
         clock: Clock,
         principal_of: Callable[[str], Any],
         meter: Meter | None = None,
-        open_device: OpenDevice | None = None,
+        devices: DevicePaths | None = None,
     ) -> None:
         self.hub, self.settings, self.clock = hub, settings, clock
         self.principal_of = principal_of  # access token -> principal with .subject and .expires_at_ms; raises Unauthenticated
-        self.open_device = open_device
+        self.devices = devices  # None: this worker takes no devices
+        self.entering: set[asyncio.Task[None]] = set()  # devices whose credentials are being looked at
         self.draining = False
         origins = settings.socket_origins.strip()
         self.origins = None if origins == "*" else {origin.strip() for origin in origins.split(",")}
@@ -129,57 +125,84 @@ class Sockets:
         self.closed = meter.counter("timepoint_sockets_closed_total", "WebSocket connections that we closed, by code", ("code",))
         self.refused = meter.counter("timepoint_sockets_refused_total", "handshakes refused, by status", ("status",))
 
-    def upgrade(self, transport: asyncio.Transport, method: str, target: str, headers: Headers, connections: set[Any]) -> None:
+    def upgrade(self, transport: asyncio.Transport, method: str, target: str, given: Pairs, connections: set[Any]) -> None:
         """An upgrade request on that transport: answers 101 and gives it to its socket, or refuses it and closes.
 
-        Headers were read by uvicorn's HTTP protocol; `websockets` judges the handshake (RFC 6455 section 4.2).
+        `given` are its headers, names in lower case, as uvicorn's HTTP protocol read them; `websockets` judges the handshake (RFC 6455
+        section 4.2).
         """
-        conn = ServerProtocol(select_subprotocol=_select, logger=_quiet)
+        path = target.partition("?")[0]
         try:
-            if method != "GET":
-                raise Invalid("a WebSocket handshake is a GET")
-            speaker = self._route(target, headers)
-            response = conn.accept(Request(target, headers))
-            if response.status_code != 101:
-                raise Invalid(str(conn.handshake_exc or "not a WebSocket handshake"))
+            self._may_enter(method, given)
+            if path == DEVICE_PATH and self.devices is not None:
+                transport.pause_reading()  # until it is known who it is: nothing may be said before the 101
+                entering = asyncio.get_running_loop().create_task(self._enter_device(transport, target, given, connections, self.devices))
+                self.entering.add(entering)
+                entering.add_done_callback(self.entering.discard)
+            else:
+                self._accept(transport, target, given, connections, lambda: LiveSocket(self, given, _own_channel_of(path)))
         except EngineError as fault:
-            self._refuse(transport, fault)
-            return
+            self._refuse(transport, fault, path, given)
+
+    async def _enter_device(
+        self, transport: asyncio.Transport, target: str, given: Pairs, connections: set[Any], devices: DevicePaths
+    ) -> None:
+        """A device's upgrade: who it is first, which for a signed one asks Redis."""
+        path, _, query = target.partition("?")
+        try:
+            try:
+                async with asyncio.timeout(self.settings.ingest_answer_timeout_s):
+                    device = await devices.socket_device(path, dict(given), query.encode("latin-1"))
+            except TimeoutError as fault:
+                raise Unavailable("the credentials could not be checked in time", retry_after_s=2) from fault
+            if self.draining:
+                raise Unavailable(GOING_AWAY_REASON, retry_after_s=2)
+            if not transport.is_closing():
+                self._accept(transport, target, given, connections, lambda: DeviceSocket(self, devices.door, device))
+                transport.resume_reading()
+        except EngineError as fault:
+            self._refuse(transport, fault, path, given)
+
+    def _may_enter(self, method: str, given: Pairs) -> None:
+        """What is asked of every upgrade. Raises `Invalid`, `Forbidden`, `Unavailable`."""
+        if method != "GET":
+            raise Invalid("a WebSocket handshake is a GET")
+        origin = dict(given).get(b"origin")
+        if self.origins is not None and origin is not None and origin.decode("latin-1") not in self.origins:
+            raise Forbidden(f"pages of {origin.decode('latin-1')} may not open sockets here")
+        if self.draining:
+            raise Unavailable(GOING_AWAY_REASON, retry_after_s=2)
+
+    def _accept(
+        self, transport: asyncio.Transport, target: str, given: Pairs, connections: set[Any], made: Callable[[], LiveSocket | DeviceSocket]
+    ) -> None:
+        """The 101, and from there on the transport belongs to the socket that `made` answers. Raises `Invalid`."""
+        speaker = made()
+        conn = ServerProtocol(select_subprotocol=_select, logger=_quiet)
+        headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in given)
+        response = conn.accept(Request(target, headers))
+        if response.status_code != 101:
+            raise Invalid(str(conn.handshake_exc or "not a WebSocket handshake"))
+        response.headers["X-Request-Id"] = request_id(dict(given).get(b"x-request-id"), self.clock)
+        response.headers["X-API-Version"] = VERSION.decode()
         transport.write(response.serialize())
         speaker.begin(transport, connections)
 
-    def _route(self, target: str, headers: Headers) -> LiveSocket | DeviceSocket:
-        path, _, query = target.partition("?")
-        origin = headers.get("Origin")
-        if self.origins is not None and origin is not None and origin not in self.origins:
-            raise Forbidden(f"pages of {origin} may not open sockets here")
-        if self.draining:
-            raise Unavailable(GOING_AWAY_REASON, retry_after_s=2)
-        if path == "/ingest/ws":
-            return DeviceSocket(self, device_token(headers, query))
-        if path == "/ws":
-            return LiveSocket(self, headers, None)
-        rest = unquote(path.removeprefix("/ws/").partition("/")[2])
-        if path.startswith("/ws/tracking/") and rest:
-            return LiveSocket(self, headers, "bus:" + rest)
-        if path.startswith("/ws/booking/") and rest:
-            return LiveSocket(self, headers, "booking:" + rest)
-        if path == "/ws/notifications":
-            return LiveSocket(self, headers, "notifications")
-        raise NotFound(f"no socket at {path}; there are /ws, /ws/tracking/BUS, /ws/booking/REF, /ws/notifications, /ingest/ws")
-
-    def _refuse(self, transport: asyncio.Transport, fault: EngineError) -> None:
+    def _refuse(self, transport: asyncio.Transport, fault: EngineError, path: str, given: Pairs) -> None:
+        """The problem document, on this connection's last breath: a device's as on every device path, with the time to set its clock by."""
         self.refused.add(1, str(fault.status))
-        problem, more = problem_of(fault, "/ws", self.clock.uuid7())
-        body = msgspec.json.encode(problem)
-        lines = [
-            f"HTTP/1.1 {fault.status} {problem.code}",
-            f"Content-Type: {MEDIA_TYPE}",
-            f"Content-Length: {len(body)}",
-            "Connection: close",
-        ]
-        lines += [f"{name}: {value}" for name, value in more.items()]
-        transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        if path == DEVICE_PATH and self.devices is not None:
+            status, headers, body = self.devices.problem(fault, path, dict(given))
+        else:
+            ident = request_id(dict(given).get(b"x-request-id"), self.clock)
+            problem, more = problem_of(fault, path[:INSTANCE_MAX], ident)
+            status, body = fault.status, msgspec.json.encode(problem)
+            headers = [(name.encode(), value.encode()) for name, value in more.items()]
+            headers += [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", b"%d" % len(body))]
+            headers += [(b"x-request-id", ident.encode()), (b"x-api-version", VERSION)]
+        head = [b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode()), b"connection: close"]
+        head += [name + b": " + value for name, value in headers]
+        transport.write(b"\r\n".join(head) + b"\r\n\r\n" + body)
         transport.close()
 
     def add(self, socket: LiveSocket | DeviceSocket, kind: str) -> None:
@@ -231,21 +254,25 @@ def _select(conn: ServerProtocol, offered: Any) -> Subprotocol | None:
     return next((name for name in offered if name in SUBPROTOCOLS), None)
 
 
-def bearer(headers: Headers) -> str | None:
-    """The access token offered as a subprotocol `bearer.<jwt>`: the only way in for a browser's first message-free token."""
-    for line in headers.get_all("Sec-WebSocket-Protocol"):
-        for name in line.split(","):
-            if name.strip().startswith("bearer."):
-                return str(name.strip()[7:])
-    return None
+def _own_channel_of(path: str) -> str | None:
+    """The channel that a path subscribes by itself; None: /ws, which leaves it to the client. Raises `NotFound`."""
+    if path == "/ws":
+        return None
+    if path == "/ws/notifications":
+        return "notifications"
+    rest = unquote(path.removeprefix("/ws/").partition("/")[2])
+    if path.startswith("/ws/tracking/") and rest:
+        return "bus:" + rest
+    if path.startswith("/ws/booking/") and rest:
+        return "booking:" + rest
+    raise NotFound(
+        f"no socket at {path[:INSTANCE_MAX]}; there are /ws, /ws/tracking/BUS, /ws/booking/REF, /ws/notifications, {DEVICE_PATH}"
+    )
 
 
-def device_token(headers: Headers, query: str) -> str:
-    """A device's token from `?token=` or Authorization. Raises `Unauthenticated`."""
-    found = parse_qs(query).get("token", [""])[0] or str(headers.get("Authorization", "")).removeprefix("Bearer ").strip()
-    if not found:
-        raise Unauthenticated("a device's socket needs its token: ?token=T or Authorization: Bearer T")
-    return found
+def _offered(given: Pairs) -> list[str]:
+    """The subprotocols that the client offers, and its `bearer.<jwt>` among them: the only way in for a browser's token before its first message."""
+    return [name.strip() for key, line in given if key == b"sec-websocket-protocol" for name in line.decode("latin-1").split(",")]
 
 
 class Speaker(asyncio.Protocol):
@@ -379,13 +406,13 @@ class LiveSocket(Speaker, Listener):
 
     kind = "live"
 
-    def __init__(self, sockets: Sockets, headers: Headers, own: str | None) -> None:
-        offered = [name.strip() for line in headers.get_all("Sec-WebSocket-Protocol") for name in line.split(",")]
+    def __init__(self, sockets: Sockets, given: Pairs, own: str | None) -> None:
+        offered = _offered(given)
         encoding = next((SUBPROTOCOLS[name] for name in offered if name in SUBPROTOCOLS), JSON)
         Listener.__init__(self, WIRES[encoding], _nowhere)
         self.sockets = sockets
         self.own = own  # the channel that this path subscribes by itself, until it has
-        self.token = bearer(headers)
+        self.token = next((name[7:] for name in offered if name.startswith("bearer.")), None)
         self.boxes = 0
         self.timer: asyncio.TimerHandle | None = None  # the wait for a token, then its end
 
@@ -550,11 +577,9 @@ class DeviceSocket(Speaker):
 
     kind = "device"
 
-    def __init__(self, sockets: Sockets, token: str) -> None:
+    def __init__(self, sockets: Sockets, door: Door, device: Device) -> None:
         self.sockets = sockets
-        if sockets.open_device is None:
-            raise NotFound("this worker takes no devices")
-        self.session = sockets.open_device(token, self._send, self.close)
+        self.session = IngestSession(door, device, self._send, self.close)
         self.session.on_resume = self._resume
 
     def message_max_bytes(self) -> int:

@@ -15,7 +15,6 @@ from typing import Any, Final, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from websockets.datastructures import Headers
 
 from api.app import Edge, Parts
 from api.live import Sockets
@@ -67,8 +66,8 @@ class HttpProtocol(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         """The head is parsed already: hand it over as it is instead of writing it out again for a second parser."""
         self.connections.discard(self)
-        headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in self.headers)
-        self.sockets.upgrade(self.transport, self.scope["method"], self.url.decode("latin-1"), headers, cast("set[Any]", self.connections))
+        asked = (self.scope["method"], self.url.decode("latin-1"), self.headers)
+        self.sockets.upgrade(self.transport, *asked, cast("set[Any]", self.connections))
 
     def pause_writing(self) -> None:
         self.full_s = self.loop.time()

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 DISCARD_MAX_BYTES = 33_554_432  # of a body that is refused for its size
 JSON = b"application/json"
+VERSION = (b"x-api-version", b"1")
 PROBLEM = b"application/problem+json"
 _encode = msgspec.json.Encoder().encode
 _TEXT = {200: "200", 202: "202"}  # as a label
@@ -161,7 +162,7 @@ class DevicePaths:
                 raise self.too_large()
             request = Request(route, method, path, headers, query, rest)
             if b"x-signature" not in headers:
-                request.device, request.user = self._token_device(request)
+                request.device, request.user = self._sender(request)
         except EngineError as fault:
             return self.problem(fault, path, headers)
         return request
@@ -170,7 +171,7 @@ class DevicePaths:
         """The answer, once the body is there. Never raises."""
         request.body = body
         try:
-            device = request.device or await self._signed_device(request)
+            device = request.device or await self._signed(request.method, request.path, request.headers, request.query, request.body)
             decoded = self._decoded(request, device)
             receipt = await self.door.accept(device, decoded.fixes, decoded.refused, source=request.route.name)
             said = request.route.said(receipt)
@@ -205,23 +206,44 @@ class DevicePaths:
 
     # --- who ---
 
-    async def _signed_device(self, request: Request) -> Device:
-        target = f"{request.path}?{request.query.decode('latin-1')}" if request.query else request.path  # what a query says is signed too
-        return await self.door.by_signature(request.method, target, request.headers, request.body)
+    async def socket_device(self, path: str, headers: Mapping[bytes, bytes], query: bytes) -> Device:
+        """Who opens a socket there: the upgrade is signed as a GET without a body, or it has a token in Authorization or in the query.
+        Raises `Unauthenticated`, `Unavailable`.
+        """
+        if b"x-signature" in headers:
+            return await self._signed("GET", path, headers, query, b"")
+        found = self._token_device(headers, query)
+        if found is None:
+            raise self._nobody()
+        return found[0]
 
-    def _token_device(self, request: Request) -> tuple[Device, str | None]:
-        """By Authorization, else by `token` in the query, else by the open part of the path. Raises `Unauthenticated`."""
-        given = request.headers.get(b"authorization")
+    async def _signed(self, method: str, path: str, headers: Mapping[bytes, bytes], query: bytes, body: bytes) -> Device:
+        target = f"{path}?{query.decode('latin-1')}" if query else path  # what a query says is signed too
+        return await self.door.by_signature(method, target, headers, body)
+
+    def _token_device(self, headers: Mapping[bytes, bytes], query: bytes) -> tuple[Device, str | None] | None:
+        """(device, user of Basic credentials) by Authorization, else by `token` in the query; None: neither is there. Raises `Unauthenticated`."""
+        given = headers.get(b"authorization")
         if given is not None:
             token, user = _credentials(given)
             return self.door.by_token(token), user
-        if b"token=" in request.query:
-            for part in request.query.split(b"&"):
+        if b"token=" in query:
+            for part in query.split(b"&"):
                 if part.startswith(b"token="):
                     return self.door.by_token(unquote(part[6:].decode("latin-1"))), None
+        return None
+
+    def _sender(self, request: Request) -> tuple[Device, str | None]:
+        """By Authorization, else by `token` in the query, else by the open part of the path. Raises `Unauthenticated`."""
+        found = self._token_device(request.headers, request.query)
+        if found is not None:
+            return found
         if request.rest is not None and request.route is not ROUTES["buses"]:
             return self.door.by_token(request.rest), None
-        raise self.door.stranger("NO_CREDENTIALS", "send a device token (Authorization: Bearer, Basic password, or token=) or X-Signature")
+        raise self._nobody()
+
+    def _nobody(self) -> Unauthenticated:
+        return self.door.stranger("NO_CREDENTIALS", "send a device token (Authorization: Bearer, Basic password, or token=) or X-Signature")
 
     # --- what ---
 
@@ -280,6 +302,7 @@ class DevicePaths:
             (b"content-type", JSON),
             (b"content-length", str(len(body)).encode()),
             (b"x-request-id", self.request_id(headers)),
+            VERSION,
         ]
 
     def problem(self, fault: EngineError, path: str, headers: Mapping[bytes, bytes]) -> Answer:
@@ -310,7 +333,7 @@ class DevicePaths:
         if fault.status in (429, 503):
             more.append((b"retry-after", str(max(1, round(fault.retry_after_s or 1))).encode()))
         body = _encode(said)
-        sized = [(b"content-type", PROBLEM), (b"content-length", str(len(body)).encode()), (b"x-request-id", request_id)]
+        sized = [(b"content-type", PROBLEM), (b"content-length", str(len(body)).encode()), (b"x-request-id", request_id), VERSION]
         return Answer(fault.status, sized + more, body)
 
 

@@ -115,6 +115,19 @@ async def test_head_is_get_without_its_body(web: httpx.AsyncClient) -> None:
     assert got.status_code == 200 and got.content == b"" and got.headers["content-length"] == whole.headers["content-length"]
 
 
+async def test_a_head_leaves_its_connection_good_for_the_next_request(redis_url: str) -> None:
+    async with house(redis_url) as h:
+        reader, writer = await asyncio.open_connection("127.0.0.1", h.port)
+        async with asyncio.timeout(5):
+            for _ in range(3):
+                writer.write(b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                headless = await reader.readuntil(b"\r\n\r\n")
+                whole = await reader.readuntil(b"\r\n\r\n")
+                assert headless.startswith(b"HTTP/1.1 200") and whole.startswith(b"HTTP/1.1 200"), "no body stands between the two"
+                assert b"content-length: 15" in headless and await reader.readexactly(15) == b'{"status":"ok"}'
+        writer.close()
+
+
 async def test_the_envelope_for_clients_that_were_built_for_it(web: httpx.AsyncClient) -> None:
     got = await web.get("/v1/list", headers=ENVELOPED)
     said = got.json()

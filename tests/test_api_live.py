@@ -200,15 +200,21 @@ async def test_refused_handshakes(redis_url: str) -> None:
     async with house(redis_url, socket_origins="https://timepoint.example") as h:
         for path, how, status in (
             ("/ws/elsewhere", {}, 404),
-            ("/ingest/ws", {}, 401),
-            ("/ingest/ws?token=x", {}, 404),
+            ("/ingest/ws?token=x", {}, 404),  # this worker takes no devices
             ("/ws", {"origin": "https://evil.example"}, 403),
         ):
             with pytest.raises(InvalidStatus) as refused:
-                async with h.connect(path, **how):
+                async with h.connect(path, additional_headers={"X-Request-Id": "seen-by-me-1"}, **how):
                     pass
-            assert refused.value.response.status_code == status, path
+            answer = refused.value.response
+            said = json.loads(answer.body)
+            assert (answer.status_code, said["status"], said["instance"]) == (status, status, path.partition("?")[0])
+            assert (answer.headers["X-Request-Id"], said["requestId"]) == ("seen-by-me-1", "seen-by-me-1")
+            assert answer.headers["X-API-Version"] == "1"
         async with h.connect(origin="https://timepoint.example") as ws:
+            assert (
+                ws.response is not None and len(ws.response.headers["X-Request-Id"]) == 36 and ws.response.headers["X-API-Version"] == "1"
+            )
             await ask(ws, id=1, op="ping")
             assert (await hear(ws)) == {"id": 1, "ok": True}
         reader, writer = await asyncio.open_connection("127.0.0.1", h.port)

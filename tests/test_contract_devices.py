@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
@@ -12,7 +13,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from tests.product import Product, eventually
 
@@ -38,7 +42,8 @@ def fix(bus: str, lat: float = 36.75, **more: Any) -> dict[str, Any]:
 def test_a_token_is_good_in_every_place_where_it_may_stand(product: Product, phone: dict[str, Any]) -> None:
     bus, token, http = phone["busId"], phone["token"], product.http
     said = fix(bus)
-    assert http.post("/ingest/telemetry", json=said, headers={"Authorization": f"bearer {token}"}).status_code == 202
+    taken = http.post("/ingest/telemetry", json=said, headers={"Authorization": f"bearer {token}", "X-Request-Id": "seen-by-me-1"})
+    assert (taken.status_code, taken.headers["x-request-id"], taken.headers["x-api-version"]) == (202, "seen-by-me-1", "1")
     assert http.post("/ingest/telemetry", json=said, auth=(bus, token)).status_code == 202
     assert http.post(f"/ingest/telemetry?token={token}", json=said).status_code == 202
     assert http.put(f"/ingest/buses/{bus}/location?token={token}", json=said).status_code == 202
@@ -55,26 +60,82 @@ def test_bad_credentials_are_401_on_every_path_with_a_clock_to_set_by(product: P
         answer = product.http.request(method, f"/ingest/{path}", content=b"{}", headers=headers)
         assert answer.status_code == 401, answer.text
         assert abs(answer.json()["serverTimeMs"] - time.time() * 1000) < 60_000
-        assert len(answer.headers.get_list("date")) == 1 and answer.headers["x-request-id"]
+        assert len(answer.headers.get_list("date")) == 1 and answer.headers["x-request-id"] and answer.headers["x-api-version"] == "1"
 
 
-def test_a_signed_request_counts_once_and_an_old_one_never(product: Product) -> None:
-    bus = "H-" + uuid.uuid4().hex[:8]
-    signer = device(product, busId=bus, kind="HMAC")
-    assert signer["token"] is None and signer["secret"]
+def signed(signer: dict[str, Any], method: str, path: str, body: bytes, stamp: int, nonce: str) -> dict[str, str]:
+    """The four headers of docs/devices.md."""
+    text = "\n".join((method, path, str(stamp), nonce, hashlib.sha256(body).hexdigest()))
+    signature = hmac.new(signer["secret"].encode(), text.encode(), hashlib.sha256).hexdigest()
+    return {"X-Device-Id": signer["deviceId"], "X-Timestamp": str(stamp), "X-Nonce": nonce, "X-Signature": signature}
 
+
+@pytest.fixture(scope="module")
+def signer(product: Product) -> dict[str, Any]:
+    made = device(product, busId="H-" + uuid.uuid4().hex[:8], kind="HMAC")
+    assert made["token"] is None and made["secret"]
+    return made
+
+
+def test_a_signed_request_counts_once_and_an_old_one_never(product: Product, signer: dict[str, Any]) -> None:
     def post(stamp: int, nonce: str) -> tuple[int, str | None]:
-        body = json.dumps(fix(bus)).encode()
-        text = "\n".join(("POST", "/ingest/telemetry", str(stamp), nonce, hashlib.sha256(body).hexdigest()))
-        headers = {"X-Device-Id": signer["deviceId"], "X-Timestamp": str(stamp), "X-Nonce": nonce}
-        headers["X-Signature"] = hmac.new(signer["secret"].encode(), text.encode(), hashlib.sha256).hexdigest()
-        answer = product.http.post("/ingest/telemetry", content=body, headers=headers)
+        body = json.dumps(fix(signer["busId"])).encode()
+        answer = product.http.post(
+            "/ingest/telemetry", content=body, headers=signed(signer, "POST", "/ingest/telemetry", body, stamp, nonce)
+        )
         return answer.status_code, answer.json().get("code")
 
     now_ms, nonce = round(time.time() * 1000), uuid.uuid4().hex
     assert post(now_ms, nonce) == (202, None)
     assert post(now_ms, nonce) == (401, "REPLAYED_NONCE")
     assert post(now_ms - 301_000, uuid.uuid4().hex) == (401, "STALE_TIMESTAMP")
+
+
+def socket(product: Product, query: str = "", headers: dict[str, str] | None = None) -> Any:
+    return connect(product.base_url.replace("http", "ws") + "/ingest/ws" + query, additional_headers=headers, compression=None)
+
+
+def test_a_socket_takes_every_kind_of_credentials(product: Product, phone: dict[str, Any], signer: dict[str, Any]) -> None:
+    bus, token = phone["busId"], phone["token"]
+    basic = base64.b64encode(f"{bus}:{token}".encode()).decode()
+    now_ms, nonce = round(time.time() * 1000), uuid.uuid4().hex
+    by_signature = signed(signer, "GET", "/ingest/ws", b"", now_ms, nonce)
+    for query, headers, who in (
+        (f"?token={token}", None, bus),
+        ("", {"Authorization": f"Bearer {token}"}, bus),
+        ("", {"Authorization": f"bearer {token}"}, bus),
+        ("", {"Authorization": f"Basic {basic}"}, bus),
+        ("", by_signature, signer["busId"]),
+    ):
+        with socket(product, query, headers) as ws:
+            ws.send(json.dumps(fix(who, seq=7)))
+            assert json.loads(ws.recv(timeout=10)) == {"ack": 7}, headers
+            ws.send(msgspec.msgpack.encode([fix(who), fix(who) | {"seq": 8, "location": {"latitude": 0, "longitude": 0}}]))
+            said = [msgspec.msgpack.decode(ws.recv(timeout=10)) for _ in range(2)]
+            assert said == [{"quarantined": {"seq": 8, "reason": "ZERO_ISLAND"}}, {"ack": None, "n": 1}]
+    with pytest.raises(InvalidStatus) as refused:  # a signature is good once
+        socket(product, "", by_signature).close()
+    assert refused.value.response.status_code == 401 and json.loads(refused.value.response.body)["code"] == "REPLAYED_NONCE"
+
+
+@pytest.mark.parametrize(
+    ("query", "headers", "code"),
+    [
+        ("", None, "NO_CREDENTIALS"),
+        ("?token=no", None, "UNKNOWN_TOKEN"),
+        ("", {"Authorization": "Basic bm8="}, "UNKNOWN_TOKEN"),
+        ("", {"X-Signature": "00"}, "BAD_SIGNATURE"),
+    ],
+)
+def test_a_refused_socket_says_why_and_what_time_it_is(product: Product, query: str, headers: dict[str, str] | None, code: str) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        socket(product, query, {"X-Request-Id": "seen-by-me-1"} | (headers or {})).close()
+    answer = refused.value.response
+    said = json.loads(answer.body)
+    assert (answer.status_code, said["code"], said["instance"], said["requestId"]) == (401, code, "/ingest/ws", "seen-by-me-1")
+    assert abs(said["serverTimeMs"] - time.time() * 1000) < 60_000
+    assert len(answer.headers.get_all("Date")) == 1 and answer.headers["WWW-Authenticate"]
+    assert (answer.headers["X-Request-Id"], answer.headers["X-API-Version"]) == ("seen-by-me-1", "1")
 
 
 def test_a_gateway_sends_for_its_list_and_for_nobody_else(product: Product) -> None:
