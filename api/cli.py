@@ -30,6 +30,7 @@ from engine.settings import Settings
 log = logging.getLogger("timepoint")
 
 DRAIN_STEP_S: Final = 15.0  # longest wait for one step of a drain
+WARNINGS_SHOWN: Final = 20  # of a feed; --json has the first 1,000
 OUT: Final = Console(highlight=False)
 ERR: Final = Console(stderr=True, highlight=False)
 
@@ -145,8 +146,8 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     streams = Streams(hub, settings.socket_buffer_max_bytes, tokens.principal)
     app = make_app(parts, routers, roots=(*ops.ROOTS, *feeds.ROOTS, *pages.ROOTS, asyncapi.asyncapi, streams.handler))
 
-    sockets = Sockets(hub, settings, clock, tokens.principal, meter, device_paths)
-    worker = Worker(app, sockets, parts, streams)
+    sockets = parts.sockets = Sockets(hub, settings, clock, tokens.principal, meter, device_paths)
+    worker = Worker(app, sockets, parts, streams, device_paths)
 
     # what runs for ever
     shares = Shares(redis, plans, clock=clock, settings=settings, meter=meter)
@@ -230,7 +231,7 @@ def import_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="short name that ids on the wire begin with (default: from the file's name)",
     )
-    parser.add_argument("--partner", default="demo", metavar="ID", help="the operator the feed belongs to (default demo)")
+    parser.add_argument("--partner", metavar="ID", help="the operator the feed belongs to (default: as it was; of a new feed: default)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON (also of a refusal)")
 
 
@@ -239,7 +240,7 @@ def import_gtfs(args: argparse.Namespace) -> int:
 
 
 async def _import_gtfs(args: argparse.Namespace) -> int:
-    from engine.store import network
+    from api.fleet import ImportReport
     from engine.store.postgres import Postgres
     from ingest.feed_import import import_zip
 
@@ -256,7 +257,6 @@ async def _import_gtfs(args: argparse.Namespace) -> int:
                     partner_id=args.partner,
                     progress=lambda share, what: progress.update(task, completed=share, description=what),
                 )
-            timetable = await network.load_timetable(postgres, done.feed_id)
         finally:
             await postgres.close()
     except EngineError as fault:
@@ -264,24 +264,22 @@ async def _import_gtfs(args: argparse.Namespace) -> int:
             raise
         print(json.dumps({"code": fault.code, "detail": fault.detail, "errors": fault.errors[:1000]}))
         return 1
-    assert timetable is not None
-    report = {
-        "feedId": done.feed_id,
-        "version": done.version,
-        "changed": done.changed,
-        "routes": len(timetable.routes),
-        "trips": len(timetable.trips),
-        "stopTimes": sum(len(trip.arrival_s) for trip in timetable.trips.values()),
-        "warnings": done.warnings,
-    }
     if args.json:
-        print(json.dumps(report))
+        print(msgspec.json.encode(msgspec.convert(done, ImportReport, from_attributes=True)).decode())
         return 0
     word = "in force" if done.changed else "was in force already; nothing changed"
-    OUT.print(
-        f"feed [bold]{done.feed_id}[/] version {done.version} {word}: {report['routes']} routes, {report['trips']:,} trips, {report['stopTimes']:,} stop times"
-    )
+    counts = ", ".join(f"{number:,} {_words(name)}" for name, number in done.counts.items())
+    OUT.print(f"feed [bold]{done.feed_id}[/] of {done.partner_id}, version {done.version} {word}: {counts}")
+    for warning in done.warnings[:WARNINGS_SHOWN]:
+        ERR.print(f"  {warning}", soft_wrap=True, markup=False)
+    if done.warnings_total > WARNINGS_SHOWN:
+        ERR.print(f"  ... and {done.warnings_total - WARNINGS_SHOWN:,} more warnings")
     return 0
+
+
+def _words(name: str) -> str:
+    """stopTimes -> stop times."""
+    return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in name)
 
 
 # ------------------------------------------------------------------------------------------------ recorded days

@@ -14,11 +14,12 @@ import socket
 from typing import Any, Final, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app import Edge, Parts
 from api.live import Sockets
 from api.sse import Streams
+from ingest.http import DevicePaths
+from ingest.lane import DeviceLane
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,10 @@ GRACE_S: Final = 5  # for requests in flight at the end
 SWEEP_S: Final = 1.0
 
 
-class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol with limits on head and time, and with our sockets behind the upgrade.
+class HttpProtocol(DeviceLane):
+    """uvicorn's HTTP protocol with limits on head and time, the devices' lane, and our sockets behind the upgrade.
 
-    No timer a request: `Worker` looks at all connections once a second. Subclassed per worker, to know its `sockets`.
+    No timer a request: `Worker` looks at all connections once a second. Subclassed per worker, to know its `sockets` and `device_paths`.
     """
 
     sockets: Sockets
@@ -96,10 +97,12 @@ class HttpProtocol(HttpToolsProtocol):
 class Worker(uvicorn.Server):
     """uvicorn's server with our drain in front of its own, run inside the loop of `api/cli.py` (which owns the signals)."""
 
-    def __init__(self, edge: Edge, sockets: Sockets, parts: Parts, streams: Streams | None = None) -> None:
+    def __init__(
+        self, edge: Edge, sockets: Sockets, parts: Parts, streams: Streams | None = None, device_paths: DevicePaths | None = None
+    ) -> None:
         config = uvicorn.Config(
             edge,
-            http=type("HttpProtocol", (HttpProtocol,), {"sockets": sockets}),
+            http=type("HttpProtocol", (HttpProtocol,), {"sockets": sockets, "device_paths": device_paths}),
             ws=asyncio.Protocol,  # only says that upgrades are wanted: `handle_websocket_upgrade` is ours
             loop="none",
             lifespan="on",

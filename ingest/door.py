@@ -218,12 +218,17 @@ class Door:
         Raises `TooMany` for a device over its rate (nothing is taken then), and `Unavailable`: some of the fixes may be appended then, and
         come again.
         """
+        appended = self.begin(device, fixes, refused, source=source)
+        if appended is not None:
+            await appended
+        return Receipt(len(fixes), refused)
+
+    def begin(self, device: Device, fixes: list[Fix], refused: Sequence[Refused] = (), *, source: str = "") -> asyncio.Future[Any] | None:
+        """`accept` without its wait: done when all fixes are appended, failed as `accept` would fail then; None: there is none."""
         self.meter_out(device, len(fixes) + len(refused))
         if refused:
             self.keep(device, refused, source)
-        if fixes:
-            await self.submit(device, fixes)
-        return Receipt(len(fixes), refused)
+        return self.submit(device, fixes) if fixes else None
 
     def meter_out(self, device: Device, count: int) -> None:
         """Let so many fixes of the device pass, or raise `TooMany`. A virtual clock per device (GCRA, ITU-T I.371): it runs ahead of ours by

@@ -85,6 +85,14 @@ class Request(msgspec.Struct, gc=False):
         return self.headers.get(b"content-type", b"").decode("latin-1").lower()
 
 
+class Started(NamedTuple):
+    """A request whose fixes are on their way into the stream."""
+
+    request: Request
+    receipt: Receipt
+    appended: asyncio.Future[Any]
+
+
 def _quarantined(receipt: Receipt) -> bytes:
     if not receipt.refused:
         return b'{"accepted":%d,"quarantined":[]}' % receipt.accepted
@@ -169,19 +177,52 @@ class DevicePaths:
 
     async def close(self, request: Request, body: bytes) -> Answer:
         """The answer, once the body is there. Never raises."""
-        request.body = body
         try:
-            device = request.device or await self._signed(request.method, request.path, request.headers, request.query, request.body)
-            decoded = self._decoded(request, device)
-            receipt = await self.door.accept(device, decoded.fixes, decoded.refused, source=request.route.name)
-            said = request.route.said(receipt)
+            if request.device is None:
+                request.device = await self._signed(request.method, request.path, request.headers, request.query, body)
         except EngineError as fault:
             return self.problem(fault, request.path, request.headers)
-        except Exception as fault:  # ours: the device comes back later, and the log has the trace
-            log.exception("%s %s", request.method, request.path)
-            return self.problem(EngineError(f"unexpected: {type(fault).__name__}"), request.path, request.headers)
+        started = self.start(request, body)
+        if isinstance(started, Answer):
+            return started
+        await asyncio.wait([started.appended])
+        return self.finish(started)
+
+    def start(self, request: Request, body: bytes) -> Started | Answer:
+        """All that needs no waiting, of a request whose device is known: once `appended` is done, `finish` has the answer. Never raises."""
+        request.body = body
+        device = request.device
+        assert device is not None
+        try:
+            decoded = self._decoded(request, device)
+            appended = self.door.begin(device, decoded.fixes, decoded.refused, source=request.route.name)
+        except EngineError as fault:
+            return self.problem(fault, request.path, request.headers)
+        except Exception as fault:
+            return self._unexpected(request, fault)
+        receipt = Receipt(len(decoded.fixes), decoded.refused)
+        return self._done(request, receipt) if appended is None else Started(request, receipt, appended)
+
+    def finish(self, started: Started) -> Answer:
+        """Never raises."""
+        request = started.request
+        try:
+            started.appended.result()
+        except EngineError as fault:
+            return self.problem(fault, request.path, request.headers)
+        except Exception as fault:
+            return self._unexpected(request, fault)
+        return self._done(request, started.receipt)
+
+    def _done(self, request: Request, receipt: Receipt) -> Answer:
+        said = request.route.said(receipt)
         self._answers.add(1, _TEXT[request.route.status])
         return Answer(request.route.status, self._headers(request.headers, said), said)
+
+    def _unexpected(self, request: Request, fault: Exception) -> Answer:
+        """Ours: the device comes back later, and the log has the trace."""
+        log.error("%s %s", request.method, request.path, exc_info=fault)
+        return self.problem(EngineError(f"unexpected: {type(fault).__name__}"), request.path, request.headers)
 
     def too_large(self) -> TooLarge:
         return TooLarge(f"a body may have at most {self.settings.ingest_body_max_bytes} bytes; send several requests")

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import socket
 from collections.abc import AsyncIterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ from engine.store.redis import Redis
 from engine.tracking.fix import Fix
 from ingest.door import Door
 from ingest.http import DeviceApp, DevicePaths
+from ingest.lane import DeviceLane
 
 CLOCK = SystemClock()
 SECRET_KEY = "a secret of the tests, long enough to be one"
@@ -58,14 +60,14 @@ class House:
         return [fix for _, fields in entries for fix in msgspec.msgpack.decode(fields[b"f"], type=list[Fix])]
 
 
-@pytest.fixture
-async def house(database_url: str, redis_url: str) -> AsyncIterator[House]:
-    async with standing(database_url, redis_url) as made:
+@pytest.fixture(params=["application", "lane"])
+async def house(request: pytest.FixtureRequest, database_url: str, redis_url: str) -> AsyncIterator[House]:
+    async with standing(database_url, redis_url, lane=request.param == "lane") as made:
         yield made
 
 
 @contextlib.asynccontextmanager
-async def standing(database_url: str, redis_url: str) -> AsyncIterator[House]:
+async def standing(database_url: str, redis_url: str, *, lane: bool = True) -> AsyncIterator[House]:
     settings = Settings(database_url=database_url, redis_url=redis_url, ingest_body_timeout_s=1.0)
     postgres, redis = await Postgres.connect(settings), await Redis.connect(settings)
     await postgres.execute("insert into partner (partner_id, name) values ('p1', 'One')")
@@ -80,7 +82,9 @@ async def standing(database_url: str, redis_url: str) -> AsyncIterator[House]:
     devices = Devices(fleet, CLOCK, secret_key=SECRET_KEY)
     await devices.load()
     door = Door(devices, redis, settings, CLOCK)
-    config = uvicorn.Config(DeviceApp(DevicePaths(door)), port=0, log_level="warning", lifespan="off")
+    paths = DevicePaths(door)
+    http = type("Lane", (DeviceLane,), {"device_paths": paths}) if lane else "httptools"
+    config = uvicorn.Config(DeviceApp(paths), port=0, http=http, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110  # uvicorn offers no event
@@ -383,3 +387,70 @@ async def test_thousands_of_torn_bodies_break_nothing(house: House) -> None:
         answer = await paths.answer(method, f"/ingest/{name}", headers, body[:100] if case % 10 == 0 else b"", body)
         expected = (202, 400) if name == "telemetry" else (202,) if method == "PUT" else (200,)
         assert answer.status in expected, (name, body, answer)
+
+
+def asked(house: House, body: bytes, *more: str, version: str = "1.1") -> bytes:
+    token = house.issued["B1"].token
+    head = [f"POST /ingest/telemetry HTTP/{version}", "Host: here", f"Authorization: Bearer {token}", f"Content-Length: {len(body)}", *more]
+    return "\r\n".join((*head, "", "")).encode() + body
+
+
+async def statuses(house: House, *pieces: bytes, answers: int) -> tuple[list[int], bool]:
+    """Writes the pieces one after the other on one connection; the statuses of so many answers, and whether we were hung up on then."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    found = []
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.003)
+        for _ in range(answers):
+            async with asyncio.timeout(5):
+                head = await reader.readuntil(b"\r\n\r\n")
+                [length] = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+                assert head.lower().count(b"\r\nx-request-id:") == 1
+                body = await reader.readexactly(int(length.partition(b":")[2]))
+            found.append(int(head.split()[1]))
+            assert found[-1] != 202 or msgspec.json.decode(body)["accepted"] == 1
+        try:
+            async with asyncio.timeout(0.02):
+                closed = await reader.read(1) == b""
+        except TimeoutError:
+            closed = False
+    finally:
+        writer.close()
+    return found, closed
+
+
+async def test_requests_are_answered_in_order_wherever_their_bytes_are_cut(house: House) -> None:
+    number = iter(range(100_000))
+
+    def said() -> bytes:
+        return msgspec.json.encode(telemetry(seq=next(number)))
+
+    size = len(asked(house, said()))
+    sent = 0
+    for cut in range(0, 2 * size, 7):
+        both = asked(house, said()) + asked(house, said())
+        assert await statuses(house, both[:cut], both[cut:], answers=2) == ([202, 202], False), cut
+        sent += 2
+    assert [fix.seq for fix in await house.stored()] == list(range(1, sent + 1))
+
+
+async def test_a_connection_is_kept_or_closed_as_the_request_says(house: House) -> None:
+    body = msgspec.json.encode(telemetry())
+    assert await statuses(house, asked(house, body), answers=1) == ([202], False)
+    assert await statuses(house, asked(house, body, "Connection: close"), answers=1) == ([202], True)
+    assert await statuses(house, asked(house, body, version="1.0"), answers=1) == ([202], True)
+    refused = asked(house, b"{").replace(b"Bearer ", b"Bearer x")
+    assert await statuses(house, refused + asked(house, body), answers=2) == ([401, 202], False)
+
+
+async def test_a_device_that_hangs_up_before_its_answer_harms_nobody(house: House) -> None:
+    body = msgspec.json.encode(telemetry(seq=1))
+    for cut in (20, len(asked(house, body)) - 5, len(asked(house, body))):
+        _, writer = await asyncio.open_connection("127.0.0.1", house.port)
+        writer.write(asked(house, body)[:cut])
+        await writer.drain()
+        writer.transport.abort()
+    assert await statuses(house, asked(house, body), answers=1) == ([202], False)
