@@ -32,6 +32,7 @@ from engine.settings import Settings
 if TYPE_CHECKING:
     from api.auth import Tokens
     from api.feeds import RealtimeFeed
+    from api.live import Sockets
     from api.ops import LoopLag
     from engine.meter import Meter
     from engine.office.accounts import Devices
@@ -78,6 +79,7 @@ class Parts(msgspec.Struct, kw_only=True):
     tokens: Tokens | None = None  # who people are
     realtime: dict[str, RealtimeFeed] = {}  # GTFS-Realtime of each feed, as last built
     lag: LoopLag | None = None
+    sockets: Sockets | None = None  # who is connected
     draining: bool = False
 
 

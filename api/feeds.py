@@ -1,4 +1,4 @@
-"""GTFS-Realtime 2.0 out: vehicle positions and trip updates of one feed, as protocol buffers and as JSON.
+"""GTFS-Realtime 2.0 out: vehicle positions, trip updates and alerts of one feed, as protocol buffers and as JSON.
 
 Built from the live table when somebody asks, at most once a second. A `FeedMessage` is its header followed by its entities, so every entity
 is serialised once, when its vehicle says something new, and a feed is the joined bytes: at 2,000 vehicles with thirty stops each, building
@@ -7,7 +7,8 @@ all of it anew would hold the event loop for a tenth of a second.
 What the public validators hold against producers is kept by construction: header time >= every other time, strictly increasing times within
 a trip, stop_sequence on every update, no times on SKIPPED and NO_DATA, and no trip named for a vehicle that is further from the trip's
 shape than the 200 m they allow (the trip's own update then goes without the vehicle).
-Sources: the GTFS-Realtime reference, feed entities FeedHeader, VehiclePosition, TripUpdate, StopTimeUpdate.
+Alerts are what the live table knows of right now: one detour for each vehicle that is off its route, gone when it is back.
+Sources: the GTFS-Realtime reference, feed entities FeedHeader, VehiclePosition, TripUpdate, StopTimeUpdate, Alert, EntitySelector.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from api.app import parts_of
 from api.etags import unchanged
 from engine.errors import NotFound
 from engine.events import OFF_ROUTE, OFFLINE, Position, StopForecast, TripForecast
-from engine.tracking.timetable import Timetable, Trip
+from engine.tracking.timetable import Route, Timetable, Trip
 
 VERSION: Final = "2.0"
 SHAPE_BUFFER_M: Final = 180.0  # validators allow about 200 m between a vehicle and the shape of the trip it names
@@ -129,6 +130,23 @@ def trip_entity(forecast: TripForecast, position: Position | None, timetable: Ti
     return entity
 
 
+def alert_entity(bus_id: str, trip: Trip, route: Route, start_date: str | None) -> rt.FeedEntity:
+    """An Alert: the trip is on a detour. No active_period: it holds for as long as it stands in the feed."""
+    entity = rt.FeedEntity(id="a:" + bus_id)
+    alert = entity.alert
+    _describe_trip(alert.informed_entity.add().trip, trip, start_date)
+    alert.cause = rt.Alert.UNKNOWN_CAUSE
+    alert.effect = rt.Alert.DETOUR
+    alert.severity_level = rt.Alert.WARNING
+    line = route.short_name or route.long_name or route.route_id
+    header, told = alert.header_text.translation.add(), alert.description_text.translation.add()
+    header.language = told.language = "en"
+    header.text = f"{line}: detour"
+    towards = f" to {trip.headsign}" if trip.headsign else ""
+    told.text = f"The bus of line {line}{towards} is off its usual way; it may not call at all of its stops."
+    return entity
+
+
 class _Entity(msgspec.Struct):
     source: Any
     named: bool
@@ -138,12 +156,13 @@ class _Entity(msgspec.Struct):
 
 
 class RealtimeFeed:
-    """Both messages of one feed. Not for several threads; one object per worker and feed."""
+    """The three messages of one feed. Not for several threads; one object per worker and feed."""
 
     def __init__(self, feed_id: str) -> None:
         self.feed_id = feed_id
         self._vehicles: dict[str, _Entity] = {}
         self._trips: dict[str, _Entity] = {}
+        self._alerts: dict[str, _Entity] = {}
         self._timetable: Timetable | None = None
         self._built: dict[tuple[str, bool], Built] = {}
 
@@ -203,11 +222,33 @@ class RealtimeFeed:
         self._trips = known
         return self._join("trip", known.values(), now_ms, as_json)
 
+    def alerts(self, positions: Iterable[Position], timetable: Timetable | None, now_ms: int, *, as_json: bool) -> Built:
+        """Alerts: a detour for every vehicle of this feed that is off the route of its trip."""
+        kept = self._serve("alert", as_json, now_ms)
+        if kept is not None:
+            return kept
+        self._turn(timetable)
+        known: dict[str, _Entity] = {}
+        for position in positions:
+            if position.feed_id != self.feed_id or position.state != OFF_ROUTE or position.trip_id is None:
+                continue
+            trip = timetable.trips.get(position.trip_id) if timetable is not None else None
+            if timetable is None or trip is None:
+                continue
+            source = (position.trip_id, position.start_date)
+            had = self._alerts.get(position.bus_id)
+            if had is None or had.source != source:
+                message = alert_entity(position.bus_id, trip, timetable.routes[trip.route_id], position.start_date)
+                had = _Entity(source, True, _entity_bytes(message), message)
+            known[position.bus_id] = had
+        self._alerts = known
+        return self._join("alert", known.values(), now_ms, as_json)
+
     def _turn(self, timetable: Timetable | None) -> None:
         """A new feed version: what was serialised under the old one may name trips that are gone."""
         if timetable is not self._timetable:
             self._timetable = timetable
-            self._vehicles, self._trips = {}, {}
+            self._vehicles, self._trips, self._alerts = {}, {}, {}
 
     def _serve(self, kind: str, as_json: bool, now_ms: int) -> Built | None:
         built = self._built.get((kind, as_json))
@@ -261,8 +302,11 @@ def _built(request: Request[Any, Any, Any], kind: str, feed: str | None, *, as_j
         raise NotFound(f"no feed {feed!r}" if feed else "no feed is loaded yet")
     made = parts.realtime.setdefault(plan.feed_id, RealtimeFeed(plan.feed_id))
     now_ms = parts.clock.now_ms()
+    positions = (seen.position for seen in parts.table.buses.values())
     if kind == "vehicle":
-        built = made.vehicle_positions((s.position for s in parts.table.buses.values()), plan.timetable, now_ms, as_json=as_json)
+        built = made.vehicle_positions(positions, plan.timetable, now_ms, as_json=as_json)
+    elif kind == "alert":
+        built = made.alerts(positions, plan.timetable, now_ms, as_json=as_json)
     else:
         pairs = (
             (found.forecast, seen.position)
@@ -300,4 +344,16 @@ def trip_updates_json(request: Request[Any, Any, Any], feed: FromQuery[str | Non
     return _built(request, "trip", feed, as_json=True)
 
 
-ROOTS: Final = (vehicle_positions_pb, vehicle_positions_json, trip_updates_pb, trip_updates_json)
+@get("/gtfs-rt/alerts.pb", tags=["feeds"], sync_to_thread=False)
+def alerts_pb(request: Request[Any, Any, Any], feed: FromQuery[str | None] = None) -> Response[bytes]:
+    """GTFS-Realtime Alerts of a feed: the detours of this moment."""
+    return _built(request, "alert", feed, as_json=False)
+
+
+@get("/gtfs-rt/alerts.json", tags=["feeds"], sync_to_thread=False)
+def alerts_json(request: Request[Any, Any, Any], feed: FromQuery[str | None] = None) -> Response[bytes]:
+    """The same in protobuf's JSON form."""
+    return _built(request, "alert", feed, as_json=True)
+
+
+ROOTS: Final = (vehicle_positions_pb, vehicle_positions_json, trip_updates_pb, trip_updates_json, alerts_pb, alerts_json)

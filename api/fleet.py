@@ -5,9 +5,6 @@ A foreign partner's things are as unknown as things that do not exist (404). Cre
 
 from __future__ import annotations
 
-import asyncio
-import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -20,14 +17,15 @@ from api.app import Parts, parts_of
 from api.auth import PARTNER_ADMIN, SUPER_ADMIN, Principal, need
 from api.network import Cursor, Limit
 from api.tracking import principal_of
-from engine.errors import Conflict, FeedRejected, Forbidden, Invalid, NotFound, TooLarge, Unavailable
+from engine.errors import Conflict, Forbidden, Invalid, NotFound, TooLarge, Unavailable
 from engine.live.frames import rfc3339
 from engine.office.accounts import GATEWAY, TOKEN, BusRow, DeviceRow, Issued, NewDevice, create_devices, rotate_device
 from engine.store.fleet import FIRST, Fleet
+from engine.store.postgres import Postgres
+from ingest.feed_import import import_zip
 
 BULK_MOST: Final = 10_000
 FEED_MOST_BYTES: Final = 200_000_000
-IMPORT_TIMEOUT_S: Final = 600.0
 
 
 class NewBus(msgspec.Struct, frozen=True, rename="camel"):
@@ -98,7 +96,8 @@ class IssuedItem(msgspec.Struct, frozen=True, rename="camel"):
     name: str
     token: str | None
     secret: str | None
-    previous_until: str | None = None
+    previous_until: str | None = None  # after a rotation: until when the last credentials stay good
+    mqtt_user: str | None = None  # after a rotation: the broker's user that has the new password at once
 
 
 class IssuedItems(msgspec.Struct, frozen=True, rename="camel"):
@@ -111,13 +110,15 @@ class RotateRequest(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class ImportReport(msgspec.Struct, frozen=True, rename="camel"):
+    """What became of a feed. `changed` false: this zip was in force already."""
+
     feed_id: str
+    partner_id: str
     version: str
     changed: bool
-    routes: int
-    trips: int
-    stop_times: int
-    warnings: list[dict[str, Any]]
+    counts: dict[str, int]  # agencies, routes, stops, services, patterns, trips, stopTimes
+    warnings: list[str]  # the first 1,000, with file and line
+    warnings_total: int
 
 
 # ------------------------------------------------------------------------------------------------ buses
@@ -254,31 +255,8 @@ async def import_feed(
                 if size > FEED_MOST_BYTES:
                     raise TooLarge(f"a feed may have {FEED_MOST_BYTES:,} bytes")
                 file.write(piece)
-        return await _import_in_child(path, feed, partner_id)
-
-
-async def _import_in_child(path: Path, feed: str, partner_id: str) -> ImportReport:
-    """Parsing is seconds of CPU: not on this loop."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "api.cli", "import-gtfs", str(path), "--feed", feed, "--partner", partner_id, "--json",
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), IMPORT_TIMEOUT_S)
-    except TimeoutError as fault:
-        raise Unavailable(f"the import took longer than {IMPORT_TIMEOUT_S:.0f} s and was stopped; nothing has changed") from fault
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    try:
-        report = json.loads(out)
-    except ValueError as fault:
-        raise Unavailable(f"the import ended with {process.returncode}: {err.decode(errors='replace')[-300:]}") from fault
-    if process.returncode:
-        leaf = {"FEED_REJECTED": FeedRejected, "UNAVAILABLE": Unavailable}.get(report.get("code", ""), Invalid)
-        raise leaf(report.get("detail", "the feed was refused"), errors=report.get("errors", []))
-    return msgspec.convert(report, ImportReport)
+        report = await import_zip(_postgres(parts), path, feed_id=feed, partner_id=partner_id, apart=True)
+    return msgspec.convert(report, ImportReport, from_attributes=True)
 
 
 # ------------------------------------------------------------------------------------------------ how they are made
@@ -345,10 +323,14 @@ async def _bus_row(parts: Parts, partner_id: str, bus_id: str) -> BusRow:
     return row
 
 
-def _fleet(parts: Parts) -> Fleet:
+def _postgres(parts: Parts) -> Postgres:
     if parts.postgres is None:
         raise Unavailable("this worker has no database", retry_after_s=5)
-    return Fleet(parts.postgres)
+    return parts.postgres
+
+
+def _fleet(parts: Parts) -> Fleet:
+    return Fleet(_postgres(parts))
 
 
 def _secret(parts: Parts) -> str:
@@ -379,7 +361,7 @@ def _device(row: DeviceRow) -> DeviceItem:
 def _issued(one: Issued) -> IssuedItem:
     only = one.bus_ids[0] if len(one.bus_ids) == 1 else None
     until = None if one.previous_until_ms is None else rfc3339(one.previous_until_ms)
-    return IssuedItem(one.device_id, one.kind, only, one.bus_ids, one.name, one.token, one.secret, until)
+    return IssuedItem(one.device_id, one.kind, only, one.bus_ids, one.name, one.token, one.secret, until, one.mqtt_user)
 
 
 ROUTERS: Final = (

@@ -8,17 +8,33 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+from html import escape
 from typing import Any, Final
 
 import msgspec
 from litestar import MediaType, Request, Response, get
 
-from api.app import parts_of
+from api.app import Parts, parts_of
 from engine.clock import Clock
 from engine.live.frames import rfc3339
 from engine.meter import SECONDS, Meter
 
 LAG_EVERY_S: Final = 0.1
+PAGE: Final = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Timepoint: status</title>
+<link rel="icon" href="/assets/icon.svg" type="image/svg+xml"><link rel="stylesheet" href="/assets/style.css"></head>
+<body>
+<header class="bar"><a class="brand" href="/">Timepoint</a></header>
+<main class="home">
+<h1>Status of this worker</h1>
+<table>
+{rows}</table>
+<p class="soft">The same as <a href="/status.json">JSON</a>; numbers over time at <a href="/metrics">/metrics</a>.</p>
+</main>
+</body>
+</html>
+"""
 
 
 class AreaStatus(msgspec.Struct, frozen=True, rename="camel"):
@@ -68,9 +84,30 @@ def metrics(request: Request[Any, Any, Any]) -> Response[str]:
 
 
 @get("/status.json", tags=["ops"], sync_to_thread=False)
-def status(request: Request[Any, Any, Any]) -> Status:
+def status_json(request: Request[Any, Any, Any]) -> Status:
     """What a person wants to know first about this worker."""
-    parts = parts_of(request)
+    return _status(parts_of(request))
+
+
+@get("/status", tags=["ops"], media_type=MediaType.HTML, sync_to_thread=False)
+def status(request: Request[Any, Any, Any]) -> Response[str]:
+    """The same as a page."""
+    said = _status(parts_of(request))
+    rows = {
+        "At": said.at,
+        "Worker": f"process {said.worker}" + (", draining" if said.draining else ""),
+        "Live picture": "stale: Redis is away" if said.live_stale else "current",
+        "Buses": f"{said.buses:,}",
+        "Sockets": f"{said.sockets:,}",
+        "Event loop lag": f"{said.loop_lag_s * 1000:.1f} ms",
+        **{f"Feed {feed_id}": f"version {version}" for feed_id, version in said.feeds.items()},
+        **{f"Area {area.area}": f"{area.buses:,} buses, live batch {area.number:,}" for area in said.areas},
+    }
+    body = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>\n' for name, value in rows.items())
+    return Response(PAGE.format(rows=body), media_type=MediaType.HTML, headers={"Cache-Control": "no-store"})
+
+
+def _status(parts: Parts) -> Status:
     areas = [AreaStatus(area.id, area.n, len(area.buses)) for area in parts.table.areas.values()]
     feeds = {plan.feed_id: plan.timetable.version for plan in parts.plans.all()} if parts.plans is not None else {}
     return Status(
@@ -79,11 +116,11 @@ def status(request: Request[Any, Any, Any]) -> Status:
         parts.draining,
         parts.table.stale,
         len(parts.table.buses),
-        parts.hub.listeners if hasattr(parts.hub, "listeners") and isinstance(parts.hub.listeners, int) else 0,
+        parts.sockets.count if parts.sockets is not None else 0,
         areas,
         feeds,
         parts.lag.newest_s if parts.lag is not None else 0.0,
     )
 
 
-ROOTS: Final = (metrics, status)
+ROOTS: Final = (metrics, status, status_json)

@@ -93,6 +93,34 @@ def test_every_minute_of_a_rough_quarter_of_an_hour_has_no_error_by_the_validato
     assert sum(len(entity.trip_update.stop_time_update) for entity in last[1].entity) > 150
 
 
+def test_alerts_are_the_detours_of_the_moment(drive: Drive) -> None:
+    feed = RealtimeFeed("demo")
+    seen: set[str] = set()
+    over = 0
+    for moment in drive.moments:
+        now = rt.FeedMessage()
+        now.ParseFromString(feed.alerts(moment.positions.values(), drive.timetable, moment.now_ms, as_json=False).body)
+        vehicles, trips = built(feed, moment, drive.timetable)
+        assert not check([vehicles, trips, now], drive.timetable, moment.now_ms // 1000)
+        off = {p.bus_id: p for p in moment.positions.values() if p.state == "OFF_ROUTE"}
+        assert {entity.id for entity in now.entity} == {"a:" + bus_id for bus_id in off}
+        for entity in now.entity:
+            (informed,) = entity.alert.informed_entity
+            assert informed.trip.trip_id == off[entity.id[2:]].trip_id and entity.alert.effect == rt.Alert.DETOUR
+            assert entity.alert.header_text.translation[0].text and entity.alert.description_text.translation[0].text
+        over += len(seen - {entity.id for entity in now.entity})
+        seen |= {entity.id for entity in now.entity}
+    assert seen and over, "the drive must have had detours that began and ended"
+
+
+def test_no_detour_is_an_empty_feed_in_both_forms(drive: Drive) -> None:
+    feed, moment = RealtimeFeed("demo"), drive.moments[-1]
+    message = rt.FeedMessage()
+    message.ParseFromString(feed.alerts([], drive.timetable, moment.now_ms, as_json=False).body)
+    assert not message.entity and not check([message], drive.timetable, moment.now_ms // 1000)
+    assert json_format.Parse(feed.alerts([], drive.timetable, moment.now_ms, as_json=True).body, rt.FeedMessage()) == message
+
+
 def test_the_json_form_says_the_same_as_the_bytes(drive: Drive) -> None:
     feed, moment = RealtimeFeed("demo"), drive.moments[-1]
     raw = feed.vehicle_positions(moment.positions.values(), drive.timetable, moment.now_ms, as_json=False).body
@@ -137,6 +165,14 @@ def test_the_oracle_sees_what_it_is_there_for(drive: Drive) -> None:
     assert {"E012", "E050"} <= rules(far)
     far.header.ClearField("timestamp")
     assert "E048" in rules(far)
+    alerts = rt.FeedMessage(header=trips.header)
+    alert = alerts.entity.add(id="a").alert
+    alert.SetInParent()
+    assert "E032" in rules(alerts)
+    selector = alert.informed_entity.add()
+    assert "E033" in rules(alerts)
+    selector.trip.trip_id = "nobody"
+    assert "E003" in rules(alerts)
 
 
 def test_skipped_and_unknown_stops_carry_no_times(drive: Drive) -> None:

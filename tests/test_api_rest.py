@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 import uuid
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from google.transit import gtfs_realtime_pb2 as rt
 
+from tests.gtfs_feed import replaced
+from tests.gtfs_feed import write_feed as write_city
 from tests.product import Product, eventually
 
 POS = {
@@ -133,7 +137,9 @@ def test_a_device_is_made_used_rotated_and_retired(product: Product) -> None:
 
     assert send(device["token"]) == 202
     eventually(lambda: product.http.get(f"/v1/buses/{bus}/location").status_code == 200)
+    assert device["mqttUser"] is None, "until it is rotated its users are the bus and the device"
     fresh = product.http.post(f"/v1/admin/devices/{device['deviceId']}/rotate", json={"graceS": 0}, headers=product.admin).json()
+    assert fresh["mqttUser"] == f"{device['deviceId']}.2" and fresh["previousUntil"]
     eventually(lambda: send(fresh["token"]) == 202, 8)
     eventually(lambda: send(device["token"]) == 401, 8)
     shown = product.http.get(f"/v1/admin/devices/{device['deviceId']}", headers=product.admin).json()
@@ -206,14 +212,26 @@ def test_a_bad_feed_is_refused_with_its_complaints_and_changes_nothing(product: 
     before = product.get("/status.json")["feeds"]
     answer = product.http.post("/v1/admin/feeds?feed=demo", content=b"PK not a zip", headers=product.admin)
     body = problem(answer, 422, "FEED_REJECTED")
-    assert body["detail"]
+    assert body["detail"] and body["errors"][0]["code"] == "NOT_A_ZIP"
     assert product.get("/status.json")["feeds"] == before
 
 
 def test_the_same_feed_again_is_no_new_version(product: Product) -> None:
     answer = product.http.post("/v1/admin/feeds?feed=demo", content=product.feed.read_bytes(), headers=product.admin)
     assert answer.status_code == 201, answer.text
-    assert answer.json()["changed"] is False
+    report = answer.json()
+    assert (report["feedId"], report["partnerId"], report["changed"], report["warningsTotal"]) == ("demo", "demo", False, 0)
+    again = json.loads(product.command("import-gtfs", product.feed, "--feed-id", "demo", "--json"))
+    assert again == report, "the command says the same, and leaves the feed with its partner"
+
+
+def test_a_feed_with_something_odd_is_taken_and_says_what(product: Product, tmp_path: Path) -> None:
+    zipped = write_city(tmp_path / "city.zip", replaced("routes.txt", "00aa11", "green"))
+    answer = product.http.post("/v1/admin/feeds?feed=odd&partner=odd-lines", content=zipped.read_bytes(), headers=product.admin)
+    assert answer.status_code == 201, answer.text
+    report = answer.json()
+    assert (report["partnerId"], report["changed"], report["counts"]["stopTimes"], report["warningsTotal"]) == ("odd-lines", True, 11, 1)
+    assert report["warnings"][0].startswith("routes.txt:2 route_color 'green': ")
 
 
 def test_metrics_name_cpu_and_loop_lag_of_the_worker(product: Product) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 from google.transit import gtfs_realtime_pb2 as rt
+from websockets.sync.client import connect
 
 from tests.product import Product
 from tests.test_api_rest import problem
@@ -87,7 +88,7 @@ def test_times_are_rfc_3339_utc_and_ids_public(product: Product) -> None:
     assert all(stop["stopId"].startswith("demo:") and {"seq", "kind", "delayS"} <= stop.keys() for stop in live["stops"])
 
 
-@pytest.mark.parametrize("name", ["vehicle-positions", "trip-updates"])
+@pytest.mark.parametrize("name", ["vehicle-positions", "trip-updates", "alerts"])
 def test_both_forms_of_a_realtime_feed_stand_still_within_a_second(product: Product, name: str) -> None:
     product.running_trip()
     answers = [product.http.get(f"/gtfs-rt/{name}.pb") for _ in range(40)]
@@ -99,7 +100,16 @@ def test_both_forms_of_a_realtime_feed_stand_still_within_a_second(product: Prod
     assert all(len(made) == 1 for made in tags.values()), "one building for each second of the header"
     assert answers[0].headers["content-type"] == "application/x-protobuf"
     as_json = product.http.get(f"/gtfs-rt/{name}.json").json()
-    assert as_json["header"]["gtfsRealtimeVersion"] == "2.0" and as_json["entity"]
+    assert as_json["header"]["gtfsRealtimeVersion"] == "2.0" and (as_json["entity"] or name == "alerts")
+
+
+def test_the_status_page_says_what_its_json_says(product: Product) -> None:
+    page, said = product.http.get("/status"), product.get("/status.json")
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    assert said["feeds"].keys() == {"demo"} and said["buses"] > 0 and said["liveStale"] is False
+    assert f'<th scope="row">Feed demo</th><td>version {said["feeds"]["demo"]}</td>' in page.text
+    with connect(product.base_url.replace("http", "ws") + "/ws"):
+        assert product.get("/status.json")["sockets"] == said["sockets"] + 1
 
 
 ODD = ["", "%00", "%ff", "²", "nan", "-1", "1e999", "9" * 30, "9" * 5000, "../..", "%2e%2e%2f", "'", '"', ";", "demo:", ":", "demo:x:20261341",
