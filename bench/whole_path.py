@@ -2,9 +2,10 @@
 
     python -m bench.whole_path          (a running product: `make run`)
 
-Two runs on the same buses at 1 Hz: one fix a request, each bus with its own token, then 100 fixes a request through a gateway.
-Bars: 150 us and 80 us a fix of the engine's processes. The demo's own simulator, if it runs, is charged too: stop it for a clean figure, or
-subtract what `--idle` seconds before the run cost, as is done here.
+Two runs on the same buses at 1 Hz: one fix a request, each bus with its own token, then 100 fixes a request through a gateway. A third sends
+the first's requests to a bare ASGI application on uvicorn that accepts them unread: microseconds differ from machine to machine, their ratio
+hardly. Bars: 150 us and 80 us a fix of the engine's processes, set on a machine whose floor was 23 us: 6.5 and 3.5 floors.
+The demo's own simulator, if it runs, is charged too: stop it for a clean figure; what `--idle` seconds before the run cost is subtracted.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Any
 
 from bench import load
 from bench.cost import Meter, described, dump
+from deploy.servers import free_port
 
 BARS_US = {"single": 150.0, "batches of 100": 80.0}
+BARS_FLOORS = {"single": 6.5, "batches of 100": 3.5}
 BATCH = 100
 
 
@@ -43,7 +46,21 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
     for name, more in ways.items():
         async with load.generator(product, args.buses, tokens, *more) as buses:
             found[name] = await _one(buses, meter, rest, args)
+    found["floor"] = await _floor(product, tokens, args)
     return found
+
+
+async def _floor(product: load.Product, tokens: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
+    port = free_port()
+    server = await asyncio.create_subprocess_exec(sys.executable, "-m", "bench.floor", str(port))
+    try:
+        await asyncio.sleep(2)
+        meter = Meter({"floor": server.pid})
+        async with load.generator(product, args.buses, tokens, "--url", f"http://127.0.0.1:{port}") as buses:
+            return await _one(buses, meter, {}, args)
+    finally:
+        server.terminate()
+        await server.wait()
 
 
 async def _one(buses: load.Child, meter: Meter, rest: dict[str, float], args: argparse.Namespace) -> dict[str, Any]:
@@ -74,6 +91,8 @@ async def run(args: argparse.Namespace) -> int:
         print(f"bench whole-path: {fault or type(fault).__name__}", file=sys.stderr)
         return 2
     code = 0
+    floor = found["floor"]
+    floor_us = floor["cpuS"]["timepoint"] / max(1, floor["fixes"]) * 1e6
     for name, bar_us in BARS_US.items():
         one = found[name]
         us = one["cpuS"]["timepoint"] / max(1, one["fixes"]) * 1e6
@@ -81,8 +100,11 @@ async def run(args: argparse.Namespace) -> int:
             f"{name}: {one['fixesPerS']:.0f} fixes/s for {one['seconds']:.0f} s; quarantined {one['quarantined']}, errors {one['errors']}"
         )
         print(described(one["cpuS"], one["fixes"], one["seconds"]))
-        print(f"  generator {one['generatorCores']:.2f} cores; bar {bar_us:.0f} us of timepoint: {'met' if us <= bar_us else 'MISSED'}")
-        code |= us > bar_us
+        met, met_ratio = us <= bar_us, us <= BARS_FLOORS[name] * floor_us
+        print(f"  generator {one['generatorCores']:.2f} cores; bar {bar_us:.0f} us of timepoint: {'met' if met else 'MISSED'}")
+        print(f"  {us / floor_us:.1f} floors; bar {BARS_FLOORS[name]}: {'met' if met_ratio else 'MISSED'}")
+        code |= not (met or met_ratio)
+    print(f"floor, a bare ASGI application: {floor['fixesPerS']:.0f} requests/s, {floor_us:.1f} us each")
     dump(args.out, found)
     return code
 
