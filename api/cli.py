@@ -98,6 +98,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     from engine.tracking.history import History
     from engine.tracking.plans import Plans
     from engine.tracking.relay import Relay
+    from engine.tracking.repair import Repairs
     from engine.tracking.shares import Shares
     from ingest.broker import BrokerFiles, hang_up
     from ingest.door import Door
@@ -163,6 +164,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         running["areas"] = shares.run()
     if "history" in roles:
         running["history"] = History(redis, clock=clock, settings=settings, meter=meter).run()
+        running["repairs"] = Repairs(redis, postgres, plans, clock=clock, settings=settings, meter=meter).run()
         running["relay"] = Relay(redis, plans, clock=clock, settings=settings, meter=meter).run()
     if "mqtt" in roles and settings.mqtt_url:
         reader = MqttReader(door, settings.mqtt_url, meter)

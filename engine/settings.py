@@ -68,6 +68,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     history_batch_max: Annotated[int, _d("most fixes of one history transaction", ge=1)] = 5_000
     history_gather_ms: Annotated[int, _d("pause of the history writer when it has caught up: larger batches for age", ge=0)] = 250
 
+    repair_quiet_s: Annotated[
+        float, _d("history's stops are made again this long after the last late fix of a bus: a backlog comes in pieces", gt=0)
+    ] = 10.0
+
     # live
     socket_max: Annotated[int, _d("most WebSocket connections of one worker; over it 4429", ge=1)] = 20_000
     socket_subscriptions_max: Annotated[int, _d("most channels of one socket; over it TOO_MANY_CHANNELS", ge=1)] = 200

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import Invalid
-from engine.tracking.replay import Sampled, Told, configured, drive, read_fixes, replay
+from engine.tracking.replay import DRAIN_MS, Sampled, Told, configured, drive, read_fixes, replay
 from engine.tracking.tracker import Tracker
 from ingest.gtfs import read_feed
 from tests.gtfs_feed import write_feed
@@ -138,7 +138,7 @@ def test_ticks_come_every_second_and_samples_every_thirty(tmp_path, feed):
     tracker = Watched(read_feed(feed), feed_id="f", partner_id="")
     records = list(drive(tracker, fixes))
     assert {later - sooner for sooner, later in pairwise(seen)} == {1_000}
-    assert seen[0] == fixes[0].received_at_ms and seen[-1] == fixes[-1].received_at_ms + 4_000
+    assert seen[0] == fixes[0].received_at_ms and seen[-1] == fixes[-1].received_at_ms + DRAIN_MS
     sampled = [record.made_at_ms for record in records if isinstance(record, Sampled)]
     assert sampled == [at for at in seen if at % 30_000 == 0]
     assert sum(len(record.outcome.rows) for record in records if isinstance(record, Told)) == len(fixes)

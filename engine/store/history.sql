@@ -70,6 +70,69 @@ on conflict (incident_id) do update set
   detail = excluded.detail, late = excluded.late
  where i.said_id <> excluded.said_id and (i.closed_at is null or excluded.closed_at is not null);
 
+-- name: ask_repairs
+-- Late fixes were written: look at their trips $5 seconds after the last of them, ten times that after the first at the latest.
+insert into telemetry.repairs as r (area, bus_id, since, until, asked_at, due_at)
+select $1, bus, to_timestamp(since / 1000.0), to_timestamp(until / 1000.0), now(), now() + make_interval(secs => $5)
+  from unnest($2::text[], $3::bigint[], $4::bigint[]) as t(bus, since, until)
+on conflict (area, bus_id) do update set
+  since = least(r.since, excluded.since), until = greatest(r.until, excluded.until), turn = r.turn + 1,
+  due_at = least(excluded.due_at, r.asked_at + make_interval(secs => $5 * 10));
+
+-- name: due_repair
+-- The repair that has waited longest.
+select area, bus_id, since, until, turn from telemetry.repairs where due_at <= now() order by due_at limit 1;
+
+-- name: repairs_waiting
+-- How many wait, due or not.
+select count(*) from telemetry.repairs;
+
+-- name: end_repair
+-- Done, unless more was asked for since turn $3.
+delete from telemetry.repairs where area = $1 and bus_id = $2 and turn = $3;
+
+-- name: trips_around
+-- Trips of one bus that its fixes from $2 to $3 may belong to: those of the fixes themselves, and of the nearest ones within 3 h before and after.
+select n.name as trip_id, t.start_date, min(t.ts) as ts from (
+  select trip_no, start_date, ts from telemetry.points
+   where bus_no = (select no from telemetry.names where name = $1) and ts >= $2 and ts <= $3 and trip_no is not null
+  union all
+  (select trip_no, start_date, ts from telemetry.points
+    where bus_no = (select no from telemetry.names where name = $1) and ts >= $2 - interval '3 hours' and ts < $2 and trip_no is not null
+    order by ts desc limit 1)
+  union all
+  (select trip_no, start_date, ts from telemetry.points
+    where bus_no = (select no from telemetry.names where name = $1) and ts > $3 and ts <= $3 + interval '3 hours' and trip_no is not null
+    order by ts limit 1)
+) t join telemetry.names n on n.no = t.trip_no group by 1, 2 order by 3 limit $4;
+
+-- name: place_late
+-- Late fixes of one bus, put on the trip and the shape by a repair.
+update telemetry.points p set trip_no = (select no from telemetry.names where name = $2), start_date = $3, along_m = t.along, offset_dm = t.away
+  from unnest($4::timestamptz[], $5::int[], $6::int[], $7::int[], $8::smallint[]) as t(ts, lat, lon, along, away)
+ where p.bus_no = (select no from telemetry.names where name = $1) and p.ts >= $9 and p.ts <= $10
+   and p.ts = t.ts and p.lat_e6 = t.lat and p.lon_e6 = t.lon and p.late;
+
+-- name: mend_stop_events
+-- Stops made again from all fixes: new ones are added, known ones changed where they differ by more than a second (columns hold 0.1 m).
+insert into telemetry.stop_events as s (
+  event_id, at, area, bus_id, trip_id, start_date, route_id, stop_id, stop_sequence, arrived_at, departed_at, kind, late)
+select event, coalesce(to_timestamp(arrived / 1000.0), to_timestamp(departed / 1000.0), now()), $1, bus, trip, start_date, route, stop,
+       sequence, to_timestamp(arrived / 1000.0), to_timestamp(departed / 1000.0), kind, late
+  from unnest(
+    $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::int[], $9::bigint[], $10::bigint[], $11::text[], $12::boolean[]
+  ) as t(event, bus, trip, start_date, route, stop, sequence, arrived, departed, kind, late)
+on conflict (event_id) do update set
+  at = excluded.at, arrived_at = excluded.arrived_at, departed_at = excluded.departed_at, kind = excluded.kind, late = true
+ where s.kind <> excluded.kind
+    or coalesce(abs(extract(epoch from s.arrived_at - excluded.arrived_at)) > 1, s.arrived_at is distinct from excluded.arrived_at)
+    or coalesce(abs(extract(epoch from s.departed_at - excluded.departed_at)) > 1, s.departed_at is distinct from excluded.departed_at);
+
+-- name: drop_other_sayings
+-- A stop of a trip has one saying: what was said under another id (an attempt to begin that late fixes took back) goes.
+delete from telemetry.stop_events
+ where bus_id = $1 and trip_id = $2 and start_date = $3 and stop_sequence = any($4::int[]) and event_id <> all($5::text[]);
+
 -- name: mode
 -- plain | apache | timescale.
 select val from telemetry.meta where key = 'mode';

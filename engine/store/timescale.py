@@ -96,20 +96,33 @@ class HistoryWriter:
         added = 0
         if points:
             added = (await connection.execute(SQL["add_points"], pack(points, self._names))).rowcount
+            await self._ask_repairs(connection, batch.area, points)
         quarantined = [_quarantined_row(row) for row in aside if row.verdict != "DUPLICATE"]
         quarantined += [_quarantined_refusal(refusal) for refusal in batch.refusals]
         if quarantined:
-            await connection.execute(SQL["add_quarantined"], [batch.area, *_columns(quarantined)])
+            await connection.execute(SQL["add_quarantined"], [batch.area, *columns(quarantined)])
         await self._write_events(connection, batch, now_ms)
         return added
 
+    async def _ask_repairs(self, connection: psycopg.AsyncConnection[Any], area: str, points: Iterable[TrackRow]) -> None:
+        """Late fixes change what history said of their trips: see engine/tracking/repair.py."""
+        spans: dict[str, tuple[int, int]] = {}
+        for row in points:
+            if row.verdict == "LATE":
+                first_ms, last_ms = spans.get(row.bus_id, (row.fixed_at_ms, row.fixed_at_ms))
+                spans[row.bus_id] = min(first_ms, row.fixed_at_ms), max(last_ms, row.fixed_at_ms)
+        if spans:
+            buses = sorted(spans)  # one order for everybody: two writers cannot wait for each other
+            asked = [(bus_id, *spans[bus_id]) for bus_id in buses]
+            await connection.execute(SQL["ask_repairs"], [area, *columns(asked), self._settings.repair_quiet_s])
+
     async def _write_events(self, connection: psycopg.AsyncConnection[Any], batch: Batch, now_ms: int) -> None:
-        stops = [_stop_columns(e) for e in batch.events if isinstance(e, StopEvent)]
+        stops = [stop_columns(e) for e in batch.events if isinstance(e, StopEvent)]
         trips = [_trip_columns(e) for e in batch.events if isinstance(e, TripEvent)]
         if stops:
-            await connection.execute(SQL["add_stop_events"], [batch.area, now_ms, *_columns(stops)])
+            await connection.execute(SQL["add_stop_events"], [batch.area, now_ms, *columns(stops)])
         if trips:
-            await connection.execute(SQL["add_trip_events"], [batch.area, *_columns(trips)])
+            await connection.execute(SQL["add_trip_events"], [batch.area, *columns(trips)])
         for e in batch.events:
             if isinstance(e, IncidentEvent):
                 await connection.execute(SQL["say_incident"], _incident_values(batch.area, e))
@@ -172,11 +185,11 @@ class HistoryWriter:
         return Unavailable(f"PostgreSQL does not answer: {away}", retry_after_s=2)
 
 
-def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+def columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _stop_columns(e: StopEvent) -> tuple[Any, ...]:
+def stop_columns(e: StopEvent) -> tuple[Any, ...]:
     ids = (e.event_id, e.bus_id, e.trip_id, e.start_date, e.route_id, e.stop_id, e.stop_sequence)
     return (*ids, e.arrived_at_ms, e.departed_at_ms, e.kind, e.late)
 

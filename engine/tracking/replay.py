@@ -34,7 +34,7 @@ from engine.tracking.tracker import Outcome, Tracker
 
 TICK_MS = 1_000
 SAMPLE_MS = 30_000  # predictions stand at epoch multiples of this
-DRAIN_MS = 4_000  # ticks after the last row: events settle for 3 s
+DRAIN_MS = 6_000  # ticks after the last row: events settle for 3 s, and wait 1.2 s more for a next fix
 COMPLAINTS_MAX = 20  # of one file; one bad export would say the same a million times
 LEARNED = "learned.msgpack"
 REQUIRED = ("vehicle_id", "timestamp_ms", "lat", "lon")

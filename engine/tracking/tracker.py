@@ -5,15 +5,15 @@ Positions are told at once. Rows and events leave when their fix is 3 s old by t
 told of), folded in the order of the fixes' own times, so that a fix which comes late inside the window changes what will be said instead of
 unsaying it: any permutation of a trace inside 3 s gives the same state, rows and events.
 
-Refused: a fix older than what has settled is a row LATE; it moves nothing and tells nobody (`refold` makes the trip's history from all
-its fixes). A known (vehicle, time, place at 1e-6 degrees) is a row DUPLICATE.
+Refused: a fix older than what has settled is a row LATE; it moves nothing and tells nobody (`repair.py` makes the trip's history
+from all its fixes). A known (vehicle, time, place at 1e-6 degrees) is a row DUPLICATE.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
@@ -25,7 +25,6 @@ from engine.events import (
     STALE,
     Event,
     Position,
-    StopEvent,
     TrackRow,
     TripForecast,
 )
@@ -33,10 +32,10 @@ from engine.tracking import watch as watching
 from engine.tracking.eta import ArrivalModel, Progress
 from engine.tracking.fix import DUPLICATE, OK, ClockSkew, Fix, screen_at_door, with_delay
 from engine.tracking.ride import DEVICE, Ride
-from engine.tracking.timetable import Timetable, TripInstance
-from engine.tracking.vehicle import Area, Said, VehicleState, advance
+from engine.tracking.timetable import Timetable
+from engine.tracking.vehicle import Area, Said, VehicleState
 from engine.tracking.watch import OFF, QUIET
-from engine.tracking.window import RECENT, Kept, Place, Vehicle, taken_up, time_order
+from engine.tracking.window import RECENT, Kept, Place, Vehicle, taken_up
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +164,7 @@ class Tracker:
             vehicle.insert(fix, self._area)
         self._remember(vehicle, key, place)  # not before: a fix that raised may be sent again from the dead letters
         if verdict is not None:
-            return self._refuse(fix, verdict, was.ride)
+            return self._refuse(fix, verdict)
         now = vehicle.newest
         self._changed[fix.bus_id] = None
         if now.fix is not was.fix:
@@ -251,10 +250,10 @@ class Tracker:
         self.counts["SKEW_CORRECTED"] += 1
         return msgspec.structs.replace(fix, fixed_at_ms=fix.fixed_at_ms + after.skew_ms)
 
-    def _refuse(self, fix: Fix, verdict: str, ride: Ride | None = None) -> None:
+    def _refuse(self, fix: Fix, verdict: str) -> None:
+        """On the trip that its device named, if any: what the vehicle is on now need not be what it was on then."""
         self.counts[verdict] += 1
-        trip_id, start_date = (ride.trip_id, ride.start_date) if ride is not None else (fix.trip_id, fix.start_date)
-        self._rows.append(_row(fix, verdict, trip_id, start_date, None, None, None))
+        self._rows.append(_row(fix, verdict, fix.trip_id, fix.start_date, None, None, None))
 
     def _claim(self, bus_id: str, was: Ride | None, now: Ride | None) -> None:
         driven = self._area.driven
@@ -448,17 +447,3 @@ def _row(
         fix.bus_id, fix.fixed_at_ms, fix.lat, fix.lon, fix.received_at_ms, fix.device_id, fix.source, verdict, fix.accuracy_m,
         fix.speed_mps, fix.bearing_deg, fix.seq, trip_id, start_date, along_m, offset_m, shown,
     )  # fmt: skip
-
-
-def refold(fixes: Iterable[Fix], instance: TripInstance, timetable: Timetable) -> list[StopEvent]:
-    """The stop events of one vehicle on one trip instance, made again from all its fixes of that trip, late ones among them, in any order.
-
-    For history alone: every event is `late`. Its ids are those of the live events of the same stops, so that history replaces and adds.
-    """
-    area, events = Area(timetable), []
-    state: VehicleState | None = None
-    for fix in sorted(fixes, key=time_order):
-        named = msgspec.structs.replace(fix, trip_id=instance.trip.trip_id, start_date=instance.start_date)
-        state, said = advance(state if state is not None else VehicleState(fix.bus_id), named, area)
-        events += [msgspec.structs.replace(event, late=True) for event in said.events if isinstance(event, StopEvent)]
-    return events
