@@ -31,6 +31,7 @@ async function load() {
     keep(bus.stops);
   }
   draw();
+  document.querySelector("#stops .next")?.scrollIntoView({ block: "center" });
   const map = await makeMap("map", { bounds: boundsOf(trip.geometry.coordinates), fitBoundsOptions: { padding: 40 } });
   map.getSource("routes").setData(lineFeature(trip.geometry));
   map.setLayerZoomRange("stops", 8, 24);
