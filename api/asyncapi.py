@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 from litestar import get
 
-from engine.live.frames import Eta, Gone, Pos, Served
+from engine.live.frames import Eta, Gone, Incident, Pos, Served
 
 EXAMPLES: Final[dict[str, Any]] = {
     "sub": {"id": 1, "op": "sub", "ch": "bus:ALG-101", "since": {"e": "epoch", "o": 812}},
@@ -49,10 +49,10 @@ def _push(kind: str, body: dict[str, Any]) -> dict[str, Any]:
 
 def document() -> dict[str, Any]:
     """The whole document, as plain data."""
-    schemas, components = msgspec.json.schema_components([Pos, Eta, Served, Gone], ref_template="#/components/schemas/{name}")
-    bodies = dict(zip(("pos", "eta", "stop", "gone"), schemas, strict=True))
+    schemas, components = msgspec.json.schema_components([Pos, Eta, Served, Gone, Incident], ref_template="#/components/schemas/{name}")
+    bodies = dict(zip(("pos", "eta", "stop", "gone", "incident"), schemas, strict=True))
     bodies["snapshot"] = {"type": "array", "items": bodies["pos"]}
-    bodies |= {kind: {"type": "object"} for kind in ("seat", "incident", "booking", "notice", "drain")}
+    bodies |= {kind: {"type": "object"} for kind in ("seat", "booking", "notice", "drain")}
     bodies["batch"] = {"type": "array", "items": {"type": "object"}, "description": "several pushes in one frame"}
     pushes = {kind: _message(kind, _push(kind, body)) for kind, body in sorted(bodies.items())}
     pushes["batch"]["payload"]["required"] = ["t", "d"]

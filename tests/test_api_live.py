@@ -364,3 +364,20 @@ async def test_a_message_whose_publication_was_lost_is_read_from_the_log(redis_u
                 assert [(m["ch"], m["o"]) for m in [await hear(ws) for _ in range(4)]] == [("notifications", n) for n in range(1, 5)]
         finally:
             task.cancel()
+
+
+async def test_a_message_that_does_not_decode_is_left_out_and_holds_nobody_up(redis_url: str) -> None:
+    async with house(redis_url) as h:
+        channels = OrderedChannels(h.hub, h.redis)
+        task = asyncio.create_task(channels.run())
+        try:
+            for number, payload in enumerate((b"\x93\x01\x02\x03", note("two"), b'{"d":1}')):
+                await h.redis.publish_ordered("incidents:demo", f"e{number}", payload)
+            async with h.connect(subprotocols=["timepoint.v1.json", "bearer.good"]) as ws:
+                reply, snapshot = await listen(h, ws, "incidents:demo")
+                assert (reply["o"], snapshot["d"]) == (3, [{"text": "two"}])
+                await h.redis.publish_ordered("incidents:demo", "e4", b"\xff")
+                await h.redis.publish_ordered("incidents:demo", "e5", note("five"))
+                assert (await hear(ws))["o"] == 5
+        finally:
+            task.cancel()

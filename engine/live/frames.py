@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from engine.events import Position, StopEvent, StopForecast, TripForecast
+from engine.events import IncidentEvent, Position, StopEvent, StopForecast, TripForecast
 from engine.live.channels import trip_key
 
 JSON: Final = 0
@@ -106,6 +106,23 @@ class Gone(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     bus_id: str
 
 
+class Incident(msgspec.Struct, frozen=True, rename="camel"):
+    """`incident`: one saying of an episode (opened, changed or closed)."""
+
+    incident_id: str  # of the episode, the same in all its sayings
+    kind: str  # OFF_ROUTE | MISSED_STOP | WRONG_WAY ...
+    severity: str  # MINOR | MAJOR | CRITICAL
+    bus_id: str
+    trip_id: str | None
+    route_id: str | None
+    start_date: str | None
+    opened_at: str
+    closed_at: str | None  # None: it goes on
+    lat: float
+    lon: float
+    detail: dict[str, Any]  # what there is to say of this kind
+
+
 def pos(p: Position) -> Pos:
     """A position with public ids. Degrees to 6 places (0.1 m), metres and m/s to 2: what lies below is noise that costs bytes."""
     feed, ahead = p.feed_id, p.next_stop
@@ -167,6 +184,23 @@ def served(feed_id: str, event: StopEvent) -> Served:
         event.kind,
         _when(event.arrived_at_ms),
         _when(event.departed_at_ms),
+    )
+
+
+def incident(feed_id: str, event: IncidentEvent) -> Incident:
+    return Incident(
+        event.incident_id,
+        event.kind,
+        event.severity,
+        event.bus_id,
+        None if event.trip_id is None or event.start_date is None else trip_key(feed_id, event.trip_id, event.start_date),
+        None if event.route_id is None else f"{feed_id}:{event.route_id}",
+        event.start_date,
+        rfc3339(event.opened_at_ms),
+        _when(event.closed_at_ms),
+        round(event.lat, 6),
+        round(event.lon, 6),
+        msgspec.json.decode(event.detail, type=dict[str, Any]),
     )
 
 

@@ -178,7 +178,17 @@ class OrderedChannels:
     async def _look(self, held: OrderedChannel, kept: Log) -> Any:
         if self.picture is not None:
             return await self.picture(held.name)
-        return [msgspec.json.decode(message.payload)["d"] for message in kept.messages[-SNAPSHOT_MAX:]]
+        found = []
+        for message in kept.messages[-SNAPSHOT_MAX:]:
+            try:
+                found.append(msgspec.json.decode(msgspec.json.decode(message.payload, type=Said).d))
+            except (msgspec.DecodeError, msgspec.ValidationError) as fault:
+                self._undecodable(message, fault)
+        return found
+
+    def _undecodable(self, message: Message, fault: Exception) -> None:
+        self._bad.add()
+        log.error("message %d of %s does not decode: %s", message.offset, message.channel, fault)
 
     def _catch_up(self, held: OrderedChannel, kept: Log, picture: Any) -> None:
         """Bring the channel's other listeners to where the log stands, so that the newcomer joins at one offset with them."""
@@ -267,8 +277,7 @@ class OrderedChannels:
         try:
             part = push.bytes(listener.wire.encoding)
         except (msgspec.DecodeError, msgspec.ValidationError) as fault:
-            self._bad.add()
-            log.error("message %d of %s does not decode: %s", push.message.offset, push.message.channel, fault)
+            self._undecodable(push.message, fault)
             return
         if listener.mailbox is None:
             listener.write(listener.wire.frame(part, f"{push.message.epoch}:{push.message.offset}"))

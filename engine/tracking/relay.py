@@ -2,7 +2,7 @@
 
 Promises: an event reaches its channel once, by its event id, and in the order of its area, whoever is killed in
 between, with or without PostgreSQL. `late` events, which repair the past, are not said to anybody. What is said where
-is one table, `CHANNELS`.
+is one table, `CHANNELS`; how, as JSON `{"t", "d"}` in the shapes of the live stream, is another, `SHAPES`.
 
 Its cursor stands in Redis beside what it publishes: a cursor that is lost begins at the stream's start, and the
 channel knows the ids it said.
@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from engine.clock import Clock
 from engine.errors import Unavailable
 from engine.events import Event, IncidentEvent, OutBatch
+from engine.live import frames
 from engine.meter import Meter
 from engine.settings import Settings
 from engine.store.area import START, AreaStore
@@ -38,6 +39,10 @@ PAUSE_S: Final = 0.5
 CHANNELS: Final[dict[type, Callable[[Event, str, str], list[str]]]] = {
     IncidentEvent: lambda event, area, partner: [f"incidents:{partner}"] if partner else [],
 }
+# event type -> (t, d) of its message, by event and area
+SHAPES: Final[dict[type, Callable[[Any, str], tuple[str, Any]]]] = {
+    IncidentEvent: lambda event, area: ("incident", frames.incident(area, event)),
+}
 
 
 class Relay:
@@ -46,7 +51,7 @@ class Relay:
     def __init__(self, redis: Redis, plans: PlanSource, *, clock: Clock, settings: Settings, meter: Meter) -> None:
         self._redis, self._plans, self._clock, self._settings = redis, plans, clock, settings
         self._out = msgspec.msgpack.Decoder(OutBatch).decode
-        self._encode = msgspec.msgpack.Encoder().encode
+        self._encode = msgspec.json.Encoder().encode
         self._said = meter.counter("timepoint_relay_said_total", "events said on ordered channels", ("area",))
         self._again = meter.counter("timepoint_relay_said_before_total", "events that their channel knew already", ("area",))
         self._faults = meter.counter("timepoint_relay_faults_total", "relay steps that failed", ("kind",))
@@ -103,6 +108,8 @@ class Relay:
             find = CHANNELS.get(type(event))
             if find is None or event.late:
                 continue
-            for channel in find(event, area, partner):
-                said = await self._redis.publish_ordered(channel, event.event_id, self._encode(event))
+            channels = find(event, area, partner)
+            kind, body = SHAPES[type(event)](event, area) if channels else ("", None)
+            for channel in channels:
+                said = await self._redis.publish_ordered(channel, event.event_id, self._encode({"t": kind, "d": body}))
                 (self._said if said else self._again).add(1, area)
