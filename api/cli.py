@@ -79,7 +79,7 @@ def serve(args: argparse.Namespace) -> int:
 
 async def run_worker(settings: Settings, sock: socket.socket) -> int:
     """One worker: every part in the order in which it depends on the others, until SIGTERM or SIGINT; then the drain. The exit code."""
-    from api import asyncapi, feeds, fleet, network, ops, pages, tracking
+    from api import asyncapi, feeds, fleet, incidents, network, ops, pages, tracking
     from api.app import Parts, make_app
     from api.auth import Tokens, may_listen
     from api.live import Sockets
@@ -143,7 +143,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         tokens=tokens,
         lag=lag,
     )
-    routers = (*network.ROUTERS, *tracking.ROUTERS, *fleet.ROUTERS)
+    routers = (*network.ROUTERS, *tracking.ROUTERS, *incidents.ROUTERS, *fleet.ROUTERS)
     streams = Streams(hub, settings.socket_buffer_max_bytes, tokens.principal)
     app = make_app(parts, routers, roots=(*ops.ROOTS, *feeds.ROOTS, *pages.ROOTS, asyncapi.asyncapi, streams.handler))
 

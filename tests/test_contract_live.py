@@ -24,7 +24,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from deploy.servers import free_port
 from tests.product import CHECKOUT, Product, eventually
-from tests.test_api_rest import POS
+from tests.test_api_rest import POS, problem
 from tests.test_contract_devices import device
 
 JSON, MSGPACK = "timepoint.v1.json", "timepoint.v1.msgpack"
@@ -317,6 +317,8 @@ def test_a_bus_that_leaves_its_route_is_an_incident_and_an_alert(product: Produc
         again, missed = Talk(ws).sub("incidents:demo", since={"e": reply["e"] or told.get("e") or snapshot["e"], "o": told["o"] - 1})
         assert again["recovered"] is True and missed == told, "who comes back gets what it missed"
 
+    _handled(product, incident)
+
     def alerted() -> Any:
         message = rt.FeedMessage()
         message.ParseFromString(product.http.get("/gtfs-rt/alerts.pb?feed=demo").content)
@@ -325,6 +327,43 @@ def test_a_bus_that_leaves_its_route_is_an_incident_and_an_alert(product: Produc
     alert = eventually(alerted)
     assert alert.effect == rt.Alert.DETOUR
     assert f"demo:{alert.informed_entity[0].trip.trip_id}:{alert.informed_entity[0].trip.start_date}" == path[0][2]
+
+
+def _handled(product: Product, incident: dict[str, Any]) -> None:
+    """The same incident in the record: found, looked after, and none of a stranger's business."""
+    agent, stranger = ({"Authorization": "Bearer " + product.token(*who)} for who in (("AGENT",), ("PARTNER_ADMIN", "other")))
+
+    def found(**params: Any) -> dict[str, Any] | None:
+        answer = product.http.get("/v1/incidents", params=params, headers=agent)
+        assert answer.status_code == 200, answer.text
+        return next((item for item in answer.json()["items"] if item["incidentId"] == incident["incidentId"]), None)
+
+    item = eventually(lambda: found(open=True, limit=100))
+    assert {"kind", "severity", "busId", "tripId", "openedAt"} <= item.keys() and item["handledState"] is None
+    assert {name: item[name] for name in ("busId", "tripId", "routeId", "openedAt", "closedAt")} == {
+        name: incident[name] for name in ("busId", "tripId", "routeId", "openedAt", "closedAt")
+    }
+    path = f"/v1/incidents/{incident['incidentId']}"
+    problem(product.http.patch(path, json={"state": "ASSIGNED"}, headers=agent), 400, "INVALID")
+    problem(product.http.patch(path, json={"state": "FORGOTTEN"}, headers=agent), 400, "INVALID")
+    problem(product.http.patch(path, json={"state": "CLOSED"}, headers=stranger), 404, "NOT_FOUND")
+    problem(product.http.patch(path, json={"state": "CLOSED"}), 401, "UNAUTHENTICATED")
+    problem(product.http.get("/v1/incidents?partner=demo", headers=stranger), 403, "FORBIDDEN")
+    assert product.http.get("/v1/incidents", headers=stranger).json() == {"items": [], "nextCursor": None}
+    assigned = product.http.patch(path, json={"state": "ASSIGNED", "assignedTo": "night desk"}, headers=agent).json()
+    assert (assigned["handledState"], assigned["assignedTo"], assigned["handledBy"]) == ("ASSIGNED", "night desk", "cli")
+    acknowledged = product.http.patch(path, json={"state": "ACKNOWLEDGED"}, headers=agent).json()
+    assert (acknowledged["handledState"], acknowledged["assignedTo"]) == ("ACKNOWLEDGED", "night desk")
+    pages, cursor = [], None
+    while cursor is not None or not pages:
+        page = product.http.get("/v1/incidents", params={"limit": 1} | ({"cursor": cursor} if cursor else {}), headers=agent).json()
+        pages += [item["incidentId"] for item in page["items"]]
+        cursor = page["nextCursor"]
+        if incident["incidentId"] in pages:
+            break
+    assert incident["incidentId"] in pages and len(pages) == len(set(pages))
+    for cursor in ("x", "1", "1.", "²", "9" * 40 + ".a", "1.a%00"):
+        problem(product.http.get(f"/v1/incidents?cursor={cursor}", headers=agent), 400, "INVALID")
 
 
 # --- a second worker of the same product, which goes ---

@@ -249,7 +249,8 @@ async def test_an_episode_has_one_row_and_a_closed_one_stays_closed(settings: Se
     await writer.write(Batch(AREA, "out", "1-0", "2-0", events=[incident(1, at_ms=at_ms)]), at_ms)
     found = await reader.incidents([AREA], datetime.now(UTC))
     assert [(item.incident_id, item.closed_at is not None) for item in found] == [("episode-1", True)]
-    handled = await reader.handle_incident("episode-1", "ACKNOWLEDGED", "dispatcher")
+    handled = await reader.handle_incident("episode-1", [AREA], "ACKNOWLEDGED", "dispatcher")
+    assert await reader.handle_incident("episode-1", ["another"], "CLOSED", "stranger") is None
     assert handled is not None
     assert handled.handled_by == "dispatcher"
     assert await reader.incidents([AREA], datetime.now(UTC), only_open=True) == []

@@ -336,11 +336,15 @@ class HistoryReader:
         """Newest first, received before then."""
         return [Quarantined(*row) for row in await self._postgres.fetch(SQL["quarantine"], device_id, before, limit)]
 
-    async def incidents(self, areas: list[str], before: datetime, *, only_open: bool = False, limit: int = 20) -> list[Incident]:
-        """Episodes of these areas, newest first, opened before then."""
-        return [Incident(*row) for row in await self._postgres.fetch(SQL["incidents"], areas, before, only_open, limit)]
+    async def incidents(
+        self, areas: list[str], before: datetime, after_id: str = "", *, only_open: bool = False, limit: int = 20
+    ) -> list[Incident]:
+        """Episodes of these areas, newest first, opened before then; with `after_id` also those opened then whose id comes after it."""
+        return [Incident(*row) for row in await self._postgres.fetch(SQL["incidents"], areas, before, only_open, limit, after_id)]
 
-    async def handle_incident(self, incident_id: str, state: str, by: str, assigned_to: str | None = None) -> Incident | None:
-        """What a person did with it: state ACKNOWLEDGED, ASSIGNED or CLOSED. None: there is no such episode."""
-        row = await self._postgres.fetchrow(SQL["handle_incident"], incident_id, state, by, assigned_to)
+    async def handle_incident(
+        self, incident_id: str, areas: list[str], state: str, by: str, assigned_to: str | None = None
+    ) -> Incident | None:
+        """What a person did with it: state ACKNOWLEDGED, ASSIGNED or CLOSED. None: there is no such episode in these areas."""
+        row = await self._postgres.fetchrow(SQL["handle_incident"], incident_id, areas, state, by, assigned_to)
         return None if row is None else Incident(*row)
