@@ -40,8 +40,11 @@ lock: setup ## renew the locked versions and digests of all packages
 		--custom-compile-command "make lock" deploy/$$set.in -o deploy/$$set.lock; done
 	@if [ -f api/web/package.json ]; then cd api/web && npm install --package-lock-only --ignore-scripts --no-audit --no-fund; fi
 
-bench: setup ## the load bench against a running product (`make run` in another window)
-	@$(BIN)/timepoint bench $(ARGS)
+BENCHES := fold history fanout idle_sockets slow_readers whole_path age
+
+bench: setup ## the speed figures, one after the other (BENCHES='age fanout' for some; FEED=file.zip: import of that feed too)
+	@for one in $(BENCHES); do $(BIN)/python -m bench.$$one || echo "bench.$$one: a bar is missed or it failed ($$?)"; done
+	@$(if $(FEED),$(BIN)/python -m bench.feed_import '$(FEED)',true)
 
 clean: ## remove what can be made again; the demo's data in .dev stays
 	rm -rf .venv build dist api/web/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis test-artifacts

@@ -1,6 +1,6 @@
 """How old a fix is when a watcher has it: N buses at 1 Hz, W watchers on a `bus:` channel each and a few on `fleet:`.
 
-    python -m bench.age --buses 2000 --watchers 1000          (a running product: `make run`)
+    python -m bench.age --buses 2000 --watchers 1000          (an engine of its own, or the demo where `make run` runs)
 
 The age is the watcher's clock minus the moment the fix was meant to be sent, so a generator that falls behind counts against the figure, not for
 it. Generator and watchers are processes of their own on the same cores as the engine: the figures include what they take.
@@ -130,7 +130,9 @@ async def run(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.age", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    return asyncio.run(run(parser.parse_args(argv)))
+    args = parser.parse_args(argv)
+    with load.at_hand(args):
+        return asyncio.run(run(args))
 
 
 if __name__ == "__main__":

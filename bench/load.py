@@ -10,13 +10,16 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from bench import product as ours
 from bench.cost import pids_of
 from bench.fleet import Fleet
+from bench.network.feed import write_feed
 from bench.simulate import load_feed, read_info, register
 
 LINE_MAX = 64 * 1024 * 1024  # the ages of a long run are one line
@@ -34,6 +37,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=float, default=20.0, metavar="S", help="how long to measure (default 20)")
     add("--warm-up", type=float, default=8.0, metavar="S", help="before that (default 8)")
     add("--out", type=Path, metavar="FILE.json", help="write the figures")
+
+
+@contextmanager
+def at_hand(args: argparse.Namespace) -> Iterator[None]:
+    """The engine that `args` name or the running demo; where there is neither, one of our own for as long as the block lasts."""
+    if args.url or args.info.exists():
+        yield
+        return
+    print("no demo runs: starting an engine for this bench", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        args.feed = args.feed or Path(folder) / "demo.zip"
+        if not args.feed.exists():
+            write_feed(args.feed, date.today())
+        with ours.Product(appendfsync="always", feed=args.feed, ROLES="api,track,history") as product:
+            assert product.supervisor is not None
+            args.url, args.token = f"http://127.0.0.1:{product.port}", product.token
+            args.pids = f"engine={product.supervisor.pid},redis={product.redis.pid},postgres={product.postgres.pid}"
+            yield
 
 
 class Product:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -22,6 +23,7 @@ import msgspec
 from deploy.servers import PostgresServer, RedisServer, free_port, throw_away_folder
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+TIMEPOINT = (sys.executable, "-m", "api.cli")
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -44,11 +46,14 @@ def children(pid: int) -> list[int]:
 class Product:
     """Started on entry, stopped and thrown away on exit."""
 
-    def __init__(self, **settings: str) -> None:
-        self.settings = settings
-        self.postgres, self.redis = PostgresServer(throw_away_folder()), RedisServer(throw_away_folder(), appendfsync="no")
+    def __init__(self, *, appendfsync: str = "no", feed: Path | None = None, **settings: str) -> None:
+        """`feed`: what is taken into force before it starts."""
+        self.settings, self.feed = settings, feed
+        self.postgres, self.redis = PostgresServer(throw_away_folder()), RedisServer(throw_away_folder(), appendfsync=appendfsync)
         self.port = 0
         self.pid = 0  # of the worker
+        self.token = ""  # of an admin
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed on exit
         self.supervisor: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -59,9 +64,11 @@ class Product:
             "DATABASE_URL": self.postgres.admin_url, "DATABASE_OWNER_URL": self.postgres.admin_url, "REDIS_URL": self.redis.url,
             "PORT": str(self.port), "ROLES": "api", "DEMO": "1", "MQTT_URL": "", "DRAIN_S": "0.1", **self.settings,
         }  # fmt: skip
-        timepoint = [sys.executable, "-m", "api.cli"]
-        subprocess.run([*timepoint, "migrate"], env=environ, cwd=CHECKOUT, check=True, stdout=subprocess.DEVNULL, timeout=60)
-        self.supervisor = subprocess.Popen([*timepoint, "serve", "--workers", "1"], env=environ, cwd=CHECKOUT)
+        self._ask(environ, "migrate")
+        if self.feed is not None:
+            self._ask(environ, "import-gtfs", str(self.feed), "--feed-id", "demo", "--partner", "demo")
+        self.token = self._ask(environ, "user", "token", "PARTNER_ADMIN", "--partner", "demo", "--hours", "2").strip()
+        self.supervisor = subprocess.Popen([*TIMEPOINT, "serve", "--workers", "1"], env=environ, cwd=CHECKOUT, stderr=self.log)
         for _ in range(200):
             time.sleep(0.1)
             try:
@@ -70,9 +77,14 @@ class Product:
             except OSError:
                 continue
         else:
-            raise RuntimeError("the product did not come up in 20 s")
+            self.log.seek(0)
+            raise RuntimeError(f"the product did not come up in 20 s: {self.log.read()[-2000:]}")
         (self.pid,) = children(self.supervisor.pid)
         return self
+
+    def _ask(self, environ: dict[str, str], *words: str) -> str:
+        done = subprocess.run([*TIMEPOINT, *words], env=environ, cwd=CHECKOUT, check=True, stdout=subprocess.PIPE, text=True, timeout=120)
+        return done.stdout
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None) -> None:
         if self.supervisor is not None:
@@ -83,6 +95,7 @@ class Product:
                 self.supervisor.kill()
         self.postgres.remove()
         self.redis.remove()
+        self.log.close()
 
 
 class Area:

@@ -1,6 +1,6 @@
 """CPU of the whole path per fix: every process of the engine (ingest, track, publish, history), with Redis and PostgreSQL beside it.
 
-    python -m bench.whole_path          (a running product: `make run`)
+    python -m bench.whole_path          (an engine of its own, or the demo where `make run` runs)
 
 Two runs on the same buses at 1 Hz: one fix a request, each bus with its own token, then 100 fixes a request through a gateway. A third sends
 the first's requests to a bare ASGI application on uvicorn that accepts them unread: microseconds differ from machine to machine, their ratio
@@ -114,7 +114,9 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m bench.whole_path", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    return asyncio.run(run(parser.parse_args(argv)))
+    args = parser.parse_args(argv)
+    with load.at_hand(args):
+        return asyncio.run(run(args))
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ async def test_what_the_tracker_counts_stands_among_the_metrics_across_a_reload(
         await redis.append(AREA, same)
         await until(rows_of(store, 4))
         await redis.calls.hincrby(store.keys.ctl, "n", 10)  # somebody wrote
-        await redis.append(AREA, fixes(3, began_ms=now_ms))
+        await redis.append(AREA, fixes(3, began_ms=SystemClock().now_ms() - 3_000))
 
         async def reloaded() -> bool:
             return 'timepoint_commits_total{area="demo",answer="STALE"} 1' in meter.text()

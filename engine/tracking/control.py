@@ -312,7 +312,7 @@ class Owner:
 
     async def _rest(self, fixes: int) -> None:
         """A pause after a commit that grows with load: the first fix of a quiet moment waits for nothing, a flood
-        is gathered.
+        is gathered, and an area that is behind does not rest.
         """
         now_s = self._clock.steady_s()
         passed_s = max(1e-4, now_s - self._committed_s)
@@ -320,7 +320,7 @@ class Owner:
         weight = min(1.0, passed_s)
         self._rate += weight * (fixes / passed_s - self._rate)
         most_s = self._settings.gather_max_ms / 1000
-        if fixes:
+        if fixes and self._caught_up:
             await asyncio.sleep(most_s * min(1.0, self._rate / FULL_PAUSE_RATE))
 
     async def _trim(self) -> None:
