@@ -23,7 +23,7 @@ from pathlib import Path
 SUITE = "trixie"
 PACKAGES = "postgresql-17,postgresql-17-postgis-3,postgresql-17-timescaledb"
 BIN = "/usr/lib/postgresql/17/bin"
-COMMAND = [sys.executable, "-m", "pytest", "-q", "tests/test_engine_history.py"]
+COMMAND = [sys.executable, "-m", "pytest", "-q", "tests/test_engine_history.py", "tests/test_engine_repair.py"]
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 BUILD_LIMIT_S = 1_200
 START_LIMIT_S = 60

@@ -87,11 +87,15 @@ def admin_url(request: pytest.FixtureRequest) -> Iterator[str]:
             connection.execute(f"drop database {name} with (force)")
 
 
+def as_application(admin_url: str) -> str:
+    """The same database as the engine sees it: role timepoint_app."""
+    url = psycopg.conninfo.conninfo_to_dict(admin_url)
+    return f"postgresql://timepoint_app@/{url['dbname']}?host={quote(str(url['host']))}"
+
+
 @pytest.fixture
 def settings(admin_url: str, redis_url: str) -> Settings:
-    url = psycopg.conninfo.conninfo_to_dict(admin_url)
-    address = f"postgresql://timepoint_app@/{url['dbname']}?host={quote(str(url['host']))}"
-    return Settings(database_url=address, redis_url=redis_url, history_gather_ms=20)
+    return Settings(database_url=as_application(admin_url), redis_url=redis_url, history_gather_ms=20)
 
 
 @pytest.fixture

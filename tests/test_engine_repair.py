@@ -28,7 +28,7 @@ from engine.tracking.repair import Repairs, fixes_of, refold
 from engine.tracking.ride import Roadbook
 from engine.tracking.tracker import Tracker
 from tests.small_world import STRAIGHT, Bus, feed
-from tests.test_engine_history import eventually
+from tests.test_engine_history import admin_url, as_application, eventually  # noqa: F401  # fixture: TimescaleDB where it is given
 
 AREA = "demo"
 TIMETABLE = feed()
@@ -80,8 +80,8 @@ def spooled(fixes: list[Fix]) -> list[Fix]:
 
 
 @pytest.fixture
-def settings(database_url: str, redis_url: str) -> Settings:
-    return Settings(database_url=database_url, redis_url=redis_url, repair_quiet_s=0.05)
+def settings(admin_url: str, redis_url: str) -> Settings:  # noqa: F811
+    return Settings(database_url=as_application(admin_url), redis_url=redis_url, repair_quiet_s=0.05)
 
 
 @pytest.fixture
