@@ -17,11 +17,11 @@ import msgspec
 from litestar import Litestar, Request, Router, get
 from litestar.enums import HttpMethod, ScopeType
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.response import Response
 from litestar.types import ControllerRouterHandler, Message, Receive, Scope, Send
 
 from api import problems
+from api.openapi import Schema
 from engine.clock import Clock
 from engine.errors import EngineError
 from engine.live.frames import rfc3339
@@ -96,7 +96,7 @@ def make_app(parts: Parts, routers: Sequence[ControllerRouterHandler] = (), *, r
         route_handlers=handlers,
         exception_handlers={Exception: problems.answer},
         openapi_config=OpenAPIConfig(
-            title="Timepoint", version="1", path="/schema", render_plugins=[JsonRenderPlugin(path="/")], use_handler_docstrings=True
+            title="Timepoint", version="1", path="/schema", render_plugins=[Schema()], use_handler_docstrings=True
         ),
         request_max_body_size=BODY_MAX,
         state=None,

@@ -12,6 +12,7 @@ from typing import Final
 
 from api import asyncapi, feeds, fleet, incidents, network, ops, tracking
 from api.app import Parts, make_app
+from api.openapi import described
 from engine import settings as settings_
 from engine.clock import ManualClock
 from engine.live.hub import Hub
@@ -34,7 +35,7 @@ def openapi() -> str:
     settings, clock, table = Settings(), ManualClock(), LiveTable()
     parts = Parts(settings=settings, clock=clock, table=table, hub=Hub(table, settings, clock))
     app = make_app(parts, (*network.ROUTERS, *tracking.ROUTERS, *incidents.ROUTERS, *fleet.ROUTERS), roots=(*ops.ROOTS, *feeds.ROOTS))
-    return json.dumps(app.litestar.openapi_schema.to_schema(), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    return json.dumps(described(app.litestar.openapi_schema.to_schema()), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def made() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from datetime import datetime
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from google.transit import gtfs_realtime_pb2 as rt
 from websockets.sync.client import connect
 
-from tests.product import Product
+from tests.product import CHECKOUT, Product
 from tests.test_api_rest import problem
 
 SPAN = "from=2026-01-01T00:00:00Z&to=2026-01-02T00:00:00Z"
@@ -110,6 +111,33 @@ def test_the_status_page_says_what_its_json_says(product: Product) -> None:
     assert f'<th scope="row">Feed demo</th><td>version {said["feeds"]["demo"]}</td>' in page.text
     with connect(product.base_url.replace("http", "ws") + "/ws"):
         assert product.get("/status.json")["sockets"] == said["sockets"] + 1
+
+
+ORDER = {"post": 0, "get": 1, "patch": 2, "delete": 3}  # what is made first can be read, and goes last
+
+
+def test_every_example_of_the_document_is_answered_as_the_document_says(product: Product) -> None:
+    schema = product.get("/schema")
+    assert schema == json.loads((CHECKOUT / "docs/openapi.json").read_text(encoding="utf-8")), "what is served is what is kept"
+    calls = [(method, path, call) for path, calls in schema["paths"].items() for method, call in calls.items()]
+    customer = {"Authorization": "Bearer " + product.token("CUSTOMER")}
+    for method, path, call in sorted(calls, key=lambda row: ORDER[row[0]]):
+        given = [parameter for parameter in call.get("parameters", []) if "example" in parameter]
+        assert all("example" in parameter for parameter in call.get("parameters", []) if parameter["required"]), path
+        where = path.format(**{parameter["name"]: parameter["example"] for parameter in given if parameter["in"] == "path"})
+        params = {parameter["name"]: parameter["example"] for parameter in given if parameter["in"] == "query"}
+        body = next(iter(call["requestBody"]["content"].values())) if "requestBody" in call else {}
+        assert "requestBody" not in call or "example" in body or path == "/v1/admin/feeds", path
+        codes = {code: status for status, said in call["responses"].items() for code in said.get("x-codes", [])}
+        if call["x-roles"] != ["everybody"]:
+            problem(product.http.request(method, where, params=params, json=body.get("example")), 401, "UNAUTHENTICATED")
+            problem(product.http.request(method, where, params=params, json=body.get("example"), headers=customer), 403, "FORBIDDEN")
+        answer = product.http.request(method, where, params=params, json=body.get("example"), headers=product.admin)
+        if answer.status_code < 400:
+            assert str(answer.status_code) in call["responses"], f"{method} {where}: {answer.status_code}"
+        else:
+            assert codes.get(answer.json()["code"]) == str(answer.status_code), f"{method} {where}: {answer.text}"
+    assert len(calls) > 30
 
 
 ODD = ["", "%00", "%ff", "²", "nan", "-1", "1e999", "9" * 30, "9" * 5000, "../..", "%2e%2e%2f", "'", '"', ";", "demo:", ":", "demo:x:20261341",

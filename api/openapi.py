@@ -1,0 +1,129 @@
+"""What the web framework cannot know of our calls: who may make them, with what errors they answer, and an example of each.
+
+`described` adds it to the schema that the framework makes; it is served at /schema and kept as docs/openapi.json. A test sends every example
+to a running product and holds the answers against what stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+from litestar import Request
+from litestar.openapi.plugins import JsonRenderPlugin
+
+from api.auth import AGENT, PARTNER_ADMIN, SUPER_ADMIN
+from api.problems import MEDIA_TYPE, Problem
+from engine import errors
+
+MANAGERS: Final = (PARTNER_ADMIN, SUPER_ADMIN)
+# path begins with -> roles; what stands nowhere here is for everybody
+WHO: Final[dict[str, tuple[str, ...]]] = {
+    "/v1/admin/": MANAGERS,
+    "/v1/devices/": MANAGERS,
+    "/v1/buses/{bus_id}/history": MANAGERS,
+    "/v1/buses/{bus_id}/playback": MANAGERS,
+    "/v1/incidents": (PARTNER_ADMIN, AGENT, SUPER_ADMIN),
+}
+# path begins with -> it asks the database, and says 503 while that is away
+RECORD: Final = ("/v1/admin/", "/v1/devices/", "/v1/buses/{bus_id}/", "/v1/incidents")
+LEAVES: Final = (
+    errors.Invalid, errors.Unauthenticated, errors.Forbidden, errors.NotFound, errors.Conflict, errors.TooLarge, errors.FeedRejected,
+    errors.Unavailable,
+)  # fmt: skip
+STATUS_OF: Final = {leaf.code: leaf.status for leaf in LEAVES}
+
+PARAMETERS: Final[dict[str, str]] = {
+    "bus_id": "BUS-17",
+    "device_id": "0195c0de-0001-7000-8000-000000000001",
+    "incident_id": "5d0f2c7a9b1e4c3d",
+    "route_id": "demo:104",
+    "stop_id": "demo:END",
+    "trip_id": "demo:104-END-0-031:20261121",
+    "feed": "demo",
+    "near": "36.7538,3.0588",
+    "from": "2026-11-21T06:00:00Z",
+    "to": "2026-11-21T09:00:00Z",
+}
+BODIES: Final[dict[str, Any]] = {
+    "post /v1/admin/buses": {"busId": "BUS-17", "feedId": "demo", "label": "17", "plate": "00123-116-16"},
+    "post /v1/admin/devices": {"busId": "BUS-17", "feedId": "demo", "name": "phone of the driver"},
+    "post /v1/admin/devices/bulk": {
+        "feedId": "demo",
+        "devices": [{"busId": "BUS-18"}, {"busIds": ["BUS-18", "BUS-19"], "kind": "GATEWAY"}],
+    },
+    "post /v1/admin/devices/{device_id}/rotate": {"graceS": 3600},
+    "patch /v1/incidents/{incident_id}": {"state": "ASSIGNED", "assignedTo": "night desk"},
+}
+ZIP: Final = {"required": True, "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}
+
+
+def roles_of(path: str) -> tuple[str, ...]:
+    """Who may make the calls of a path; empty: everybody."""
+    return next((roles for start, roles in WHO.items() if path.startswith(start)), ())
+
+
+def codes_of(method: str, path: str, call: dict[str, Any]) -> Iterator[str]:
+    """The codes of the problems that a call may answer with, besides those of every call (METHOD_NOT_ALLOWED, INTERNAL)."""
+    writes = method != "get"
+    if call.get("parameters") or writes:
+        yield errors.Invalid.code
+    if roles_of(path):
+        yield errors.Unauthenticated.code
+        yield errors.Forbidden.code
+    if "{" in path or path.startswith("/gtfs-rt/"):
+        yield errors.NotFound.code
+    if method == "post":
+        yield errors.Conflict.code
+        yield errors.TooLarge.code
+    if path == "/v1/admin/feeds":
+        yield errors.FeedRejected.code
+    if path.startswith(RECORD):
+        yield errors.Unavailable.code
+
+
+def described(schema: dict[str, Any]) -> dict[str, Any]:
+    """The same schema (changed in place) with callers, errors and examples."""
+    _, components = msgspec.json.schema_components([Problem], ref_template="#/components/schemas/{name}")
+    schema["components"].setdefault("schemas", {}).update(components)
+    schema["components"]["securitySchemes"] = {"accessToken": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
+    for path, calls in schema["paths"].items():
+        for method, call in calls.items():
+            _describe(method, path, call)
+    return schema
+
+
+def _describe(method: str, path: str, call: dict[str, Any]) -> None:
+    roles = roles_of(path)
+    call["x-roles"] = list(roles) or ["everybody"]
+    if roles:
+        call["security"] = [{"accessToken": []}]
+    call["responses"] = {status: said for status, said in call["responses"].items() if not status.startswith("4")}
+    by_status: dict[int, list[str]] = {}
+    for code in codes_of(method, path, call):
+        by_status.setdefault(STATUS_OF[code], []).append(code)
+    for status, codes in by_status.items():
+        problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
+        call["responses"][str(status)] = {
+            "description": f"{HTTPStatus(status).phrase}: {', '.join(codes)}", "x-codes": codes, "content": {MEDIA_TYPE: problem}
+        }  # fmt: skip
+    for parameter in call.get("parameters", []):
+        if parameter["name"] in PARAMETERS and (parameter["required"] or (parameter["name"] == "near" and "locations" in path)):
+            parameter["example"] = PARAMETERS[parameter["name"]]
+    if path == "/v1/admin/feeds":
+        call["requestBody"] = ZIP
+    elif f"{method} {path}" in BODIES:
+        for content in call["requestBody"]["content"].values():
+            content["example"] = BODIES[f"{method} {path}"]
+
+
+class Schema(JsonRenderPlugin):
+    """/schema: the framework's schema, described."""
+
+    def __init__(self) -> None:
+        super().__init__(path="/")
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        return super().render(request, described(openapi_schema))
