@@ -10,6 +10,9 @@ from typing import Any, Final
 import msgspec
 from litestar import get
 
+from engine.errors import Forbidden, Invalid, TooMany, TooManyChannels, Unauthenticated, Unavailable
+from engine.events import IncidentEvent, Position, StopEvent, StopForecast, TripForecast
+from engine.live import frames
 from engine.live.frames import Eta, Gone, Incident, Pos, Served
 
 EXAMPLES: Final[dict[str, Any]] = {
@@ -18,6 +21,42 @@ EXAMPLES: Final[dict[str, Any]] = {
     "bbox": {"id": 3, "op": "bbox", "box": [2.9, 36.6, 3.3, 36.9], "zoom": 12},
     "auth": {"id": 4, "op": "auth", "token": "an access token"},
     "ping": {"id": 5, "op": "ping"},
+}
+
+# who may listen, by kind of channel (api/auth.py, `may_listen`)
+WHO: Final[dict[str, str]] = {
+    "bus, trip, route, stop, seats, bbox": "everybody",
+    "fleet, incidents": "PARTNER_ADMIN and AGENT of the operator, SUPER_ADMIN",
+    "notifications": "whoever is signed in: their own",
+}
+REFUSALS: Final = (Invalid, Unauthenticated, Forbidden, TooMany, TooManyChannels, Unavailable)
+
+_AT: Final = 1_795_244_709_250
+_AHEAD: Final = StopForecast("END", 31, _AT + 50_000, _AT + 62_000, _AT + 80_000, 32, "ESTIMATED", _AT + 70_000)
+_POS: Final = frames.pos(
+    Position(
+        "ALG-101", "demo", "demo", "104-END-0-031", "104", "20261121", 36.753812, 3.058756, 271.0, 9.4, 1841.2, 3.1, "IN_TRIP", 32, _AHEAD,
+        _AT, _AT + 180, 30, 12,
+    )
+)  # fmt: skip
+_ETA: Final = frames.eta("demo", TripForecast("ALG-101", "104-END-0-031", "20261121", "104", _AT, (_AHEAD,)))
+_STOP: Final = frames.served("demo", StopEvent("e1", "ALG-101", "104-END-0-031", "20261121", "104", "END", 31, _AT, _AT + 9_000, "SERVED"))
+_INCIDENT: Final = frames.incident(
+    "demo",
+    IncidentEvent(
+        "e2", "5d0f2c7a9b1e4c3d", "OFF_ROUTE", "MAJOR", "ALG-101", "104-END-0-031", "20261121", "104", _AT, None, 36.7561, 3.0592,
+        '{"maxOffsetM":240,"leftM":1841,"bypassedStops":[]}',
+    ),
+)  # fmt: skip
+_TRIP: Final = "trip:demo:104-END-0-031:20261121"
+# kind -> (channel, body) as they are sent; those of kinds that nobody says yet are missing
+PUSHES: Final[dict[str, tuple[str, Any]]] = {
+    "snapshot": ("bus:ALG-101", [_POS]),
+    "pos": ("bus:ALG-101", _POS),
+    "eta": (_TRIP, _ETA),
+    "stop": (_TRIP, _STOP),
+    "gone": ("bbox", Gone("ALG-101")),
+    "incident": ("incidents:demo", _INCIDENT),
 }
 
 CLOSE_CODES: Final[dict[int, str]] = {
@@ -47,6 +86,19 @@ def _push(kind: str, body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _example(kind: str) -> Any:
+    """The push as it is sent, as plain data."""
+    if kind == "drain":
+        return {"t": "drain", "d": {"withinMs": 10_000}}
+    if kind == "batch":
+        return {"t": "batch", "d": [_example("pos"), _example("gone")]}
+    if kind not in PUSHES:
+        return None
+    channel, body = PUSHES[kind]
+    epoch = "9f1c03aa.b2" if kind == "snapshot" else None
+    return msgspec.json.decode(frames.push(frames.JSON, (channel,), (4_127,), kind, msgspec.json.encode(body), epoch))
+
+
 def document() -> dict[str, Any]:
     """The whole document, as plain data."""
     schemas, components = msgspec.json.schema_components([Pos, Eta, Served, Gone, Incident], ref_template="#/components/schemas/{name}")
@@ -54,36 +106,42 @@ def document() -> dict[str, Any]:
     bodies["snapshot"] = {"type": "array", "items": bodies["pos"]}
     bodies |= {kind: {"type": "object"} for kind in ("seat", "booking", "notice", "drain")}
     bodies["batch"] = {"type": "array", "items": {"type": "object"}, "description": "several pushes in one frame"}
-    pushes = {kind: _message(kind, _push(kind, body)) for kind, body in sorted(bodies.items())}
-    pushes["batch"]["payload"]["required"] = ["t", "d"]
+    pushes = {kind: _message(kind, _push(kind, body), _example(kind)) for kind, body in sorted(bodies.items())}
+    for kind in ("batch", "drain"):
+        pushes[kind]["payload"]["required"] = ["t", "d"]
     asks = {
         op: _message(op, {"type": "object", "required": ["op"], "properties": {"op": {"const": op}}}, EXAMPLES[op])
         for op in sorted(EXAMPLES)
     }
+    codes = [leaf.code for leaf in REFUSALS]
     reply = {
         "type": "object",
         "required": ["id"],
         "properties": {
-            "id": {"type": "integer"},
+            "id": {"oneOf": [{"type": "integer"}, {"type": "string"}, {"type": "null"}]},
             "ok": {"const": True},
             "e": {"type": "string"},
             "o": {"type": "integer"},
             "recovered": {"type": "boolean"},
-            "error": {"type": "object", "required": ["code"], "properties": {"code": {"type": "string"}, "detail": {"type": "string"}}},
+            "error": {"type": "object", "required": ["code"], "properties": {"code": {"enum": codes}, "detail": {"type": "string"}}},
         },
     }
     messages = {
         **{f"ask.{op}": m for op, m in asks.items()},
         **{f"push.{kind}": m for kind, m in pushes.items()},
-        "reply": _message("reply", reply),
+        "reply": _message("reply", reply, {"id": 1, "ok": True, "ch": "bus:ALG-101", "e": "9f1c03aa.b2", "o": 4_127, "recovered": False}),
     }
-    codes = "\n".join(f"- {code}: {meaning}" for code, meaning in CLOSE_CODES.items())
+    closes = "\n".join(f"- {code}: {meaning}" for code, meaning in CLOSE_CODES.items())
+    who = "\n".join(f"- {kinds}: {people}" for kinds, people in WHO.items())
     return {
         "asyncapi": "3.0.0",
         "info": {
             "title": "Timepoint live",
             "version": "1",
-            "description": "Subprotocols `timepoint.v1.json` (default) and `timepoint.v1.msgpack`. Close codes:\n\n" + codes,
+            "description": "Subprotocols `timepoint.v1.json` (default) and `timepoint.v1.msgpack`. Who may listen:\n\n"
+            + who
+            + "\n\nClose codes:\n\n"
+            + closes,
         },
         "channels": {"live": {"address": "/ws", "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages}}},
         "operations": {

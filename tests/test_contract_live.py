@@ -193,6 +193,30 @@ def test_what_a_client_may_not_ask_is_refused_and_the_socket_goes_on(product: Pr
         assert pong.wait(10), "RFC 6455 pings are answered too"
 
 
+def test_every_example_of_the_document_is_understood_and_every_push_looks_like_its_own(product: Product) -> None:
+    messages = product.get("/schema/asyncapi.json")["components"]["messages"]
+    examples = {name: message["examples"][0]["payload"] for name, message in messages.items() if "examples" in message}
+    asks = {name[4:]: example for name, example in examples.items() if name.startswith("ask.")}
+    assert asks.keys() == {"auth", "sub", "unsub", "bbox", "ping"}
+    with open_socket(product) as ws:
+        talk = Talk(ws)
+        for op in ("ping", "bbox", "sub", "unsub"):
+            talk.ask(**asks[op])
+            reply = talk.reply()
+            assert reply["id"] == asks[op]["id"] and reply["ok"] is True
+            assert op != "sub" or reply.keys() == examples["reply"].keys()
+        talk.ask(**asks["auth"])
+        assert talk.reply()["error"]["code"] == "UNAUTHENTICATED", "the example's token is none"
+    bus = product.running_trip()
+    with open_socket(product) as ws:
+        talk = Talk(ws)
+        _, snapshot = talk.sub(f"trip:{bus['tripId']}")
+        for said in (snapshot, talk.until("pos"), talk.until("eta")):
+            example = examples["push." + said["t"]]
+            first, like = (one["d"][0] if said["t"] == "snapshot" else one["d"] for one in (said, example))
+            assert said.keys() == example.keys() and first.keys() == like.keys()
+
+
 @pytest.mark.parametrize("bad", ["{", '{"op":"dance"}', b"\xc1", '{"id":1}'])
 def test_a_message_that_is_none_ends_the_socket(product: Product, bad: str | bytes) -> None:
     with open_socket(product) as ws:
