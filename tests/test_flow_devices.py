@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -92,6 +94,31 @@ def test_a_socket_acknowledges_what_is_stored_and_the_quarantine_keeps_the_rest(
         return [item["reason"] for item in answer.json()["items"]] if answer.status_code == 200 else []
 
     assert eventually(kept) == ["RANGE"]
+
+
+def iso(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat()
+
+
+def test_a_fix_that_comes_too_late_moves_nothing_and_asks_for_a_repair_of_history(product: Product) -> None:
+    bus_id, device = new_device(product)
+    now_ms = round(time.time() * 1000)
+    assert post(product, device["token"], fix(bus_id, 36.77)).status_code == 202
+    span = {"from": iso(now_ms - 600_000), "to": iso(now_ms + 60_000)}
+
+    def late() -> list[bool]:
+        answer = product.http.get(f"/v1/buses/{bus_id}/playback", params=span, headers=product.admin)
+        return [item["late"] for item in answer.json()["items"]] if answer.status_code == 200 else []
+
+    def repaired() -> int:
+        return sum(map(int, re.findall(r"^timepoint_repairs_total\S* (\d+)$", product.http.get("/metrics").text, re.M)))
+
+    eventually(lambda: late() == [False])  # it has settled
+    before = repaired()
+    assert post(product, device["token"], fix(bus_id, 36.76, timestamp=now_ms - 60_000)).status_code == 202
+    eventually(lambda: late() == [True, False])
+    assert product.get(f"/v1/buses/{bus_id}/location")["lat"] == pytest.approx(36.77)
+    eventually(lambda: repaired() > before)
 
 
 def test_a_retired_device_is_refused_everywhere_within_five_seconds(product: Product) -> None:
