@@ -173,9 +173,13 @@ async def read_playback(
     began, ended = _span(since, until)
     if cursor is not None:
         began = max(began, _cursor_time(cursor) + timedelta(milliseconds=1))
-    rows = await _history(parts).playback(bus_id, began, ended, limit)
+    rows = await _history(parts).playback(bus_id, began, ended, limit + 1)
+    more = len(rows) > limit
+    if more:  # fixes of one instant stay on one page, for the cursor is an instant
+        next_ts = rows.pop().ts
+        rows = [row for row in rows if row.ts < next_ts] or rows
     items = [_point(_area_of(parts, bus_id), row) for row in rows]
-    return TrackPoints(items, str(_ms(rows[-1].ts)) if len(rows) == limit else None)
+    return TrackPoints(items, str(_ms(rows[-1].ts)) if more else None)
 
 
 @get("/devices/{device_id:str}/quarantine", tags=["tracking"])

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "bench": {"bench", "geo"},
     "migrations": {"migrations"},
 }
-BENCH_PURE = ("engine.tracking.timetable", "ingest.gtfs", "geo")
+BENCH_PURE = ("engine.tracking.timetable", "engine.tracking.fix", "engine.tracking.tracker", "ingest.gtfs", "geo")  # without I/O
 CLI_ALSO = ("migrations", "bench")  # the composition root starts them as commands
 SQL = re.compile(
     r"\b(select\s.+\sfrom|insert\s+into|update\s+\w+(\.\w+)?\s+set|delete\s+from|create\s+(table|index|schema))\b", re.I | re.S

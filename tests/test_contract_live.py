@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
@@ -276,17 +276,28 @@ def test_those_who_cannot_open_sockets_hear_the_same(product: Product) -> None:
 # --- incidents: a bus of our own leaves its route ---
 
 
-def detour(product: Product) -> Iterator[tuple[float, float, str]]:
-    """(lat, lon, trip id) every 5 s: 40 fixes along the beginning of a trip that departed lately, then 25 that run 300 m beside it."""
+def departed_lately(product: Product) -> Iterator[str]:
+    """Trips that left 6 to 30 minutes ago; after midnight they are yesterday's too."""
     now = datetime.now().astimezone()
-    for route in product.get("/v1/routes", limit=100)["items"]:
-        for trip in product.get(f"/v1/routes/{route['routeId']}/schedules", limit=100)["items"]:
-            if 350 < (now - datetime.fromisoformat(trip["departsAt"])).total_seconds() < 900:
-                detail = product.get(f"/v1/trips/{trip['tripId']}")
-                if detail["busId"] is None and detail["stops"][-1]["alongM"] > 5_000:
-                    yield from _along(detail["geometry"]["coordinates"], trip["tripId"])
-                    return
-    raise AssertionError("no trip departed in the last quarter of an hour without a bus of the demo")
+    days = [f"{day:%Y-%m-%d}" for day in (now, now - timedelta(days=1))]
+    for route, day in itertools.product(product.get("/v1/routes", limit=100)["items"], days):
+        path, cursor = f"/v1/routes/{route['routeId']}/schedules?date={day}&limit=100", ""
+        while cursor is not None:
+            page = product.get(path + cursor)
+            for trip in page["items"]:
+                if 350 < (now - datetime.fromisoformat(trip["departsAt"])).total_seconds() < 1_800:
+                    yield trip["tripId"]
+            cursor = page["nextCursor"] and f"&cursor={page['nextCursor']}"
+
+
+def detour(product: Product) -> Iterator[tuple[float, float, str]]:
+    """(lat, lon, trip id) every 5 s: 40 fixes along the beginning of such a trip, then 25 that run 300 m beside it. Rather one that no bus of
+    the demo drives."""
+    trips = (product.get(f"/v1/trips/{trip_id}") for trip_id in departed_lately(product))
+    long = [trip for trip in trips if trip["stops"][-1]["alongM"] > 5_000]
+    assert long, "no trip of the demo network departed in the last half hour"
+    trip = min(long, key=lambda trip: trip["busId"] is not None)
+    yield from _along(trip["geometry"]["coordinates"], trip["id"])
 
 
 def _along(line: list[list[float]], trip_id: str) -> Iterator[tuple[float, float, str]]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import asyncpg
 
-from engine.errors import Conflict, Invalid
+from engine.errors import Conflict, Invalid, NotFound
 from engine.office.accounts import BusRow, Change, DeviceRow
 from engine.store.postgres import statements
 
@@ -86,12 +86,15 @@ class Fleet:
     # --- buses ---
 
     async def put_buses(self, buses: Sequence[BusRow]) -> list[str]:
-        """Ids of the buses written: new ones, and changed ones of the same partner. An id that another partner holds is not among them."""
+        """Ids of the buses written: new ones, and changed ones of the same partner. An id that another partner holds is not among them.
+        Raises `NotFound` for a partner that does not exist, `Invalid`."""
         columns = zip(*((b.bus_id, b.partner_id, b.area, b.label, b.plate) for b in buses), strict=True)
         try:
             rows = await self._run.fetch(self._sql["put_buses"], *map(list, columns)) if buses else []
         except asyncpg.CheckViolationError as fault:
             raise Invalid("a bus id has 1 to 64 letters, digits or . _ ~ - (it stands in paths, channels and MQTT topics)") from fault
+        except asyncpg.ForeignKeyViolationError as fault:
+            raise NotFound(f"no partner {', '.join(sorted({bus.partner_id for bus in buses}))!r}") from fault
         return [row["bus_id"] for row in rows]
 
     async def buses(self, partner_id: str, *, after: str = "", limit: int = 20, retired: bool = False) -> list[BusRow]:
