@@ -2,33 +2,45 @@
 
     python -m bench.idle_sockets [--sockets 5000]
 
-First sockets that only connected, then as many that also listen to one channel each; the growth is taken after the collector has run.
+First sockets that only connected, then as many that also listen to one channel each; the growth is taken after the collector has run. Last as
+many that a protocol accepts which looks at nothing and writes a ready answer: what the kernel and uvloop take on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 
 from bench.crowd import CrowdProcess, raise_limit
+from bench.fanout import floor_server
 from bench.product import Area, Product, cpu_s, memory_kb, table, verdict
 
-BAR_KB, BAR_US = 16.0, 300.0
+BAR_KB, BAR_US = 16.0, 300.0  # the second where the floor took 33
+BAR_FLOORS = 9.0
 SETTLE_S = 8  # the worker looks every 5 s whether a crowd came, collects and freezes
 
 
-def measure(product: Product, sockets: int, channel: str) -> tuple[float, float, float]:
-    """(KB a socket, CPU us a handshake with what follows it, sockets a second)."""
+def measure(product: Product, sockets: int, channel: str) -> tuple[float, float]:
+    """(KB a socket, CPU us a handshake with what follows it)."""
     crowd = CrowdProcess(product.port)
     try:
         memory, began = memory_kb(product.pid), cpu_s(product.pid)
-        said = crowd.tell("connect", sockets, channel)
+        crowd.tell("connect", sockets, channel)
         time.sleep(1)
         cpu = cpu_s(product.pid) - began
         time.sleep(SETTLE_S)
-        return (memory_kb(product.pid) - memory) / sockets, cpu / sockets * 1e6, sockets / said["seconds"]
+        return (memory_kb(product.pid) - memory) / sockets, cpu / sockets * 1e6
     finally:
         crowd.close()
+
+
+def measure_floor(sockets: int) -> float:
+    """CPU us a handshake."""
+    with floor_server() as (port, pid), contextlib.closing(CrowdProcess(port)) as crowd:
+        began = cpu_s(pid)
+        crowd.tell("connect", sockets, "-")
+        return (cpu_s(pid) - began) / sockets * 1e6
 
 
 def main() -> None:
@@ -45,8 +57,9 @@ def main() -> None:
             area.say([area.position("b17", 0)])
             time.sleep(2)
             figures[name] = measure(product, args.sockets, channel)
-    rows = []
-    for name, (kb, us, rate) in figures.items():
+    floor_us = measure_floor(args.sockets)
+    rows = [("CPU us a handshake, floor", f"{floor_us:.0f}", "", "", "the kernel, uvloop")]
+    for name, (kb, us) in figures.items():
         rows += [
             (
                 f"KB a socket, {name}",
@@ -56,7 +69,7 @@ def main() -> None:
                 "frame parser of websockets, uvloop's transport",
             ),
             (f"CPU us a handshake, {name}", f"{us:.0f}", f"<= {BAR_US:.0f}", verdict(us, BAR_US), "header parsing, accept()"),
-            (f"sockets a second, {name}", f"{rate:.0f}", "", "", "the crowd on the same cores"),
+            (f"in floors, {name}", f"{us / floor_us:.1f}", f"<= {BAR_FLOORS:.0f}", verdict(us / floor_us, BAR_FLOORS), ""),
         ]
     table(f"idle sockets: {args.sockets}, one worker", rows)
 
