@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--info", type=Path, default=Path("run/info.json"), metavar="FILE", help="what a running demo says of itself")
     add("--pids", metavar="NAME=PID,...", help="processes to charge: engine=1,redis=2,postgres=3 (default: pids of --info)")
     add("--feed", type=Path, metavar="FEED.zip", help="the feed that the engine has loaded (default: the demo network of today)")
+    add("--workers", type=int, default=1, metavar="N", help="of an engine of the bench's own (default 1)")
     add("--buses", type=int, default=2000, metavar="N")
     add("--seconds", type=float, default=20.0, metavar="S", help="how long to measure (default 20)")
     add("--warm-up", type=float, default=8.0, metavar="S", help="before that (default 8)")
@@ -50,7 +51,7 @@ def at_hand(args: argparse.Namespace) -> Iterator[None]:
         args.feed = args.feed or Path(folder) / "demo.zip"
         if not args.feed.exists():
             write_feed(args.feed, date.today())
-        with ours.Product(appendfsync="always", feed=args.feed, ROLES="api,track,history") as product:
+        with ours.Product(appendfsync="always", feed=args.feed, workers=args.workers, ROLES="api,track,history") as product:
             assert product.supervisor is not None
             args.url, args.token = f"http://127.0.0.1:{product.port}", product.token
             args.pids = f"engine={product.supervisor.pid},redis={product.redis.pid},postgres={product.postgres.pid}"

@@ -46,12 +46,12 @@ def children(pid: int) -> list[int]:
 class Product:
     """Started on entry, stopped and thrown away on exit."""
 
-    def __init__(self, *, appendfsync: str = "no", feed: Path | None = None, **settings: str) -> None:
+    def __init__(self, *, appendfsync: str = "no", feed: Path | None = None, workers: int = 1, **settings: str) -> None:
         """`feed`: what is taken into force before it starts."""
-        self.settings, self.feed = settings, feed
+        self.settings, self.feed, self.workers = settings, feed, workers
         self.postgres, self.redis = PostgresServer(throw_away_folder()), RedisServer(throw_away_folder(), appendfsync=appendfsync)
         self.port = 0
-        self.pid = 0  # of the worker
+        self.pid = 0  # of the first worker
         self.token = ""  # of an admin
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed on exit
         self.supervisor: subprocess.Popen[bytes] | None = None
@@ -68,7 +68,9 @@ class Product:
         if self.feed is not None:
             self._ask(environ, "import-gtfs", str(self.feed), "--feed-id", "demo", "--partner", "demo")
         self.token = self._ask(environ, "user", "token", "PARTNER_ADMIN", "--partner", "demo", "--hours", "2").strip()
-        self.supervisor = subprocess.Popen([*TIMEPOINT, "serve", "--workers", "1"], env=environ, cwd=CHECKOUT, stderr=self.log)
+        self.supervisor = subprocess.Popen(
+            [*TIMEPOINT, "serve", "--workers", str(self.workers)], env=environ, cwd=CHECKOUT, stderr=self.log
+        )
         for _ in range(200):
             time.sleep(0.1)
             try:
@@ -79,7 +81,7 @@ class Product:
         else:
             self.log.seek(0)
             raise RuntimeError(f"the product did not come up in 20 s: {self.log.read()[-2000:]}")
-        (self.pid,) = children(self.supervisor.pid)
+        self.pid = children(self.supervisor.pid)[0]
         return self
 
     def _ask(self, environ: dict[str, str], *words: str) -> str:
