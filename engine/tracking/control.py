@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 TICK_MS: Final = 1_000
 READ_COUNT: Final = 64  # stream entries a read: larger ones made no batch cheaper and every batch older
-SLICE_FIXES: Final = 12  # folded between two yields to the loop: about 1 ms; with 100, devices waited 70 ms for their answer at 2,000 fixes/s
+SLICE_FIXES: Final = 12  # folded between two yields to the loop, about 1 ms: with 100, devices waited 70 ms at 2,000 fixes/s
 FULL_PAUSE_RATE: Final = 500.0  # fixes/s at which the pause after a commit is whole: 1,000/s cost 276 us a fix without it, 125 with it
 AWAY_PAUSE_S: Final = 0.2  # between two reads of a Redis that is away
 PAUSE_MOST_S: Final = 1.0  # between two tries at a Redis that is away
