@@ -28,6 +28,7 @@ import msgspec
 import psycopg
 import redis
 
+from bench.product import cpu_s
 from deploy.servers import PostgresServer, RedisServer, children, throw_away_folder
 
 AREA = "bench"
@@ -37,7 +38,6 @@ PAGE = 10_000  # fixes of one playback answer
 DAY_BUS = "bus-of-a-day"
 STATEMENTS = Path(__file__).resolve().parent.parent / "engine" / "store" / "history.sql"
 LIMIT_S = 300
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
@@ -97,12 +97,6 @@ def fill(connection: redis.Redis, rows: int, now_ms: int) -> str:
         if number % 500 == 499:
             last = pipe.execute()[-1]
     return bytes((pipe.execute() or [last])[-1]).decode()
-
-
-def cpu_s(pid: int) -> float:
-    """CPU seconds of a process and the children it has reaped."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(int(fields[n]) for n in (11, 12, 13, 14)) / TICKS
 
 
 def backends(database_url: str) -> dict[int, float]:

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import msgspec
 
-from deploy.servers import PostgresServer, RedisServer, free_port, throw_away_folder
+from deploy.servers import PostgresServer, RedisServer, children, free_port, throw_away_folder
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TIMEPOINT = (sys.executable, "-m", "api.cli")
@@ -37,10 +37,6 @@ def memory_kb(pid: int) -> int:
     """Resident memory."""
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1])
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 class Product:
