@@ -37,6 +37,7 @@ TITLES: Final[dict[type[errors.EngineError], tuple[str, int]]] = {
     errors.Forbidden: ("Not allowed", NOT_ALLOWED),
     errors.NotFound: ("Not found", BAD_MESSAGE),
     errors.Conflict: ("The state of things forbids it", BAD_MESSAGE),
+    errors.BodyTimeout: ("The body did not arrive in time", BAD_MESSAGE),
     errors.TooLarge: ("Too large", BAD_MESSAGE),
     errors.TooMany: ("Too many requests", TOO_MANY),
     errors.Unavailable: ("Not available right now", RESTARTING),

@@ -62,6 +62,12 @@ class Conflict(EngineError):
     code, status = "CONFLICT", 409
 
 
+class BodyTimeout(EngineError):
+    """The body did not arrive whole in time."""
+
+    code, status, retryable = "TIMEOUT", 408, True
+
+
 class TooLarge(EngineError):
     """The body, batch or message is over its limit."""
 

@@ -50,11 +50,12 @@ class Product:
         return answer.json()
 
     def running_trip(self) -> dict[str, Any]:
-        """The position of a bus in the middle of a trip with stops ahead."""
+        """The position of a simulated bus (which goes on) in the middle of a trip with stops ahead."""
 
         def look() -> dict[str, Any] | None:
             items = self.get("/v1/buses/locations", bbox="-180,-85,180,85", limit=100)["items"]
-            return next((bus for bus in items if bus["state"] == "IN_TRIP" and bus["nextStop"] and bus["nextStop"]["p50"]), None)
+            moving = (bus for bus in items if bus["busId"] in self.devices and bus["state"] == "IN_TRIP" and bus["ageMs"] < 10_000)
+            return next((bus for bus in moving if bus["nextStop"] and bus["nextStop"]["p50"]), None)
 
         found: dict[str, Any] = eventually(look)
         return found
