@@ -245,7 +245,7 @@ async def import_feed(
     parts = parts_of(request)
     partner_id = _partner(parts, request, partner)
     plan = parts.plans.get(feed) if parts.plans is not None else None
-    if plan is not None and plan.partner_id != partner_id:
+    if plan is not None and plan.partner_id != partner_id:  # known before the upload; the import itself asks the database
         raise Conflict(f"a feed {feed!r} exists already; choose another name")
     with tempfile.TemporaryDirectory(prefix="timepoint-feed-") as folder:
         path, size = Path(folder) / "feed.zip", 0
@@ -255,7 +255,7 @@ async def import_feed(
                 if size > FEED_MOST_BYTES:
                     raise TooLarge(f"a feed may have {FEED_MOST_BYTES:,} bytes")
                 file.write(piece)
-        report = await import_zip(_postgres(parts), path, feed_id=feed, partner_id=partner_id, apart=True)
+        report = await import_zip(_postgres(parts), path, feed_id=feed, partner_id=partner_id, may_move=False, apart=True)
     return msgspec.convert(report, ImportReport, from_attributes=True)
 
 

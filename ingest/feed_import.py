@@ -38,13 +38,15 @@ async def import_zip(
     *,
     feed_id: str | None = None,
     partner_id: str | None = None,
+    may_move: bool = True,
     force: bool = False,
     apart: bool = False,
     progress: Progress | None = None,
 ) -> FeedReport:
     """Reads the zip, stores it and puts it in force. The zip that is in force already is not stored again (`force`: as a new version).
 
-    `feed_id` None: from the file's name; `partner_id` None: the feed's partner stays. `apart`: read it in a child process, for a program
+    `feed_id` None: from the file's name; `partner_id` None: the feed's partner stays; else it becomes this one's (not
+    `may_move`: another partner's feed is a `Conflict`). `apart`: read it in a child process, for a program
     whose loop must not feel it; else in a thread, with progress. Raises `FeedRejected` with every complaint, `Unavailable`, `Conflict`.
     """
     say = progress or (lambda done, what: None)
@@ -54,7 +56,7 @@ async def import_zip(
         parsed = await asyncio.to_thread(parse_feed, path, feed_id, lambda done, what: say(done * 0.7, what))
     say(0.7, "writing to PostgreSQL")
     done = await network.import_feed(
-        postgres, parsed.timetable, sha256=parsed.sha256, info=parsed.info, partner_id=partner_id, force=force
+        postgres, parsed.timetable, sha256=parsed.sha256, info=parsed.info, partner_id=partner_id, may_move=may_move, force=force
     )  # fmt: skip
     say(1.0, "in force" if done.changed else "already in force")
     warnings = [str(complaint) for complaint in parsed.warnings]

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from engine.errors import Conflict, FeedRejected, Unavailable
+from engine.meter import Meter
 from engine.settings import Settings
 from engine.store import network
 from engine.store.postgres import Postgres
+from engine.tracking.plans import Plans
 from engine.tracking.timetable import Timetable
 from ingest.feed_import import import_zip
 from ingest.gtfs import parse_feed, read_feed
@@ -95,6 +97,23 @@ async def test_the_same_zip_on_purpose_is_a_version_of_another_name(postgres: Po
     third = await import_zip(postgres, path, force=True)
     assert [second.version, third.version] == [f"{first.version}.2", f"{first.version}.3"]
     assert (await network.feeds(postgres))[0].version == third.version
+
+
+async def test_a_feed_changes_hands_only_where_that_is_meant(postgres: Postgres, tmp_path: Path) -> None:
+    mine = await import_zip(postgres, write_feed(tmp_path / "1.zip"), feed_id="city", partner_id="north")
+    other = write_feed(tmp_path / "2.zip", replaced("stops.txt", "Market", "Hall"))
+    with pytest.raises(Conflict, match="exists already"):
+        await import_zip(postgres, other, feed_id="city", partner_id="south", may_move=False)
+    [row] = await network.feeds(postgres)
+    assert (row.partner_id, row.version) == ("north", mine.version)
+    plans = Plans(postgres, Meter())
+    await plans.refresh()
+    before = plans.get("city")
+    await import_zip(postgres, tmp_path / "1.zip", feed_id="city", partner_id="south")
+    await plans.refresh()
+    after = plans.get("city")
+    assert before is not None and after is not None and after.timetable is before.timetable, "it is the same version"
+    assert (before.partner_id, after.partner_id) == ("north", "south")
 
 
 async def test_a_newer_feed_takes_over_and_the_older_stays_readable(postgres: Postgres, tmp_path: Path) -> None:

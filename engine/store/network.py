@@ -59,12 +59,14 @@ async def import_feed(
     sha256: str,
     info: dict[str, Any] | None = None,
     partner_id: str | None = None,
+    may_move: bool = True,
     force: bool = False,
 ) -> Imported:
     """Stores the timetable as the feed's newest version and puts it in force.
 
     `sha256`: of the zip, 64 hex digits; the zip in force is not stored again, one that is still kept is put in force again, unless `force`.
-    `partner_id` None: as it was, "default" for a new feed. Raises `Unavailable`, and `Conflict` where the database refuses the rows.
+    `partner_id` None: as it was, "default" for a new feed. Raises `Unavailable`, and `Conflict` where the database refuses the rows, or,
+    unless `may_move`, where the feed is another partner's.
     """
     partner = partner_id
     async with postgres.connection() as connection:
@@ -73,7 +75,9 @@ async def import_feed(
                 await connection.execute(_SQL["lift_limit"], _LIMIT)
                 partner = partner or await connection.fetchval(_SQL["partner_of_feed"], timetable.feed_id) or DEFAULT_PARTNER
                 await connection.execute(_SQL["make_partner"], partner)
-                feed = await connection.fetchrow(_SQL["lock_feed"], timetable.feed_id, partner, timeout=IMPORT_TIMEOUT_S)
+                feed = await connection.fetchrow(_SQL["lock_feed"], timetable.feed_id, partner, may_move, timeout=IMPORT_TIMEOUT_S)
+                if feed["partner_id"] != partner:
+                    raise Conflict(f"a feed {timetable.feed_id!r} exists already; choose another name")
                 same = await connection.fetch(_SQL["same_versions"], timetable.feed_id, sha256)
                 if same and not force:
                     kept = next((row for row in same if row["version_id"] == feed["active_version_id"]), same[0])

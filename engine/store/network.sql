@@ -7,9 +7,9 @@ select set_config('statement_timeout', $1, true)
 insert into public.partner (partner_id, name) values ($1, $1) on conflict do nothing
 
 -- name: lock_feed
--- The feed's row, made where it is new, held to the end of the transaction: imports of one feed follow one another.
-insert into network.feed (feed_id, partner_id) values ($1, $2)
-on conflict (feed_id) do update set partner_id = $2
+-- The feed's row, made where it is new, held to the end of the transaction: imports of one feed follow one another. $3: it may change hands.
+insert into network.feed as f (feed_id, partner_id) values ($1, $2)
+on conflict (feed_id) do update set partner_id = case when $3 then $2 else f.partner_id end
 returning partner_id, active_version_id
 
 -- name: partner_of_feed

@@ -57,9 +57,10 @@ class Plans:
         """Loads what is new. Raises `Unavailable` where the database is away."""
         for row in await network.feeds(self._postgres):
             known = self._plans.get(row.feed_id)
-            if known is not None and known.timetable.version == row.version:
+            if known is not None and (known.timetable.version, known.partner_id) == (row.version, row.partner_id):
                 continue
-            timetable = await network.load_timetable(self._postgres, row.feed_id)
+            same = known is not None and known.timetable.version == row.version
+            timetable = known.timetable if same and known is not None else await network.load_timetable(self._postgres, row.feed_id)
             if timetable is None:
                 continue
             plan = Plan(row.feed_id, row.partner_id, timetable)
