@@ -31,7 +31,7 @@ from engine.clock import Clock
 from engine.errors import EngineError, Forbidden, Invalid, NotFound, TooMany, Unauthenticated, Unavailable
 from engine.live.channels import spoken
 from engine.live.frames import ENCODE, JSON, MSGPACK, Wire
-from engine.live.hub import Hub, Since
+from engine.live.hub import OFFSETS, Hub, Since
 from engine.live.listener import Listener
 from engine.meter import Meter
 from engine.office.accounts import Device
@@ -288,7 +288,8 @@ class Speaker(asyncio.Protocol):
     connections: set[Any]
     slot: int
     unanswered: bool  # a ping of ours, since nothing came
-    fragments: list[bytes] | None
+    fragments: bytearray | None  # of a message that came in part
+    is_text: bool  # that message
     asked: int
     window_s: float
 
@@ -296,7 +297,7 @@ class Speaker(asyncio.Protocol):
         """The handshake is done; the transport is ours from here. `connections`: what uvicorn waits for at its end."""
         self.transport, self.connections = transport, connections
         self.conn = WsProtocol(SERVER, max_size=self.message_max_bytes(), logger=_quiet)
-        self.unanswered, self.fragments = False, None
+        self.unanswered, self.fragments, self.is_text = False, None, False
         self.asked, self.window_s = 0, self.sockets.clock.steady_s()
         high = self.sockets.settings.socket_buffer_max_bytes
         transport.set_write_buffer_limits(high=high, low=min(LOW_WATER, high // 4))
@@ -367,16 +368,17 @@ class Speaker(asyncio.Protocol):
 
     def _frame(self, frame: Frame) -> None:
         opcode = frame.opcode
-        if opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            if opcode is not Opcode.CONT:
-                self.fragments = [b"t" if opcode is Opcode.TEXT else b"b"]
-            if self.fragments is None:
-                return
-            self.fragments.append(bytes(frame.data))
+        if opcode in (Opcode.TEXT, Opcode.BINARY):
+            self.is_text = opcode is Opcode.TEXT
             if frame.fin:
-                first, *rest = self.fragments
-                self.fragments = None
-                self.message(b"".join(rest), first == b"t")
+                self.message(bytes(frame.data), self.is_text)
+            else:
+                self.fragments = bytearray(frame.data)
+        elif opcode is Opcode.CONT and self.fragments is not None:
+            self.fragments += frame.data  # the library holds the sum below `message_max_bytes`; fragments of nothing take no room
+            if frame.fin:
+                whole, self.fragments = bytes(self.fragments), None
+                self.message(whole, self.is_text)
 
     def _over_rate(self, most: int) -> bool:
         now_s = self.sockets.clock.steady_s()
@@ -396,7 +398,7 @@ class Speaker(asyncio.Protocol):
         raise NotImplementedError
 
 
-_SPEAKER_SLOTS = ("asked", "conn", "connections", "fragments", "sockets", "slot", "transport", "unanswered", "window_s")
+_SPEAKER_SLOTS = ("asked", "conn", "connections", "fragments", "is_text", "sockets", "slot", "transport", "unanswered", "window_s")
 
 
 class LiveSocket(Speaker, Listener):
@@ -459,7 +461,7 @@ class LiveSocket(Speaker, Listener):
         try:
             ask = _DECODE[JSON if is_text else MSGPACK](data)
             step = _OPS[ask.op]
-        except (msgspec.DecodeError, msgspec.ValidationError, KeyError, UnicodeDecodeError) as fault:
+        except (msgspec.DecodeError, msgspec.ValidationError, KeyError, UnicodeDecodeError, RecursionError) as fault:
             self.close(BAD_MESSAGE, f"bad message: {fault}")
             return
         try:
@@ -478,8 +480,8 @@ class LiveSocket(Speaker, Listener):
             self.close(close_code(fault), fault.detail)
 
     def _sub(self, ask: Ask) -> None:
-        since = None if ask.since is None else Since(ask.since.e, ask.since.o)
-        self._listen(_channel(ask), since, ask.id)
+        since = ask.since
+        self._listen(_channel(ask), None if since is None or since.o not in OFFSETS else Since(since.e, since.o), ask.id)
 
     def _unsub(self, ask: Ask) -> None:
         channel = _channel(ask)
@@ -522,7 +524,7 @@ class LiveSocket(Speaker, Listener):
         if self.timer is not None:
             self.timer.cancel()
         left_s = max(0.0, (principal.expires_at_ms - sockets.clock.now_ms()) / 1000)
-        self.timer = asyncio.get_running_loop().call_later(min(left_s, 86_400), self._token_over)
+        self.timer = asyncio.get_running_loop().call_later(left_s, self._token_over)
 
     def _token_over(self) -> None:
         """Public channels go on without a token; private ones end the socket."""

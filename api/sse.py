@@ -1,8 +1,8 @@
 """GET /sse?channel=NAME (repeatable): the live stream for those who cannot open sockets, as server-sent events (WHATWG HTML, section 9.2).
 
-The same hub and promises as the sockets. An event is named by its push's `t`, its data is the push as JSON; with one channel its id is
-`epoch:offset`, and `Last-Event-ID` resumes from there. A token comes in Authorization, never in the URL. The stream has a mailbox of one
-buffer: past `socket_buffer_max_bytes` unsent the hub keeps only the newest (engine/live/listener.py).
+The same hub and promises as the sockets. An event has no name, its data is the push as JSON; with one channel its id is `epoch:offset`, and
+`Last-Event-ID` resumes from there. A token comes in Authorization, never in the URL, and a stream of private channels ends with it. The stream
+has a mailbox of one buffer: past `socket_buffer_max_bytes` unsent the hub keeps only the newest (engine/live/listener.py).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from litestar.exceptions import MethodNotAllowedException
 from litestar.handlers import ASGIRouteHandler
 from litestar.types import Receive, Scope, Send
 
-from api.problems import RESTARTING
+from api.problems import NOT_AUTHENTICATED, RESTARTING
 from engine.errors import EngineError, Invalid, TooMany
 from engine.live.frames import JSON, Wire
-from engine.live.hub import Hub, Since
+from engine.live.hub import OFFSETS, Hub, Since
 from engine.live.listener import Listener
 
 CHANNELS_MAX: Final = 20  # of one stream: they all stand in the URL
@@ -113,12 +113,18 @@ class Streams:
             stream.principal = self.principal_of(token.strip())
         since = since_of(request.headers.get("last-event-id", "")) if len(names) == 1 else None
         self.open.add(stream)
+        ends = None
+        if stream.principal is not None and not all(self.hub.may_listen(None, name) for name in names):
+            left_s = (stream.principal.expires_at_ms - self.hub.clock.now_ms()) / 1000
+            ends = asyncio.get_running_loop().call_later(max(0.0, left_s), stream.close, NOT_AUTHENTICATED, "the access token is over")
         try:
             for name in names:
                 inner = f"{name}:{stream.principal.subject}" if name == "notifications" and stream.principal is not None else name
                 self.hub.subscribe(stream, name, since, name=inner)
             await _pump(stream, receive, send)
         finally:
+            if ends is not None:
+                ends.cancel()
             self.open.discard(stream)
             self.hub.leave(stream)
 
@@ -126,7 +132,9 @@ class Streams:
 def since_of(last_event_id: str) -> Since | None:
     """`epoch:offset`; None for anything else."""
     epoch, _, offset = last_event_id.rpartition(":")
-    return Since(epoch, int(offset)) if epoch and offset.isascii() and offset.isdigit() else None
+    if not (epoch and offset.isascii() and offset.isdigit() and len(offset) <= 20 and int(offset) in OFFSETS):
+        return None
+    return Since(epoch, int(offset))
 
 
 async def _pump(stream: Stream, receive: Receive, send: Send) -> None:

@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from deploy.servers import RedisServer
 from engine.live.ordered import OrderedChannels
+from engine.store.redis import ChannelLog
 from tests.live_house import House, ask, forecast, hear, house, position
 
 UPGRADE = (
@@ -140,7 +141,18 @@ async def test_a_viewport_by_message(redis_url: str) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["{", "[]", '"x"', '{"op":"fly"}', '{"op":5}', '{"op":"sub","since":{"e":1}}', b"\xff\xff", "\x00", '{"op":"bbox","box":[1,2,3]}'],
+    [
+        "{",
+        "[]",
+        '"x"',
+        '{"op":"fly"}',
+        '{"op":5}',
+        '{"op":"sub","since":{"e":1}}',
+        b"\xff\xff",
+        "\x00",
+        '{"op":"bbox","box":[1,2,3]}',
+        '{"op":"ping","x":' + "[" * 9_000,
+    ],
 )
 async def test_a_bad_message_closes_with_4400_and_nobody_else_notices(redis_url: str, bad: str | bytes) -> None:
     async with house(redis_url) as h:
@@ -226,8 +238,10 @@ async def test_refused_handshakes(redis_url: str) -> None:
 async def test_fragments_and_control_frames_between_them(redis_url: str) -> None:
     async with house(redis_url) as h:
         async with h.connect() as ws:
-            await ws.send(['{"id":1,', '"op":', '"ping"}'])
+            await ws.send(['{"id":1,', "", '"op":', "", '"ping"}'])
             assert (await hear(ws))["id"] == 1
+            await ws.send([b"\x82\xa2id\x02", b"", b"\xa2op\xa4ping"])
+            assert (await hear(ws))["id"] == 2
             await (await ws.ping())
 
 
@@ -295,9 +309,16 @@ async def test_event_streams_speak_the_same_and_resume(redis_url: str) -> None:
             async with http.stream("GET", "/sse?channel=route:demo:r1", headers={"Last-Event-ID": event["id"]}) as stream:
                 again = await events(stream.aiter_lines())
                 assert again["data"]["t"] == "pos" and again["data"]["d"]["busId"] == "18"
+            for nowhere in ("9" * 30, "9" * 5_000):
+                headers = {"Last-Event-ID": f"{h.owner.epoch}:{nowhere}"}
+                async with http.stream("GET", "/sse?channel=route:demo:r1", headers=headers) as stream:
+                    assert (await events(stream.aiter_lines()))["data"]["t"] == "snapshot"
             refused = await http.get("/sse?channel=fleet:demo")
             assert refused.status_code == 401 and refused.json()["code"] == "UNAUTHENTICATED"
             assert (await http.get("/sse")).status_code == 400
+            h.hub.may_listen = lambda principal, channel: principal is not None
+            ended = await http.get("/sse?channel=fleet:demo", headers={"Authorization": "Bearer brief"})
+            assert ended.status_code == 200 and '"snapshot"' in ended.text, "it ended by itself: its token is over"
         await until(lambda: not (h.hub.channels))
 
 
@@ -343,7 +364,42 @@ async def test_an_ordered_channel_says_everything_in_order_and_resumes(redis_url
             async with h.connect(subprotocols=["timepoint.v1.json", "bearer.good"]) as ws:
                 ahead, snapshot = await listen(h, ws, "incidents:demo", since={"e": reply["e"], "o": 99})
                 assert ahead["recovered"] is False and len(snapshot["d"]) == 12
+            for nowhere in (-1, 2**63, 10**40):
+                async with h.connect(subprotocols=["timepoint.v1.json", "bearer.good"]) as ws:
+                    reply, _ = await listen(h, ws, "incidents:demo", since={"e": ahead["e"], "o": nowhere})
+                    assert reply["recovered"] is False
             await until(lambda: not (channels.channels))
+        finally:
+            task.cancel()
+
+
+async def test_who_joins_while_the_last_listener_leaves_hears_what_follows(redis_url: str) -> None:
+    async with house(redis_url) as h:
+        channels = OrderedChannels(h.hub, h.redis)
+        task = asyncio.create_task(channels.run())
+        read, may_answer = h.redis.channel_log, asyncio.Event()
+        may_answer.set()
+
+        async def slowly(channel: str, since: int) -> ChannelLog:
+            found = await read(channel, since)
+            await may_answer.wait()
+            return found
+
+        h.redis.channel_log = slowly  # type: ignore[method-assign]
+        try:
+            offered = ["timepoint.v1.json", "bearer.good"]
+            async with h.connect(subprotocols=offered) as one, h.connect(subprotocols=offered) as other:
+                await listen(h, one, "incidents:demo")
+                may_answer.clear()
+                await ask(other, id=1, op="sub", ch="incidents:demo")
+                await until(lambda: channels._tasks)
+                await ask(one, id=2, op="unsub", ch="incidents:demo")
+                assert (await hear(one))["ok"]
+                may_answer.set()
+                assert [(await hear(other)).get("t") for _ in range(2)] == [None, "snapshot"]
+                await h.redis.publish_ordered("incidents:demo", "e1", note("one"))
+                assert (await hear(other))["d"] == {"text": "one"}
+            await until(lambda: not channels.channels)
         finally:
             task.cancel()
 

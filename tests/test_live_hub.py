@@ -313,6 +313,29 @@ async def test_a_listener_that_reads_nothing_for_long_is_sent_away() -> None:
     assert slow.closed == 4408
 
 
+async def test_a_listener_that_reads_slowly_but_reads_is_not_sent_away() -> None:
+    desk = Desk(position("17"), socket_stall_s=30)
+    slow = desk.listen("bus:17")
+    take = slow.write
+
+    def full_again(frame: bytes) -> None:
+        """What a transport does whose buffer one frame fills."""
+        take(frame)
+        desk.hub.stall(slow)
+
+    slow.write = full_again
+    desk.hub.stall(slow)
+    for n in range(2, 8):
+        await desk.say(n, position("17", lat=36 + n / 100))
+        desk.clock.advance(20_000)
+        desk.hub.resume(slow)
+        desk.hub.sweep()
+    assert slow.closed is None and len(slow.frames) == 7
+    desk.clock.advance(31_000)
+    desk.hub.sweep()
+    assert slow.closed == 4408
+
+
 # --- who may, and how much ---
 
 

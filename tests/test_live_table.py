@@ -159,3 +159,16 @@ def test_whatever_is_lost_or_repeated_the_table_ends_as_the_picture(steps: list[
     assert {bus_id: seen.position for bus_id, seen in table.buses.items()} == truth == told
     assert {bus_id for ids in table.cells.values() for bus_id in ids} == set(truth) == set(table.groups.get("fleet:demo", {}))
     assert table.areas["demo"].n == n and not table.wanted
+
+
+def test_an_area_that_a_bus_has_left_does_not_bring_it_back() -> None:
+    table = table_with(batch(1, position("17", at_ms=1_000)))
+    table.learn(batch(1, position("17", feed_id="other", at_ms=9_000), area="other", epoch="F"))
+    table.hear(batch(2, position("17", at_ms=1_000, state="STALE")))
+    found = table.position("17")
+    assert found is not None and (found.feed_id, found.state) == ("other", "IN_TRIP")
+    table.hear(batch(3, gone=("17",)))
+    assert table.position("17") is found and not table.on_trip("demo:t1:20260216")
+    table.hear(batch(4, position("17", at_ms=10_000)))
+    back = table.position("17")
+    assert back is not None and back.feed_id == "demo", "with a newer fix it does"

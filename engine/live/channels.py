@@ -31,12 +31,6 @@ def kind_of(channel: str) -> str:
     return kind
 
 
-def feed_of(channel: str) -> str | None:
-    """The feed (and so the area) that a trip, route or stop channel belongs to; None for the others."""
-    kind, _, rest = channel.partition(":")
-    return rest.partition(":")[0] if kind in IN_A_FEED else None
-
-
 def trip_key(feed_id: str, trip_id: str, start_date: str) -> str:
     """The public id of a trip instance."""
     return f"{feed_id}:{trip_id}:{start_date}"

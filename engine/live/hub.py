@@ -35,6 +35,7 @@ NEVER: Final = 1 << 62
 SLOW_READER: Final = 4408
 BOX_CHUNK: Final = 500_000  # comparisons of viewports with vehicles between two yields: about 1 ms in numpy
 SWEEP_S: Final = 1.0
+OFFSETS: Final = range(1 << 53)  # what a listener may say it saw; beyond it nobody has been
 
 
 class Since:
@@ -210,6 +211,7 @@ class Hub:
         if box is None:
             return
         listener.mailbox = None
+        self.stalled.pop(listener, None)  # it reads: where what follows fills it again, it has stalled anew
         encoding = listener.wire.encoding
         kept = [*box.ordered, *box.parts.values()]
         if kept:
@@ -223,8 +225,6 @@ class Hub:
             snapshot = self._snapshot_for(listener, name)
             if snapshot is not None:
                 listener.write(framed(listener.wire, [(update, (name,)) for update in (snapshot, *self._forecasts_of(name, -1))]))
-        if listener.mailbox is None:
-            self.stalled.pop(listener, None)
 
     # --- hearing from the table ---
 

@@ -94,15 +94,17 @@ class Push:
 
 
 class OrderedChannel:
-    """One that somebody listens to. `offset`: the last one told; `reading`: its log is being read and live messages wait."""
+    """One that somebody listens to. `offset`: the last one told; `reading`: its log is being read and live messages wait; `joining`: how many
+    are about to listen, so that it stays when the last listener leaves."""
 
-    __slots__ = ("epoch", "heard", "listeners", "name", "offset", "reading", "waiting")
+    __slots__ = ("epoch", "heard", "joining", "listeners", "name", "offset", "reading", "waiting")
 
     def __init__(self, name: str) -> None:
         self.name, self.epoch, self.offset = name, "", 0
         self.heard = ("", 0)  # epoch and offset of the newest publication, told or not
         self.listeners: dict[Listener, None] = {}
         self.reading = False
+        self.joining = 0
         self.waiting: deque[Message] = deque(maxlen=WAITING_MAX)
 
 
@@ -134,13 +136,13 @@ class OrderedChannels:
         held = self.channels.get(name)
         if held is not None:
             held.listeners.pop(listener, None)
-            if not held.listeners and not held.reading:
-                del self.channels[name]
+            self._settle(held)
 
     async def _join(self, listener: Listener, name: str, since: Since | None, ident: Any) -> None:
         held = self.channels.get(name)
         if held is None:
             held = self.channels[name] = OrderedChannel(name)
+        held.joining += 1
         try:
             kept, missed, picture = await self._read(held, since)
         except EngineError as fault:
@@ -155,7 +157,9 @@ class OrderedChannels:
                 for message in missed or ():
                     self._give(listener, Push(message))
                 held.listeners[listener] = None
-        self._settle(held)
+        finally:
+            held.joining -= 1
+            self._settle(held)
 
     async def _read(self, held: OrderedChannel, since: Since | None) -> tuple[Log, list[Message] | None, Any]:
         """The log as of now, what a listener missed since (None: it takes the picture instead), and the picture."""
@@ -293,5 +297,5 @@ class OrderedChannels:
             self.hub.send_away(listener)
 
     def _settle(self, held: OrderedChannel) -> None:
-        if not held.listeners and not held.reading and self.channels.get(held.name) is held:
+        if not (held.listeners or held.reading or held.joining) and self.channels.get(held.name) is held:
             del self.channels[held.name]

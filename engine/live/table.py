@@ -288,6 +288,8 @@ class LiveTable:
     def _move(self, area: Area, p: Position, change: Change) -> None:
         bus_id = p.bus_id
         before = self.buses.get(bus_id)
+        if before is not None and before.area != area.id and p.fixed_at_ms < before.position.fixed_at_ms:
+            return  # it drives in another area now; this one has only noticed its silence
         now = self.buses[bus_id] = Seen(area.id, area.n, p)
         change.moved.append((before, now))
         if before is None:
