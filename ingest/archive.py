@@ -252,10 +252,6 @@ class Archive:
     def has(self, file: str) -> bool:
         return file in self._names
 
-    def bytes_of(self, file: str) -> int:
-        """Uncompressed size, for progress bars; 0 where the file is absent."""
-        return self._zip.getinfo(self._folder + file).file_size if self.has(file) else 0
-
     def table(self, file: str, required: tuple[str, ...]) -> Table | None:
         """The file's rows, or None with a complaint where it cannot be read or lacks a required column."""
         data = self._read(file)

@@ -240,7 +240,10 @@ class Door:
         over_s = ahead_s + count / rate - self._burst / self._rate
         if over_s > 0 and ahead_s > 0:
             self._metered.add()
-            raise TooMany(f"more than {rate:g} fixes a second for a while", retry_after_s=over_s)
+            burst_s = self._burst / self._rate
+            raise TooMany(
+                f"more than {rate:g} fixes a second for a while", retry_after_s=over_s, quota=round(rate * burst_s), window_s=burst_s
+            )
         self._ahead_s[device.device_id] = now_s + ahead_s + count / rate
 
     def submit(self, device: Device, fixes: list[Fix]) -> asyncio.Future[Any]:

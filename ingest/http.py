@@ -15,6 +15,7 @@ import asyncio
 import base64
 import binascii
 import logging
+import math
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
@@ -23,7 +24,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from engine.errors import EngineError, Invalid, MalformedBody, NotFound, TooLarge, Unauthenticated
+from engine.errors import BodyTimeout, EngineError, Invalid, MalformedBody, NotFound, TooLarge, Unauthenticated
 from engine.meter import Meter
 from engine.office.accounts import Device
 from ingest.door import Door, Receipt
@@ -42,12 +43,6 @@ _TEXT = {200: "200", 202: "202"}  # as a label
 
 class MethodNotAllowed(Invalid):
     code, status = "METHOD_NOT_ALLOWED", 405
-
-
-class BodyTimeout(EngineError):
-    """The body did not arrive whole in time."""
-
-    code, status, retryable = "TIMEOUT", 408, True
 
 
 class Answer(NamedTuple):
@@ -221,7 +216,7 @@ class DevicePaths:
 
     def _unexpected(self, request: Request, fault: Exception) -> Answer:
         """Ours: the device comes back later, and the log has the trace."""
-        log.error("%s %s", request.method, request.path, exc_info=fault)
+        log.error("%s /ingest/%s", request.method, request.route.name, exc_info=fault)  # not its path: a token may stand in it
         return self.problem(EngineError(f"unexpected: {type(fault).__name__}"), request.path, request.headers)
 
     def too_large(self) -> TooLarge:
@@ -304,7 +299,7 @@ class DevicePaths:
         except Exception:  # a decoder's fault is ours, but a phone would send what woke it for ever
             if not request.route.phone:
                 raise
-            log.exception("%s %s", request.method, request.path)
+            log.exception("%s /ingest/%s", request.method, request.route.name)  # not its path: a token may stand in it
             return Decoded([], [Refused(0, "MALFORMED", "it could not be read; the fault is ours")])
         if decoded.count > self.settings.ingest_fixes_max:
             raise TooLarge(f"{decoded.count} fixes; a request may have at most {self.settings.ingest_fixes_max}")
@@ -372,7 +367,11 @@ class DevicePaths:
         if "allow" in fault.facts:
             more.append((b"allow", fault.facts["allow"].encode()))
         if fault.status in (429, 503):
-            more.append((b"retry-after", str(max(1, round(fault.retry_after_s or 1))).encode()))
+            wait_s = max(1, math.ceil(fault.retry_after_s or 1))
+            more.append((b"retry-after", b"%d" % wait_s))
+            if "quota" in fault.facts:  # draft-ietf-httpapi-ratelimit-headers; the quota counts fixes
+                more.append((b"ratelimit-policy", b'"fixes";q=%d;w=%d' % (fault.facts["quota"], math.ceil(fault.facts["window_s"]))))
+                more.append((b"ratelimit", b'"fixes";r=0;t=%d' % wait_s))
         body = _encode(said)
         sized = [(b"content-type", PROBLEM), (b"content-length", str(len(body)).encode()), (b"x-request-id", request_id), VERSION]
         return Answer(fault.status, sized + more, body)

@@ -32,7 +32,7 @@ class DeviceCycle:
     __slots__ = ("body", "disconnected", "keep_alive", "message_event", "method", "paths", "protocol", "response_complete", "started")
 
     def __init__(self, protocol: DeviceLane, paths: DevicePaths, method: bytes, keep_alive: bool) -> None:
-        self.body = b""
+        self.body = bytearray()
         self.disconnected = self.response_complete = False
         self.keep_alive = keep_alive
         self.message_event = NOBODY
@@ -45,7 +45,7 @@ class DeviceCycle:
         path, _, query = protocol.url.partition(b"?")
         said: Request | Started | Answer = paths.open(self.method.decode("ascii"), path.decode("latin-1"), dict(protocol.headers), query)
         if isinstance(said, Request):
-            said = paths.start(said, self.body)
+            said = paths.start(said, bytes(self.body))
         if isinstance(said, Answer):
             self.answer(said)
         else:
@@ -59,6 +59,7 @@ class DeviceCycle:
     def answer(self, said: Answer) -> None:
         """Writes it in one piece; nothing where the device hung up."""
         self.response_complete = True
+        self.body, self.started = bytearray(), None  # a kept connection keeps its last request, but not what was in it
         protocol = self.protocol
         if self.disconnected or protocol.transport.is_closing():
             return
@@ -125,9 +126,9 @@ class DeviceLane(HttpToolsProtocol):
             return None
         return DeviceCycle(self, paths, method, self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive())
 
-    def _hand_over(self, body: bytes) -> None:
+    def _hand_over(self, body: bytearray) -> None:
         """The body comes in pieces: from here on the request is the application's."""
         self.cycle = None  # type: ignore[assignment]
         super().on_headers_complete()
         if body:
-            super().on_body(body)
+            super().on_body(bytes(body))

@@ -25,15 +25,16 @@ import uvicorn
 from deploy.servers import RedisServer
 from engine.clock import ManualClock, SystemClock
 from engine.events import Refusal
-from engine.office.accounts import BusRow, Devices, Issued, NewDevice, create_devices
+from engine.office.accounts import BusRow, Device, Devices, Issued, NewDevice, create_devices
 from engine.settings import Settings
 from engine.store.fleet import Fleet
 from engine.store.postgres import Postgres
 from engine.store.redis import Redis
 from engine.tracking.fix import Fix
 from ingest.door import Door
-from ingest.http import DeviceApp, DevicePaths
+from ingest.http import ROUTES, DeviceApp, DevicePaths, Request
 from ingest.lane import DeviceLane
+from ingest.wire import Decoded
 
 CLOCK = SystemClock()
 SECRET_KEY = "a secret of the tests, long enough to be one"
@@ -196,6 +197,28 @@ async def test_telemetry_that_does_not_parse_is_malformed_and_a_bad_value_is_qua
         assert (answer.status_code, answer.json()["accepted"], len(answer.json()["quarantined"])) == (202, 0, 1)
     answer = await house.client.put("/ingest/buses/B1/location", content=b"{", headers=house.bearer())
     assert (answer.status_code, answer.json()) == (202, {"accepted": 0, "quarantined": [{"index": 0, "reason": "MALFORMED"}]})
+
+
+async def test_a_fault_of_ours_is_logged_without_the_token_in_the_path(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def thorn(request: Request, device: Device, now_ms: int) -> Decoded:
+        raise ZeroDivisionError("a thorn")
+
+    monkeypatch.setitem(ROUTES, "osmand", ROUTES["osmand"]._replace(decode=thorn))
+    token = house.issued["B1"].token or ""
+    assert (await house.client.get(f"/ingest/osmand/{token}?lat=36.75&lon=3.05")).status_code == 200
+    assert "a thorn" in caplog.text and token not in caplog.text
+
+
+async def test_over_its_rate_a_device_hears_when_and_what_it_may(house: House) -> None:
+    house.door._rate, house.door._burst = 1.0, 10
+    assert (await house.client.post("/ingest/telemetry", json=[telemetry()] * 30, headers=house.bearer())).status_code == 202
+    answer = await house.client.post("/ingest/telemetry", json=telemetry(), headers=house.bearer())
+    assert answer.status_code == 429 and answer.json()["retryable"] is True
+    wait = int(answer.headers["retry-after"])
+    assert 20 <= wait <= 21
+    assert answer.headers["ratelimit-policy"] == '"fixes";q=10;w=10' and answer.headers["ratelimit"] == f'"fixes";r=0;t={wait}'
 
 
 async def test_what_is_refused_stands_in_the_quarantine_with_its_reason(house: House) -> None:
