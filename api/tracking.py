@@ -192,8 +192,11 @@ async def read_quarantine(
     device = parts.registry.rows.get(device_id) if parts.registry is not None else None
     if device is None or not principal.may_manage(device.partner_id):
         raise NotFound(f"no device {device_id!r}")
-    before = _cursor_time(cursor) if cursor is not None else datetime.fromtimestamp(parts.clock.now_ms() / 1000, UTC) + timedelta(minutes=1)
-    rows = await _history(parts).quarantine(device_id, before, limit)
+    before, after = datetime.fromtimestamp(parts.clock.now_ms() / 1000, UTC) + timedelta(minutes=1), None
+    if cursor is not None:
+        at, _, fingerprint = cursor.partition(".")
+        before, after = _cursor_time(at), _fingerprint(fingerprint)
+    rows = await _history(parts).quarantine(device_id, before, limit + 1, after)
     items = [
         QuarantinedFix(
             _text(row.received_at),
@@ -205,9 +208,10 @@ async def read_quarantine(
             row.lon,
             row.detail,
         )
-        for row in rows
+        for row in rows[:limit]
     ]
-    return QuarantinedFixes(items, str(_ms(rows[-1].received_at)) if len(rows) == limit else None)
+    last = rows[limit - 1] if len(rows) > limit else None
+    return QuarantinedFixes(items, None if last is None else f"{_ms(last.received_at)}.{last.fingerprint}")
 
 
 # ------------------------------------------------------------------------------------------------ how they are made
@@ -270,6 +274,14 @@ def _cursor_time(cursor: str) -> datetime:
     if not (cursor.isascii() and cursor.isdigit()) or len(cursor) > 14:  # 14 digits of ms: the year 5138
         raise Invalid("cursor must be the nextCursor of an earlier page")
     return datetime.fromtimestamp(int(cursor) / 1000, UTC)
+
+
+def _fingerprint(text: str) -> int:
+    """Of the last item of the page before: many refusals of one request have one time. Raises `Invalid`."""
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 19 or not -(2**63) <= int(text) < 2**63:
+        raise Invalid("cursor must be the nextCursor of an earlier page")
+    return int(text)
 
 
 def _ms(when: datetime) -> int:

@@ -198,6 +198,27 @@ def test_a_quarantined_fix_can_be_read_with_its_reason(product: Product) -> None
     assert rows[0]["reason"] == "ZERO_ISLAND" and rows[0]["busId"] == bus
 
 
+def test_the_quarantine_is_paged_without_gaps_though_one_request_brought_all_of_it(product: Product) -> None:
+    bus = "Q-" + uuid.uuid4().hex[:8]
+    device = product.http.post("/v1/admin/devices", json={"busId": bus}, headers=product.admin).json()
+    bad = [{"busId": bus, "timestamp": 5 + n, "location": {"latitude": 36.75, "longitude": 3.05}} for n in range(25)]
+    assert product.http.post("/ingest/telemetry", json=bad, headers={"Authorization": f"Bearer {device['token']}"}).status_code == 202
+    path = f"/v1/devices/{device['deviceId']}/quarantine"
+    eventually(lambda: len(product.http.get(path, params={"limit": 100}, headers=product.admin).json()["items"]) == 25)
+    seen: list[str] = []
+    cursor: str | None = None
+    while True:
+        params = {"limit": "7"} | ({"cursor": cursor} if cursor is not None else {})
+        page = product.http.get(path, params=params, headers=product.admin).json()
+        seen += [item["detail"] for item in page["items"]]
+        cursor = page["nextCursor"]
+        if cursor is None:
+            break
+    assert len(seen) == len(set(seen)) == 25
+    for cursor in ("5", "5.", "5.x", "5.-", "5." + "9" * 19):
+        problem(product.http.get(path, params={"cursor": cursor}, headers=product.admin), 400, "INVALID")
+
+
 def test_gtfs_realtime_is_served_with_an_etag(product: Product) -> None:
     product.running_trip()
     answer = product.http.get("/gtfs-rt/trip-updates.pb")

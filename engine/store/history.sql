@@ -205,9 +205,10 @@ select p.ts, p.lat_e6 / 1e6::float8 as lat, p.lon_e6 / 1e6::float8 as lon, p.spe
  order by p.ts desc limit 1;
 
 -- name: quarantine
--- What was quarantined of one device, newest first, before $2, at most $3.
-select received_at, device_id, area, bus_id, source, reason, ts, lat, lon, detail from telemetry.quarantine
- where device_id = $1 and received_at < $2 order by received_at desc, fingerprint limit $3;
+-- What was quarantined of one device, newest first, before $2, or at $2 with a fingerprint after $4 (null: none), at most $3.
+select received_at, device_id, area, bus_id, source, reason, ts, lat, lon, detail, fingerprint from telemetry.quarantine
+ where device_id = $1 and (received_at < $2 or (received_at = $2 and fingerprint > $4))
+ order by received_at desc, fingerprint limit $3;
 
 -- name: incidents
 -- Episodes of some areas, newest first, opened before $2, or at $2 with an id after $5; $3: only open ones.

@@ -276,6 +276,7 @@ class Quarantined(msgspec.Struct, frozen=True):
     lat: float | None
     lon: float | None
     detail: str
+    fingerprint: int  # tells apart what one request brought
 
 
 class Incident(msgspec.Struct, frozen=True):
@@ -332,9 +333,9 @@ class HistoryReader:
             past.append(PastFix(*values))
         return past
 
-    async def quarantine(self, device_id: str, before: datetime, limit: int = 20) -> list[Quarantined]:
-        """Newest first, received before then."""
-        return [Quarantined(*row) for row in await self._postgres.fetch(SQL["quarantine"], device_id, before, limit)]
+    async def quarantine(self, device_id: str, before: datetime, limit: int = 20, after: int | None = None) -> list[Quarantined]:
+        """Newest first, received before then; with `after` also those received then whose fingerprint comes after it."""
+        return [Quarantined(*row) for row in await self._postgres.fetch(SQL["quarantine"], device_id, before, limit, after)]
 
     async def incidents(
         self, areas: list[str], before: datetime, after_id: str = "", *, only_open: bool = False, limit: int = 20
