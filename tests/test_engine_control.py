@@ -260,6 +260,30 @@ async def test_the_in_stream_is_trimmed_by_the_committed_cursor(store: AreaStore
         await until(trimmed)
 
 
+async def test_an_area_that_is_behind_is_trimmed_too(store: AreaStore, redis: Redis, redis_url: str, meter: Meter) -> None:
+    class Hurrying(SystemClock):
+        """Every look at it is a second later."""
+
+        looks = 0.0
+
+        def steady_s(self) -> float:
+            self.looks += 1.0
+            return self.looks
+
+    for second in range(100):
+        await redis.append(AREA, fixes(second, ago_ms=400_000))
+    trim, behind = store.trim_incoming, []
+
+    async def noted(cursor: str) -> int:
+        behind.append(not owner._caught_up)
+        return await trim(cursor)
+
+    store.trim_incoming = noted  # type: ignore[method-assign]
+    async with owning(store, Settings(redis_url=redis_url, batch_fixes_max=1), meter, Hurrying()) as owner:
+        await until(rows_of(store, 100))
+    assert sum(behind) > 50
+
+
 async def test_two_workers_share_the_areas_and_a_drained_one_hands_its_own_over(redis: Redis, settings: Settings) -> None:
     for number in range(5):
         await redis.add_area(f"area{number}")

@@ -104,6 +104,17 @@ def test_any_order_within_three_seconds_tells_the_same_story(delays: list[int]) 
     assert settled(mixed, told(mixed, in_receipt_order(TRACE, delays), tick_at_ms=end)) == expected
 
 
+def test_the_last_fix_sent_again_is_known_however_many_came_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEEN_MAX", 5)
+    area = tracker()
+    parked = next(iter(Bus(STRAIGHT).drive(START)))
+    told(area, [parked])
+    others = [msgspec.structs.replace(parked, bus_id=f"o{n}", received_at_ms=parked.received_at_ms + n) for n in range(20)]
+    told(area, others)
+    again = told(area, [msgspec.structs.replace(parked, received_at_ms=parked.received_at_ms + 60_000)])
+    assert [row.verdict for row in again.rows] == [DUPLICATE] and "b1" not in {position.bus_id for position in again.positions}
+
+
 def test_a_thousand_fixes_three_times_in_random_order_are_a_thousand_rows_and_one_state() -> None:
     fixes = list(Bus(STRAIGHT).drive(START, every_s=0.75))[:1_000]
     assert len(fixes) == 1_000

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from deploy.servers import RedisServer
 from engine.clock import ManualClock
 from engine.errors import Unavailable
 from engine.events import Position
@@ -117,6 +118,21 @@ async def test_a_server_that_is_away_is_unavailable_and_counted() -> None:
     with pytest.raises(Unavailable):
         await redis.append(AREA, b"x")
     assert meter.counter("timepoint_redis_faults_total", "", ("call",)).total() == 2
+    await redis.close()
+
+
+async def test_a_server_that_takes_no_writes_is_unavailable_and_counted(own_redis: RedisServer) -> None:
+    meter = Meter()
+    redis = await Redis.connect(Settings(redis_url=own_redis.url), meter)
+    await redis.append(AREA, b"x")
+    await redis.calls.config_set("min-replicas-to-write", 1)
+    with pytest.raises(Unavailable):
+        await redis.append(AREA, b"x")
+    with pytest.raises(Unavailable):
+        await redis.beat("worker", 1_000)
+    assert meter.counter("timepoint_redis_faults_total", "", ("call",)).total() == 2
+    await redis.calls.config_set("min-replicas-to-write", 0)
+    await redis.append(AREA, b"x")
     await redis.close()
 
 

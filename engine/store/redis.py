@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 # What the client raises when the server is away, restarting, loading its file, a read-only replica, or at maxmemory.
 FAULTS = (OSError, TimeoutError, fault.ConnectionError, fault.TimeoutError, fault.ReadOnlyError, fault.OutOfMemoryError)
 
+# Errors that the client knows no class for: a disk that is full, too few replicas, a cluster that is not whole. They pass.
+REFUSES = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+
 CALL_TIMEOUT_S = 5.0  # longest answer to a call that does not block; a LOAD of 20,000 states took 60 ms
 POOL_MAX = 32  # connections for short calls of one process: the door, the hub and the REST side share them
 READERS_MAX = 512  # connections that may block (one XREAD an owned area, one pub/sub a listener)
@@ -163,6 +166,11 @@ class Redis:
                 self._faults.add(1, call)
                 if attempt + 1 == attempts:
                     raise Unavailable(f"Redis does not answer ({call}): {broken}", retry_after_s=1) from broken
+            except fault.ResponseError as refused:
+                if not (getattr(refused, "status_code", None) in REFUSES or str(refused).startswith(REFUSES)):
+                    raise
+                self._faults.add(1, call)
+                raise Unavailable(f"Redis takes no writes ({call}): {refused}", retry_after_s=2) from refused
         raise AssertionError("attempts must be at least 1")
 
     def script(self, name: str) -> Any:

@@ -3,7 +3,7 @@
 `ArrivalModel` is the pure model of one area: no clock, no I/O, the same calls giving the same answers. A link is the way between two stops of
 one route and direction; its ratio is observed over scheduled seconds, kept by a scalar Kalman filter each, with a common term per route and
 direction that fades, a term for the gap to the leader, and holding at timepoints that is learned, not assumed. A bus that stands still although
-it is early is waiting for its time: how far it waits is learned too. Recipe and measurements: docs/decisions, tracking.
+it is early is waiting for its time: how far it waits is learned too. Recipe and measurements: docs/decisions/0020-arrivals.md.
 
 It promises: times strictly increase along the trip, none lies in the past, p10 <= p50 <= p90, no value rather than an old one.
 It refuses: fixes far off the shape, gaps and outliers as lessons. UTC ms outside, seconds inside; metres; delay positive = late.

@@ -5,7 +5,7 @@ its bus. When no more came for some seconds, the trips around it are folded agai
 were missing are added, those that were guessed are put right, the late fixes get their place on the shape. Event ids are made of what
 happened, so a repair done twice, or cut off and begun again, changes nothing.
 
-Bounds: one repair at a time among all workers, a trip's newest 50,000 fixes, a few fixes folded between two yields to the loop. A late fix
+Bounds: one repair at a time among all workers, a trip's first 50,000 fixes, a few fixes folded between two yields to the loop. A late fix
 without a trip of its own belongs to the trip that its bus was on before or after it; where there is neither, it stays as it is.
 """
 

@@ -154,7 +154,7 @@ class Tracker:
             vehicle = self._vehicles[fix.bus_id] = Vehicle(fix.bus_id)
         place = (fix.fixed_at_ms, round(fix.lat * 1e6), round(fix.lon * 1e6))
         key = (fix.bus_id, *place)
-        if key in self._seen or key in self._seen_before:
+        if key in self._seen or key in self._seen_before or vehicle.has_seen(place):
             return self._refuse(fix, DUPLICATE)
         vehicle.heard_ms = fix.received_at_ms
         fix = self._clocked(vehicle, fix)

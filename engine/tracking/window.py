@@ -90,6 +90,10 @@ class Vehicle:
         """After the newest fix, settled or not."""
         return self.pending[-1].state if self.pending else self.base
 
+    def has_seen(self, place: Place) -> bool:
+        """Whether it is among the newest ones; a fix newer than the last one, which nearly all are, costs one comparison."""
+        return bool(self.recent) and place[0] <= self.recent[-1][0] and place in self.recent
+
     def verdict_at_once(self, fix: Fix) -> str | None:
         """FUTURE or LATE where the fix will not be folded, else None."""
         if fix.fixed_at_ms > fix.received_at_ms + FUTURE_MAX_MS:
