@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -434,6 +435,8 @@ def _masked(name: str, value: object) -> object:
     """Nothing secret is printed: keys whole, passwords inside URLs."""
     if "SECRET" in name and value:
         return "***"
+    if name.endswith("_URL") and isinstance(value, str):
+        value = re.sub(r"(password=)[^&\s]*", r"\1***", value, flags=re.IGNORECASE)
     if name.endswith("_URL") and isinstance(value, str) and "@" in value and "://" in value:
         scheme, _, rest = value.partition("://")
         login, _, place = rest.rpartition("@")

@@ -249,9 +249,9 @@ def read_trip(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> TripDe
     plan, instance = _instance(request, trip_id)
     position = on_trip(parts, trip_id)
     now_ms = parts.clock.now_ms()
-    if position is not None:
+    if position is not None and position.stop_index is not None:  # None: it has done this trip and has no other yet
         status = "RUNNING"
-    elif now_ms > instance.arrival_ms(len(instance.trip.arrival_s) - 1):
+    elif position is not None or now_ms > instance.arrival_ms(len(instance.trip.arrival_s) - 1):
         status = "COMPLETED"
     else:
         status = "SCHEDULED"

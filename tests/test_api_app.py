@@ -13,14 +13,24 @@ from litestar import Litestar, get, post
 from litestar.params import FromQuery, JSONBody
 from litestar.types import Receive, Scope, Send
 
-from api import server
+from api import network, server
 from api.app import Edge, Parts, envelope, make_app
 from engine.clock import ManualClock
 from engine.errors import Conflict, Unavailable
 from engine.live.hub import Hub
 from engine.live.table import LiveTable
 from engine.settings import Settings
-from tests.live_house import house
+from engine.tracking.plans import Plan
+from tests import small_world
+from tests.live_house import batch, house, position
+
+
+class OnePlan:
+    """One feed in force."""
+
+    def all(self) -> list[Plan]:
+        return [Plan("demo", "P", small_world.feed())]
+
 
 ENVELOPED = {"Accept": "application/vnd.timepoint.envelope+json"}
 
@@ -206,3 +216,13 @@ async def test_a_body_that_stops_is_cut(redis_url: str, monkeypatch: pytest.Monk
             while await reader.read(65_536):
                 pass
         writer.close()
+
+
+@pytest.mark.parametrize(("stop_index", "status"), [(3, "RUNNING"), (None, "COMPLETED")])
+async def test_a_trip_whose_bus_has_done_it_is_completed_though_the_bus_still_stands_there(stop_index: int | None, status: str) -> None:
+    clock, table, settings = ManualClock(1_772_433_000_000), LiveTable(), Settings()  # 2 March 2026, 07:30: its times are ahead
+    table.learn(batch(1, position("17", trip="T0", route="R", start_date="20260302", stop_index=stop_index)))
+    parts = Parts(settings=settings, clock=clock, table=table, hub=Hub(table, settings, clock), plans=OnePlan())  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(parts, network.ROUTERS)), base_url="http://test") as client:
+        trip = (await client.get("/v1/trips/demo:T0:20260302")).json()
+    assert (trip["status"], trip["busId"]) == (status, "17")

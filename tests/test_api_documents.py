@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from api.cli import _masked
 from api.documents import DOCS, made
 
 MADE = made()
@@ -29,3 +30,19 @@ def test_every_push_of_the_contract_is_in_the_asyncapi_document() -> None:
     messages = json.loads(MADE["asyncapi.json"])["components"]["messages"]
     for kind in ("snapshot", "pos", "eta", "stop", "seat", "incident", "booking", "notice", "gone", "batch", "drain"):
         assert f"push.{kind}" in messages
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SECRET_KEY", "hidden"),
+        ("REDIS_URL", "redis://:hidden@cache:6379/0"),
+        ("DATABASE_URL", "postgresql://bob:hidden@db/timepoint"),
+        ("DATABASE_URL", "postgresql://db/timepoint?user=bob&password=hidden&sslmode=require"),
+        ("DATABASE_OWNER_URL", "host=db password=hidden user=bob"),
+    ],
+)
+def test_settings_are_shown_without_their_secrets(name: str, value: str) -> None:
+    shown = str(_masked(name, value))
+    assert "hidden" not in shown and "***" in shown
+    assert ("bob" in shown) == ("bob" in value) and ("sslmode=require" in shown) == ("sslmode" in value)

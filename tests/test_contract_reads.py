@@ -107,7 +107,7 @@ def test_both_forms_of_a_realtime_feed_stand_still_within_a_second(product: Prod
 def test_the_status_page_says_what_its_json_says(product: Product) -> None:
     page, said = product.http.get("/status"), product.get("/status.json")
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
-    assert said["feeds"].keys() == {"demo"} and said["buses"] > 0 and said["liveStale"] is False
+    assert "demo" in said["feeds"] and said["buses"] > 0 and said["liveStale"] is False
     assert f'<th scope="row">Feed demo</th><td>version {said["feeds"]["demo"]}</td>' in page.text
     with connect(product.base_url.replace("http", "ws") + "/ws"):
         assert product.get("/status.json")["sockets"] == said["sockets"] + 1
