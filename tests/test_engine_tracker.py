@@ -104,6 +104,20 @@ def test_any_order_within_three_seconds_tells_the_same_story(delays: list[int]) 
     assert settled(mixed, told(mixed, in_receipt_order(TRACE, delays), tick_at_ms=end)) == expected
 
 
+def test_a_trip_is_free_while_its_bus_is_offline_also_after_a_restart_and_its_own_again_when_it_is_back() -> None:
+    fixes = list(Bus(STRAIGHT, trip_id="T0").drive(START))
+    area, states = tracker(), {}
+    for moment in (fixes[99].received_at_ms, fixes[99].received_at_ms + OFFLINE_MS + 60_000):
+        states |= told(area, fixes[:100] if not states else [], tick_at_ms=moment).states
+    again = tracker()
+    again.restore({key: blob for key, blob in states.items() if blob})
+    assert area._area.driven == again._area.driven == {}
+    back = msgspec.structs.replace(fixes[100], fixed_at_ms=moment + 1_000, received_at_ms=moment + 1_200)
+    for one in (area, again):
+        told(one, [back])
+        assert one._area.driven == {("T0", DAY): "b1"}
+
+
 def test_the_last_fix_sent_again_is_known_however_many_came_between(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SEEN_MAX", 5)
     area = tracker()

@@ -122,7 +122,8 @@ class Tracker:
                 continue
             bus_id = vehicle.base.bus_id
             self._vehicles[bus_id] = vehicle
-            self._claim(bus_id, None, vehicle.newest.ride)
+            if vehicle.shown is not None:  # of one that is offline others may drive the trip
+                self._claim(bus_id, None, vehicle.newest.ride)
             for recent in vehicle.recent:
                 self._seen.add((bus_id, *recent))
             newest = vehicle.newest.fix
@@ -350,6 +351,8 @@ class Tracker:
                 self._gone[bus_id] = None
                 self._part(vehicle)
         elif shown != vehicle.shown:
+            if vehicle.shown is None:  # back: its trip is its own again, if nobody else has it
+                self._claim(bus_id, state.ride, state.ride)
             self._moved[bus_id] = self._changed[bus_id] = None
             self._gone.pop(bus_id, None)
         vehicle.shown = shown if shown != OFFLINE else None
