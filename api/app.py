@@ -2,50 +2,33 @@
 
 Promises, for every answer: `X-Request-Id` (the caller's own, where it is a decent one), `X-API-Version: 1`, security headers with a content
 security policy that allows no inline script, and a problem document for every error. `/api/v1` is an alias of `/v1`. `/ingest` goes to the
-devices' application without passing through the web framework (docs/performance.md: 22 us a request instead of 33). A client that asks for
+devices' application without passing through the web framework. A client that asks for
 `application/vnd.timepoint.envelope+json` gets every JSON answer in its envelope.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
-from litestar import Litestar, Request, Router, get
+from litestar import Litestar, Router, get
 from litestar.enums import HttpMethod, ScopeType
 from litestar.openapi import OpenAPIConfig
 from litestar.response import Response
 from litestar.types import ControllerRouterHandler, Message, Receive, Scope, Send
 
 from api import problems
+from api.ids import VERSION, request_id
 from api.openapi import Schema
-from engine.clock import Clock
+from api.parts import Parts
 from engine.errors import EngineError
 from engine.live.frames import rfc3339
-from engine.live.hub import Hub
-from engine.live.table import LiveTable
-from engine.settings import Settings
 
-if TYPE_CHECKING:
-    from api.auth import Tokens
-    from api.feeds import RealtimeFeed
-    from api.live import Sockets
-    from api.ops import LoopLag
-    from engine.meter import Meter
-    from engine.office.accounts import Devices
-    from engine.store.postgres import Postgres
-    from engine.store.redis import Redis
-    from engine.store.timescale import HistoryReader
-    from engine.tracking.plans import Plans
-
-VERSION: Final = b"1"
 ENVELOPE: Final = b"application/vnd.timepoint.envelope+json"
 BODY_MAX: Final = 1_048_576  # bytes of a web call's body; a handler that takes more (feeds) says so itself
 CHECK_TIMEOUT_S: Final = 1.0  # longest wait of /readyz for one part
-_REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{8,64}$")
 
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; font-src 'self'; connect-src 'self'; "
@@ -59,34 +42,6 @@ SECURITY_HEADERS: Final[list[tuple[bytes, bytes]]] = [
 ]
 
 Check = Callable[[], Awaitable[object]]
-
-
-class Parts(msgspec.Struct, kw_only=True):
-    """What the handlers are made of: built once, in `api/cli.py`. None where a process runs without that part."""
-
-    settings: Settings
-    clock: Clock
-    table: LiveTable
-    hub: Hub
-    redis: Redis | None = None
-    postgres: Postgres | None = None
-    devices: Callable[[Any, Any, Any], Awaitable[None]] | None = None  # the devices' ASGI application, at /ingest
-    meter: Meter | None = None
-    principal_of: Callable[[str], Any] | None = None  # access token -> principal; raises Unauthenticated
-    plans: Plans | None = None  # the timetables in force
-    registry: Devices | None = None  # who may send
-    history: HistoryReader | None = None  # range reads of the record
-    tokens: Tokens | None = None  # who people are
-    realtime: dict[str, RealtimeFeed] = {}  # GTFS-Realtime of each feed, as last built
-    lag: LoopLag | None = None
-    sockets: Sockets | None = None  # who is connected
-    draining: bool = False
-
-
-def parts_of(request: Request[Any, Any, Any]) -> Parts:
-    """What a handler of ours is made of."""
-    parts: Parts = request.app.state.parts
-    return parts
 
 
 def make_app(parts: Parts, routers: Sequence[ControllerRouterHandler] = (), *, roots: Sequence[ControllerRouterHandler] = ()) -> Edge:
@@ -140,11 +95,6 @@ async def _state_of(check: Check) -> str:
     except EngineError as fault:
         return fault.detail
     return "ok"
-
-
-def request_id(given: bytes | None, clock: Clock) -> str:
-    """The caller's own `X-Request-Id` where it is a decent one, else a fresh one."""
-    return given.decode() if given and _REQUEST_ID.match(given) else clock.uuid7()
 
 
 class Edge:

@@ -81,9 +81,11 @@ def serve(args: argparse.Namespace) -> int:
 async def run_worker(settings: Settings, sock: socket.socket) -> int:
     """One worker: every part in the order in which it depends on the others, until SIGTERM or SIGINT; then the drain. The exit code."""
     from api import asyncapi, feeds, fleet, incidents, network, ops, pages, tracking
-    from api.app import Parts, make_app
+    from api.app import make_app
     from api.auth import Tokens, may_listen
+    from api.lag import LoopLag
     from api.live import Sockets
+    from api.parts import Parts
     from api.server import Worker
     from api.sse import Streams
     from engine.live.hub import Hub
@@ -127,7 +129,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     table = LiveTable(meter)
     hub = Hub(table, settings, clock, meter, may_listen)
     ordered = OrderedChannels(hub, redis, meter)
-    lag = ops.LoopLag(clock, meter)
+    lag = LoopLag(clock, meter)
     parts = Parts(
         settings=settings,
         clock=clock,

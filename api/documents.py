@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from api import asyncapi, feeds, fleet, incidents, network, ops, tracking
-from api.app import Parts, make_app
+from api.app import make_app
 from api.openapi import described
+from api.parts import Parts
 from engine import settings as settings_
 from engine.clock import ManualClock
 from engine.live.hub import Hub

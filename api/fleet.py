@@ -13,9 +13,9 @@ import msgspec
 from litestar import Request, delete, get, post
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
-from api.app import Parts, parts_of
 from api.auth import PARTNER_ADMIN, SUPER_ADMIN, Principal, need
 from api.network import Cursor, Limit
+from api.parts import Parts, parts_of
 from api.tracking import principal_of
 from engine.errors import Conflict, Forbidden, Invalid, NotFound, TooLarge, Unavailable
 from engine.live.frames import rfc3339

@@ -1,6 +1,7 @@
 """Public ids: `{feed}:{gtfs_id}` for routes, stops and trips, `{feed}:{trip_id}:{yyyymmdd}` for a trip instance (contract, "REST").
 
-A feed's name has no colon; what follows the first one is the feed's own id, which may have any.
+A feed's name has no colon; what follows the first one is the feed's own id, which may have any. Beside them the id of a request, and the
+version that every answer names.
 """
 
 from __future__ import annotations
@@ -8,11 +9,14 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from engine.clock import Clock
 from engine.errors import NotFound
 from engine.live.channels import trip_key
 
-__all__ = ["public_id", "split_id", "split_trip", "trip_key"]
+__all__ = ["VERSION", "public_id", "request_id", "split_id", "split_trip", "trip_key"]
 
+VERSION: Final = b"1"
+_REQUEST_ID: Final = re.compile(rb"^[A-Za-z0-9._-]{8,64}$")
 _DATE: Final = re.compile(r"(19|20)\d{6}")
 
 
@@ -35,3 +39,8 @@ def split_trip(public: str) -> tuple[str, str, str]:
     if not feed or not colon or not trip_id or not _DATE.fullmatch(start_date):
         raise NotFound(f"no trip {public!r}: trip ids read FEED:TRIP_ID:YYYYMMDD")
     return feed, trip_id, start_date
+
+
+def request_id(given: bytes | None, clock: Clock) -> str:
+    """The caller's own `X-Request-Id` where it is a decent one, else a fresh one."""
+    return given.decode() if given and _REQUEST_ID.match(given) else clock.uuid7()

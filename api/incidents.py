@@ -13,10 +13,10 @@ import msgspec
 from litestar import Request, get, patch
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
-from api.app import Parts, parts_of
 from api.auth import AGENT, PARTNER_ADMIN, SUPER_ADMIN, Principal, need
 from api.ids import trip_key
 from api.network import Cursor, Limit
+from api.parts import Parts, parts_of
 from api.tracking import principal_of
 from engine.errors import Forbidden, Invalid, NotFound, Unavailable
 from engine.live import frames

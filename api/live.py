@@ -25,7 +25,7 @@ from websockets.protocol import Protocol as WsProtocol
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from api.app import VERSION, request_id
+from api.ids import VERSION, request_id
 from api.problems import BAD_MESSAGE, MEDIA_TYPE, NOT_AUTHENTICATED, RESTARTING, TOO_MANY, close_code, problem_of
 from engine.clock import Clock
 from engine.errors import EngineError, Forbidden, Invalid, NotFound, TooMany, Unauthenticated, Unavailable

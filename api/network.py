@@ -15,9 +15,9 @@ import numpy as np
 from litestar import Request, Response, get
 from litestar.params import FromPath, FromQuery, QueryParameter
 
-from api.app import Parts, parts_of
 from api.etags import unchanged
 from api.ids import public_id, split_id, split_trip, trip_key
+from api.parts import Parts, parts_of
 from engine.errors import Invalid, NotFound, Unavailable
 from engine.events import Position
 from engine.live.frames import EtaStop, Pos, eta_stop, pos, rfc3339

@@ -5,7 +5,6 @@ A worker answers for itself: its label `worker` is the process id, so a scraper 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import resource
 from html import escape
@@ -14,12 +13,10 @@ from typing import Any, Final
 import msgspec
 from litestar import MediaType, Request, Response, get
 
-from api.app import Parts, parts_of
-from engine.clock import Clock
+from api.parts import Parts, parts_of
 from engine.live.frames import rfc3339
-from engine.meter import SECONDS, Meter
+from engine.meter import Meter
 
-LAG_EVERY_S: Final = 0.1
 PAGE: Final = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Timepoint: status</title>
@@ -53,22 +50,6 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
     areas: list[AreaStatus]
     feeds: dict[str, str]  # feed id -> version in force
     loop_lag_s: float  # the newest reading
-
-
-class LoopLag:
-    """How late the event loop wakes: the time that something held it. A bar of its own, because everything waits behind it."""
-
-    def __init__(self, clock: Clock, meter: Meter) -> None:
-        self._clock = clock
-        self._lag = meter.histogram("timepoint_loop_lag_seconds", "how late the event loop woke", bounds=SECONDS)
-        self.newest_s = 0.0
-
-    async def run(self) -> None:
-        while True:
-            due_s = self._clock.steady_s() + LAG_EVERY_S
-            await asyncio.sleep(LAG_EVERY_S)
-            self.newest_s = max(0.0, self._clock.steady_s() - due_s)
-            self._lag.observe(self.newest_s)
 
 
 @get("/metrics", tags=["ops"], media_type=MediaType.TEXT, sync_to_thread=False)

@@ -15,8 +15,9 @@ from typing import Any, Final, cast
 
 import uvicorn
 
-from api.app import Edge, Parts
+from api.app import Edge
 from api.live import Sockets
+from api.parts import Parts
 from api.sse import Streams
 from ingest.http import DevicePaths
 from ingest.lane import DeviceLane

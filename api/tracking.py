@@ -14,10 +14,10 @@ import msgspec
 from litestar import Request, get
 from litestar.params import FromPath, QueryParameter
 
-from api.app import Parts, parts_of
 from api.auth import PARTNER_ADMIN, SUPER_ADMIN, Principal, need
 from api.ids import trip_key
 from api.network import Cursor, Limit, offset_of, parse_point
+from api.parts import Parts, parts_of
 from engine.errors import Invalid, NotFound, Unavailable
 from engine.events import Position
 from engine.live.frames import Pos, pos, rfc3339

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 
-from api.app import Parts, make_app
+from api.app import make_app
 from api.live import Sockets
+from api.parts import Parts
 from api.server import Worker
 from api.sse import Streams
 from engine.clock import SystemClock

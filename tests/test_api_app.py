@@ -14,7 +14,8 @@ from litestar.params import FromQuery, JSONBody
 from litestar.types import Receive, Scope, Send
 
 from api import network, server
-from api.app import Edge, Parts, envelope, make_app
+from api.app import Edge, envelope, make_app
+from api.parts import Parts
 from engine.clock import ManualClock
 from engine.errors import Conflict, Unavailable
 from engine.live.hub import Hub

@@ -15,7 +15,7 @@ import pytest
 from google.protobuf import json_format
 from google.transit import gtfs_realtime_pb2 as rt
 
-from api.feeds import RealtimeFeed
+from api.realtime import RealtimeFeed
 from bench.network.feed import write_feed
 from engine.events import Position, StopForecast, TripForecast
 from engine.tracking.replay import read_fixes

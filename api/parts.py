@@ -1,0 +1,54 @@
+"""What the handlers of one worker are made of: built once by `run_worker` in api/cli.py, found again by every handler."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from litestar import Request
+
+from engine.clock import Clock
+from engine.live.hub import Hub
+from engine.live.table import LiveTable
+from engine.settings import Settings
+
+if TYPE_CHECKING:
+    from api.auth import Tokens
+    from api.lag import LoopLag
+    from api.live import Sockets
+    from api.realtime import RealtimeFeed
+    from engine.meter import Meter
+    from engine.office.accounts import Devices
+    from engine.store.postgres import Postgres
+    from engine.store.redis import Redis
+    from engine.store.timescale import HistoryReader
+    from engine.tracking.plans import Plans
+
+
+class Parts(msgspec.Struct, kw_only=True):
+    """None where a process runs without that part."""
+
+    settings: Settings
+    clock: Clock
+    table: LiveTable
+    hub: Hub
+    redis: Redis | None = None
+    postgres: Postgres | None = None
+    devices: Callable[[Any, Any, Any], Awaitable[None]] | None = None  # the devices' ASGI application, at /ingest
+    meter: Meter | None = None
+    principal_of: Callable[[str], Any] | None = None  # access token -> principal; raises Unauthenticated
+    plans: Plans | None = None  # the timetables in force
+    registry: Devices | None = None  # who may send
+    history: HistoryReader | None = None  # range reads of the record
+    tokens: Tokens | None = None  # who people are
+    realtime: dict[str, RealtimeFeed] = {}  # GTFS-Realtime of each feed, as last built
+    lag: LoopLag | None = None
+    sockets: Sockets | None = None  # who is connected
+    draining: bool = False
+
+
+def parts_of(request: Request[Any, Any, Any]) -> Parts:
+    """What a handler of ours is made of."""
+    parts: Parts = request.app.state.parts
+    return parts

@@ -1,0 +1,289 @@
+"""GTFS-Realtime 2.0 out: vehicle positions, trip updates and alerts of one feed, as protocol buffers and as JSON.
+
+Built from the live table when somebody asks, at most once a second. A `FeedMessage` is its header followed by its entities, so every entity
+is serialised once, when its vehicle says something new, and a feed is the joined bytes: at 2,000 vehicles with thirty stops each, building
+all of it anew would hold the event loop for a tenth of a second.
+
+What the public validators hold against producers is kept by construction: header time >= every other time, strictly increasing times within
+a trip, stop_sequence on every update, no times on SKIPPED and NO_DATA, and no trip named for a vehicle that is further from the trip's
+shape than the 200 m they allow (the trip's own update then goes without the vehicle).
+Alerts are what the live table knows of right now: one detour for each vehicle that is off its route, gone when it is back.
+Sources: the GTFS-Realtime reference, feed entities FeedHeader, VehiclePosition, TripUpdate, StopTimeUpdate, Alert, EntitySelector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+from google.protobuf import json_format
+from google.transit import gtfs_realtime_pb2 as rt
+
+from engine.events import OFF_ROUTE, OFFLINE, Position, StopForecast, TripForecast
+from engine.tracking.timetable import Route, Timetable, Trip
+
+VERSION: Final = "2.0"
+SHAPE_BUFFER_M: Final = 180.0  # validators allow about 200 m between a vehicle and the shape of the trip it names
+AT_STOP_MPS: Final = 1.0
+AT_STOP_M: Final = 30.0
+
+
+class Built(msgspec.Struct, frozen=True):
+    """One feed as served: `body` and the strong ETag of its entities (the header's clock does not change it)."""
+
+    body: bytes
+    etag: str
+    made_at_ms: int
+
+
+def _names_trip(position: Position, timetable: Timetable | None) -> bool:
+    if position.trip_id is None or timetable is None or position.trip_id not in timetable.trips:
+        return False
+    if position.offset_m is None:
+        return False
+    return position.offset_m <= SHAPE_BUFFER_M and position.state != OFFLINE
+
+
+def _describe_trip(into: Any, trip: Trip, start_date: str | None) -> None:
+    into.trip_id = trip.frequency_of or trip.trip_id
+    into.route_id = trip.route_id
+    into.direction_id = trip.pattern.direction_id
+    if start_date:
+        into.start_date = start_date
+    if trip.frequency_of is not None:
+        first = trip.departure_s[0]
+        into.start_time = f"{first // 3600:02d}:{first // 60 % 60:02d}:{first % 60:02d}"
+
+
+def vehicle_entity(position: Position, timetable: Timetable | None) -> rt.FeedEntity:
+    """A VehiclePosition. Degrees, metres a second, seconds since 1970."""
+    entity = rt.FeedEntity(id="v:" + position.bus_id)
+    vehicle = entity.vehicle
+    vehicle.vehicle.id = position.bus_id
+    vehicle.vehicle.label = position.bus_id
+    vehicle.position.latitude = position.lat
+    vehicle.position.longitude = position.lon
+    if position.bearing_deg is not None:
+        vehicle.position.bearing = position.bearing_deg % 360
+    if position.speed_mps is not None:
+        vehicle.position.speed = position.speed_mps
+    vehicle.timestamp = position.fixed_at_ms // 1000
+    if not _names_trip(position, timetable):
+        return entity
+    assert timetable is not None and position.trip_id is not None
+    trip = timetable.trips[position.trip_id]
+    _describe_trip(vehicle.trip, trip, position.start_date)
+    index = position.stop_index
+    if index is not None and 0 <= index < len(trip.pattern.stop_ids):
+        vehicle.current_stop_sequence = trip.pattern.stop_sequences[index]
+        vehicle.stop_id = trip.pattern.stop_ids[index]
+        near = position.along_m is not None and abs(float(trip.pattern.along_m[index]) - position.along_m) <= AT_STOP_M
+        standing = position.speed_mps is not None and position.speed_mps < AT_STOP_MPS
+        vehicle.current_status = rt.VehiclePosition.STOPPED_AT if near and standing else rt.VehiclePosition.IN_TRANSIT_TO
+    return entity
+
+
+def _add_stop(update: Any, stop: StopForecast, last_s: int) -> int:
+    """One StopTimeUpdate; answers the last second it used. Times strictly increase over the trip, whatever was rounded before."""
+    entry = update.stop_time_update.add()
+    entry.stop_sequence = stop.stop_sequence
+    entry.stop_id = stop.stop_id
+    if stop.kind == "SKIPPED":
+        entry.schedule_relationship = rt.TripUpdate.StopTimeUpdate.SKIPPED
+        return last_s
+    if stop.kind == "NO_DATA" or stop.p50_ms is None:
+        entry.schedule_relationship = rt.TripUpdate.StopTimeUpdate.NO_DATA
+        return last_s
+    arrival_s = max(stop.p50_ms // 1000, last_s + 1)
+    departure_s = max(arrival_s, (stop.departs_ms or stop.p50_ms) // 1000)
+    entry.arrival.time = arrival_s
+    entry.departure.time = departure_s
+    if stop.delay_s is not None:
+        entry.arrival.delay = stop.delay_s
+    if stop.p10_ms is not None and stop.p90_ms is not None:
+        entry.arrival.uncertainty = max(1, (stop.p90_ms - stop.p10_ms) // 2000)
+    return departure_s
+
+
+def trip_entity(forecast: TripForecast, position: Position | None, timetable: Timetable | None) -> rt.FeedEntity | None:
+    """A TripUpdate of the remaining stops, or None where the trip is not of this timetable or nothing is left to say."""
+    trip = timetable.trips.get(forecast.trip_id) if timetable is not None else None
+    if trip is None or not forecast.stops:
+        return None
+    entity = rt.FeedEntity(id=f"t:{forecast.trip_id}:{forecast.start_date}")
+    update = entity.trip_update
+    _describe_trip(update.trip, trip, forecast.start_date)
+    if position is not None and position.trip_id == forecast.trip_id and _names_trip(position, timetable):
+        update.vehicle.id = forecast.bus_id
+        update.vehicle.label = forecast.bus_id
+    update.timestamp = forecast.made_at_ms // 1000
+    last_s = 0
+    for stop in forecast.stops:
+        last_s = _add_stop(update, stop, last_s)
+    return entity
+
+
+def alert_entity(bus_id: str, trip: Trip, route: Route, start_date: str | None) -> rt.FeedEntity:
+    """An Alert: the trip is on a detour. No active_period: it holds for as long as it stands in the feed."""
+    entity = rt.FeedEntity(id="a:" + bus_id)
+    alert = entity.alert
+    _describe_trip(alert.informed_entity.add().trip, trip, start_date)
+    alert.cause = rt.Alert.UNKNOWN_CAUSE
+    alert.effect = rt.Alert.DETOUR
+    alert.severity_level = rt.Alert.WARNING
+    line = route.short_name or route.long_name or route.route_id
+    header, told = alert.header_text.translation.add(), alert.description_text.translation.add()
+    header.language = told.language = "en"
+    header.text = f"{line}: detour"
+    towards = f" to {trip.headsign}" if trip.headsign else ""
+    told.text = f"The bus of line {line}{towards} is off its usual way; it may not call at all of its stops."
+    return entity
+
+
+class _Entity(msgspec.Struct):
+    source: Any
+    named: bool
+    raw: bytes
+    message: rt.FeedEntity
+    text: str | None = None  # JSON, made when first asked for
+
+
+class RealtimeFeed:
+    """The three messages of one feed. Not for several threads; one object per worker and feed."""
+
+    def __init__(self, feed_id: str) -> None:
+        self.feed_id = feed_id
+        self._vehicles: dict[str, _Entity] = {}
+        self._trips: dict[str, _Entity] = {}
+        self._alerts: dict[str, _Entity] = {}
+        self._timetable: Timetable | None = None
+        self._built: dict[tuple[str, bool], Built] = {}
+
+    def vehicle_positions(self, positions: Iterable[Position], timetable: Timetable | None, now_ms: int, *, as_json: bool) -> Built:
+        """VehiclePositions of all vehicles of this feed that are not offline."""
+        kept = self._serve("vehicle", as_json, now_ms)
+        if kept is not None:
+            return kept
+        self._turn(timetable)
+        known: dict[str, _Entity] = {}
+        for position in positions:
+            if position.feed_id != self.feed_id or position.state == OFFLINE:
+                continue
+            bus_id = position.bus_id
+            had = self._vehicles.get(bus_id)
+            if had is None or had.source is not position:
+                message = vehicle_entity(position, timetable)
+                had = _Entity(position, True, _entity_bytes(message), message)
+            known[bus_id] = had
+        self._vehicles = known
+        return self._join("vehicle", known.values(), now_ms, as_json)
+
+    def trip_updates(
+        self,
+        forecasts: Iterable[tuple[TripForecast, Position]],
+        timetable: Timetable | None,
+        now_ms: int,
+        *,
+        as_json: bool,
+    ) -> Built:
+        """TripUpdates from (forecast, position of its vehicle): one per trip instance of this feed, the newest forecast."""
+        kept = self._serve("trip", as_json, now_ms)
+        if kept is not None:
+            return kept
+        self._turn(timetable)
+        known: dict[str, _Entity] = {}
+        said: dict[tuple[str, str], str] = {}
+        for forecast, position in forecasts:
+            if position.feed_id != self.feed_id:
+                continue
+            bus_id = forecast.bus_id
+            named = position.state != OFF_ROUTE or _names_trip(position, timetable)
+            had = self._trips.get(bus_id)
+            if had is None or had.source is not forecast or had.named != named:
+                message = trip_entity(forecast, position, timetable)
+                if message is None:
+                    continue
+                had = _Entity(forecast, named, _entity_bytes(message), message)
+            key = (forecast.trip_id, forecast.start_date)
+            rival = said.get(key)
+            if rival is not None and known[rival].source.made_at_ms >= forecast.made_at_ms:
+                continue
+            if rival is not None:
+                del known[rival]
+            said[key] = bus_id
+            known[bus_id] = had
+        self._trips = known
+        return self._join("trip", known.values(), now_ms, as_json)
+
+    def alerts(self, positions: Iterable[Position], timetable: Timetable | None, now_ms: int, *, as_json: bool) -> Built:
+        """Alerts: a detour for every vehicle of this feed that is off the route of its trip."""
+        kept = self._serve("alert", as_json, now_ms)
+        if kept is not None:
+            return kept
+        self._turn(timetable)
+        known: dict[str, _Entity] = {}
+        for position in positions:
+            if position.feed_id != self.feed_id or position.state != OFF_ROUTE or position.trip_id is None:
+                continue
+            trip = timetable.trips.get(position.trip_id) if timetable is not None else None
+            if timetable is None or trip is None:
+                continue
+            source = (position.trip_id, position.start_date)
+            had = self._alerts.get(position.bus_id)
+            if had is None or had.source != source:
+                message = alert_entity(position.bus_id, trip, timetable.routes[trip.route_id], position.start_date)
+                had = _Entity(source, True, _entity_bytes(message), message)
+            known[position.bus_id] = had
+        self._alerts = known
+        return self._join("alert", known.values(), now_ms, as_json)
+
+    def _turn(self, timetable: Timetable | None) -> None:
+        """A new feed version: what was serialised under the old one may name trips that are gone."""
+        if timetable is not self._timetable:
+            self._timetable = timetable
+            self._vehicles, self._trips, self._alerts = {}, {}, {}
+
+    def _serve(self, kind: str, as_json: bool, now_ms: int) -> Built | None:
+        built = self._built.get((kind, as_json))
+        return built if built is not None and built.made_at_ms // 1000 == now_ms // 1000 else None
+
+    def _join(self, kind: str, entities: Iterable[_Entity], now_ms: int, as_json: bool) -> Built:
+        rows = list(entities)
+        digest = hashlib.blake2b(digest_size=16)
+        for row in rows:
+            digest.update(row.raw)
+        newest_s = max((_newest_s(row.message) for row in rows), default=0)
+        header = rt.FeedHeader(
+            gtfs_realtime_version=VERSION, incrementality=rt.FeedHeader.FULL_DATASET, timestamp=max(now_ms // 1000, newest_s)
+        )
+        if as_json:
+            for row in rows:
+                if row.text is None:
+                    row.text = json_format.MessageToJson(row.message, indent=None, ensure_ascii=False)
+            head = json_format.MessageToJson(header, indent=None)
+            body = ('{"header":' + head + ',"entity":[' + ",".join(row.text or "" for row in rows) + "]}").encode()
+        else:
+            body = rt.FeedMessage(header=header).SerializePartialToString() + b"".join(row.raw for row in rows)
+        built = Built(body, f'"{digest.hexdigest()}"', now_ms)
+        self._built[kind, as_json] = built
+        return built
+
+
+def _entity_bytes(entity: rt.FeedEntity) -> bytes:
+    """The entity as field 2 of a FeedMessage: tag, length (varint), bytes."""
+    body = entity.SerializeToString(deterministic=True)
+    size, length = len(body), bytearray()
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    length.append(size)
+    return b"\x12" + bytes(length) + body
+
+
+def _newest_s(entity: rt.FeedEntity) -> int:
+    return int(max(entity.vehicle.timestamp, entity.trip_update.timestamp))
+
+
+# ------------------------------------------------------------------------------------------------ handlers
