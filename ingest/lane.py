@@ -2,8 +2,8 @@
 
 A fix of a phone is one small segment, head and body together: nearly every device request. Whatever else there may be (a body in pieces,
 Expect: 100-continue, a signature, pipelined requests, a peer that does not read) goes to the ASGI application behind, byte for byte as if the
-lane were not there; so limits on size and time stand there alone. Both answer through the same `DevicePaths`. docs/performance.md has what it
-saves.
+lane were not there; so limits on size and time stand there alone. Both answer through the same `DevicePaths`. docs/decisions/0030-device-lane.md
+has what it saves.
 """
 
 from __future__ import annotations
