@@ -2,7 +2,7 @@
 
 One `asyncio.Protocol` per connection, which takes the transport over from uvicorn's HTTP protocol (api/server.py), so sockets share port
 and loop with HTTP. Handshake and frames of RFC 6455 are judged by `websockets`' sans-I/O protocols; what we send is framed once by the hub
-and written as ready bytes to every transport: no task, no await, no queue per socket (docs/performance.md: 7.0 us a delivery where the framework's
+and written as ready bytes to every transport: no task, no await, no queue per socket (on a prototype: 7.0 us a delivery where the framework's
 own send loop costs 12.6). permessage-deflate is never offered. Everything is slotted; the handshake's objects are gone once it is done.
 """
 

@@ -5,7 +5,7 @@ per vehicle; offsets may skip; a vehicle's update reaches a listener once, namin
 round travel in one frame; a slow reader gets the newest when it reads again, holds up nobody and is sent away after `socket_stall_s`.
 On ordered channels: every message, in order (engine/live/ordered.py).
 Refuses: a task or an await per listener. Rounds are planned at once and delivered in slices of `SLICE` sockets with a yield between, so
-that a 5,000-wide broadcast never holds the loop for more than a millisecond (docs/performance.md: HTTP p99 46 ms without slices, 1.5 ms with them).
+that a 5,000-wide broadcast never holds the loop for more than a millisecond (on a prototype, HTTP p99 46 ms without slices, 1.5 ms with them).
 """
 
 from __future__ import annotations
