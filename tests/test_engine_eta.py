@@ -246,6 +246,25 @@ def test_a_day_begun_from_an_earlier_one_knows_its_links_but_less_surely():
     assert today.pace.runs == {}
 
 
+def test_after_many_days_a_model_still_learns_where_nights_lie_between():
+    pattern = pattern_of()
+
+    def ride_s(*, nights: bool) -> float:
+        model = ArrivalModel()
+        for day in range(12):
+            for trip in range(10):
+                drive(model, instance_of(pattern, f"D{day}T{trip}", 36_000 + 900 * trip), 1.0, f"b{day}.{trip}")
+            if nights:
+                model.new_day()
+        for trip in range(3):  # from today on the road is slow
+            drive(model, instance_of(pattern, f"slow{trip}", 46_000 + 900 * trip), 2.0, f"slow{trip}")
+        following = instance_of(pattern, "next", 50_000)
+        stops = model.forecast(at(following, following.departure_ms(1), APART_M + 1, "next"), following.departure_ms(1)).stops
+        return (stops[-1].p50_ms - stops[0].p50_ms) / 1000
+
+    assert ride_s(nights=True) > 1.1 * ride_s(nights=False)
+
+
 def test_quantiles_settle_where_the_errors_lie():
     spread = Spread()
     chance = np.random.default_rng(7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from engine.events import DONE, IN_TRIP, LAYOVER, OFFLINE, STALE, StopEvent, TripEvent
 from engine.tracking import tracker as module
 from engine.tracking import window
+from engine.tracking.eta import ArrivalModel
 from engine.tracking.fix import DUPLICATE, FUTURE, LATE, OK, Fix
 from engine.tracking.tracker import OFFLINE_MS, REST_MS, SETTLE_MS, SILENT_MS, STALE_MS, Outcome, Tracker
 from geo.coords import moved
@@ -411,3 +413,36 @@ def test_a_bus_that_comes_back_to_its_first_stop_had_not_begun() -> None:
     last_of_two = [stop for stop in stops(out) if stop.stop_sequence == 2][-1]
     assert last_of_two.arrived_at_ms is not None and last_of_two.arrived_at_ms > START
     assert OFFLINE not in {row.state for row in out.rows}
+
+
+class Nights(ArrivalModel):
+    """Counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nights = 0
+
+    def new_day(self) -> None:
+        super().new_day()
+        self.nights += 1
+
+
+def test_a_night_is_noticed_once_also_across_a_restart() -> None:
+    hour_ms, model = 3_600_000, Nights()
+    midnight_ms = round(datetime(2026, 3, 10, tzinfo=TIMETABLE.tz).timestamp() * 1000)
+    area = Tracker(TIMETABLE, feed_id="demo", partner_id="P", model=model)
+    for hour in (1, 3, 3.9):
+        area.tick(midnight_ms + round(hour * hour_ms))
+    assert model.nights == 0
+    area.fold(Bus(STRAIGHT).at(midnight_ms + 4 * hour_ms, 10.0))
+    for hour in (4.1, 12, 23, 27):
+        area.tick(midnight_ms + round(hour * hour_ms))
+    assert model.nights == 1
+    states = area.take().states
+    again = Nights()
+    area = Tracker(TIMETABLE, feed_id="demo", partner_id="P", model=again)
+    area.restore(states)
+    area.tick(midnight_ms + 27 * hour_ms)
+    assert again.nights == 0
+    area.tick(midnight_ms + 29 * hour_ms)
+    assert again.nights == 1

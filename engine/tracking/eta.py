@@ -217,6 +217,11 @@ class ArrivalModel:
             else:
                 self.pace.restore(key, parts[key])
 
+    def new_day(self) -> None:
+        """Call it in the night, once: yesterday is known with less certainty from here on."""
+        self.pace.new_day()
+        self._agency_changed = True
+
     def inherit(self, parts: Mapping[str, bytes]) -> None:
         """Begin a day from what an earlier one learned (a full dump): links, holds, halts and quantiles count, with less certainty; its
         vehicles, gaps and passing deviations do not. Several days: call it for each, oldest first."""

@@ -437,6 +437,17 @@ class Pace:
         else:
             raise ValueError(f"no part of an arrival model is called {key!r}")
 
+    def new_day(self) -> None:
+        """A night lies between: links are as uncertain as an earlier day leaves them, and what was learned of waiting counts half. Without
+        it a filter that never forgets would learn nothing more after some weeks."""
+        for route, links in self._routes.items():
+            places = list(links.values())
+            self._variance[places] = np.maximum(self._variance[places], self.config.history_variance)
+            self._changed["route:" + route] = None
+        self._holds = {key: (total / 2, weight / 2) for key, (total, weight) in self._holds.items()}
+        self._hold_all = (self._hold_all[0] / 2, self._hold_all[1] / 2)
+        self._halts = [(total / 2, weight / 2) for total, weight in self._halts]
+
     def inherit(self, earlier: Pace) -> None:
         """Links, holds and halts of an earlier day. Where this one has seen a link too, the two ratios are weighed by their variances."""
         for route, links in earlier._routes.items():

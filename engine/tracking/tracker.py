@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -45,6 +46,7 @@ STALE_MS, SILENT_MS, OFFLINE_MS = 90_000, 360_000, 600_000  # no fix: stale; no 
 FORGET_MS = 86_400_000
 FORECAST_MS = 10_000  # a forecast is made anew with the first fix after this, or at a stop
 FORECAST_SILENT_MS = 30_000  # and without a fix after this
+DAY_BREAK_S = 4 * 3600  # local time at which yesterday's traffic is over
 LEARNED_MS = 60_000  # what the estimator has learned is kept this often
 PENDING_MAX = 256  # fixes of one vehicle inside the window; past it the oldest settle early, counted
 SEEN_MAX = 100_000  # keys of one of two generations in memory; an older duplicate becomes a row LATE, which history knows already
@@ -80,6 +82,7 @@ class Tracker:
         self._seen_before: set[tuple[str, int, int, int]] = set()  # the generation before
         self._now_ms = 0
         self._learned_ms = 0
+        self._day = 0  # of the newest word of the area; 0: none yet
         self._decode = msgspec.msgpack.Decoder(Kept).decode
         self._encode = msgspec.msgpack.Encoder().encode
         self._clear()
@@ -129,6 +132,7 @@ class Tracker:
             newest = vehicle.newest.fix
             if newest is not None:
                 self._now_ms = max(self._now_ms, newest.received_at_ms)
+        self._day = self._day_of(self._now_ms) if self._now_ms else 0
 
     def swap(self, timetable: Timetable) -> None:
         """A newer feed version. A vehicle on a trip stays on the version it began with where the new one changed or lost that trip, until
@@ -193,9 +197,19 @@ class Tracker:
                 log.exception("area %s: the tick of %s failed", self.feed_id, bus_id)
         for bus_id in forgotten:
             self._forget(bus_id)
+        day = self._day_of(now_ms)
+        if day != self._day:
+            if self._day:
+                self._model.new_day()
+            self._day = day
         if now_ms - self._learned_ms >= LEARNED_MS:
             self._learned_ms = now_ms
             self._states.update({"eta:" + part: blob for part, blob in self._model.dump().items()})
+
+    def _day_of(self, now_ms: int) -> int:
+        """Days since the year 1, each from 04:00 to 04:00 local time."""
+        tz = self.timetable.tz if self.timetable is not None else UTC
+        return datetime.fromtimestamp(now_ms // 1000 - DAY_BREAK_S, tz).toordinal()
 
     def take(self) -> Outcome:
         """What changed, and a clean slate."""
