@@ -15,6 +15,7 @@ import pytest
 
 from deploy.servers import PostgresServer
 from engine.clock import SystemClock
+from engine.errors import Unavailable
 from engine.events import StopEvent, TrackRow
 from engine.meter import Meter
 from engine.settings import Settings
@@ -24,7 +25,7 @@ from engine.store.repairs import RepairStore
 from engine.store.timescale import Batch, HistoryReader, HistoryWriter, PastFix
 from engine.tracking.fix import LATE, OK, Fix
 from engine.tracking.plans import Plan
-from engine.tracking.repair import Repairs, fixes_of, refold
+from engine.tracking.repair import ADOPTED, TRIES_MAX, Repairs, fixes_of, refold
 from engine.tracking.ride import Roadbook
 from engine.tracking.tracker import Tracker
 from tests.small_world import STRAIGHT, Bus, feed
@@ -40,10 +41,22 @@ START = TRIP.departure_ms(0)
 
 
 class OnePlan:
-    """One feed in force."""
+    """One feed in force, since a time or since ever."""
+
+    def __init__(self, since: datetime | None = None) -> None:
+        self.since = since
 
     def get(self, feed_id: str) -> Plan | None:
-        return Plan(AREA, "P", TIMETABLE)
+        return Plan(AREA, "P", TIMETABLE, self.since)
+
+
+class HalfAway(OnePlan):
+    """What the repairs of one area read is always away."""
+
+    def get(self, feed_id: str) -> Plan | None:
+        if feed_id == "away":
+            raise Unavailable("away")
+        return super().get(feed_id)
 
 
 class BrokenPlans:
@@ -110,10 +123,13 @@ async def mending(redis: Redis, postgres: Postgres, settings: Settings, meter: M
             await task
 
 
-async def write(settings: Settings, rows: list[TrackRow], stops: Sequence[StopEvent] = (), *, cursor: str | None = None, then: str) -> None:
+async def write(
+    settings: Settings, rows: list[TrackRow], stops: Sequence[StopEvent] = (), *, area: str = AREA, cursor: str | None = None, then: str
+) -> int:
     writer = HistoryWriter(settings)
-    await writer.write(Batch(AREA, "out", cursor, then, rows=rows, events=[*stops]), SystemClock().now_ms())
+    added = await writer.write(Batch(area, "out", cursor, then, rows=rows, events=[*stops]), SystemClock().now_ms())
     await writer.close()
+    return added
 
 
 async def ask(settings: Settings, statement: str) -> list[tuple[Any, ...]]:
@@ -214,7 +230,10 @@ async def test_a_repair_done_twice_and_a_stream_read_again_change_nothing(settin
     async with mending(redis, postgres, settings, meter):
         await eventually(outcome(meter, "DONE"), True)
     before = await ask(settings, "select * from telemetry.stop_events order by event_id")
-    await write(settings, rows, live, cursor="1-0", then="2-0")  # a writer that lost its cursor
+    assert await write(settings, rows, live, cursor="1-0", then="2-0") == 0  # a writer that lost its cursor: nothing is new
+    assert await RepairStore(postgres).waiting() == 0
+    statement = "insert into telemetry.repairs (area, bus_id, since, until, asked_at, due_at) values ($1, 'b1', $2, $3, now(), now())"
+    await postgres.execute(statement, AREA, *span(rows))
     async with mending(redis, postgres, settings, again):
         await eventually(outcome(again, "DONE"), True)
     assert await ask(settings, "select * from telemetry.stop_events order by event_id") == before
@@ -245,6 +264,12 @@ async def _is_due(store: RepairStore) -> bool:
     return await store.due() is not None
 
 
+def span(rows: list[TrackRow]) -> tuple[datetime, datetime]:
+    """Of the late ones."""
+    late = [_at(row) for row in rows if row.verdict == LATE]
+    return min(late), max(late)
+
+
 def _at(row: TrackRow) -> datetime:
     return datetime.fromtimestamp(row.fixed_at_ms / 1000, UTC)
 
@@ -269,6 +294,74 @@ async def test_a_repair_that_breaks_is_counted_and_does_not_come_again(settings:
         await eventually(outcome(meter, "BROKEN"), True)
     assert await RepairStore(postgres).waiting() == 0
     assert await stops_in(settings) == as_kept(live)  # what was said stands
+
+
+async def test_late_fixes_ask_for_a_repair_once_and_of_their_own_bus_only(settings: Settings, postgres: Postgres) -> None:
+    rows, _ = told(spooled(drive()))
+    assert await write(settings, rows, then="1-0") == len(rows)
+    await postgres.execute("delete from telemetry.repairs")
+    others = [msgspec.structs.replace(row, bus_id="b2") for row in rows]
+    late = [row for row in others if row.verdict == LATE]
+    assert (
+        await write(settings, rows + [row for row in others if row not in late[1:-1]], cursor="1-0", then="2-0")
+        == len(rows) - len(late) + 2
+    )
+    assert [tuple(row) for row in await postgres.fetch("select bus_id, since, until from telemetry.repairs")] == [("b2", *span(late))]
+    assert await write(settings, [*others, *rows], cursor="2-0", then="3-0") == len(late) - 2
+    assert [tuple(row) for row in await postgres.fetch("select bus_id, since, until, turn from telemetry.repairs")] == [
+        ("b2", *span(late), 2)
+    ]
+
+
+async def test_a_repair_that_fails_is_put_off_behind_the_others(settings: Settings, redis: Redis, postgres: Postgres) -> None:
+    rows, _ = told(spooled(drive()))
+    await write(settings, rows, area="away", then="1-0")
+    await write(settings, [msgspec.structs.replace(row, bus_id="b2") for row in rows], then="1-0")
+    await postgres.execute("update telemetry.repairs set due_at = due_at - interval '1 hour' where area = 'away'")
+    meter = Meter()
+    async with mending(redis, postgres, settings, meter, HalfAway()):
+        await eventually(outcome(meter, "DONE"), True)
+    assert 'timepoint_repairs_total{area="away",outcome="PUT_OFF"}' in meter.text()
+    [put_off] = await postgres.fetch("select area, tries, due_at, due_at > asked_at + interval '4 seconds' as later from telemetry.repairs")
+    assert (put_off["area"], put_off["tries"] >= 1, put_off["later"]) == ("away", True, True)
+    more = [msgspec.structs.replace(row, fixed_at_ms=row.fixed_at_ms + 1) for row in rows if row.verdict == LATE]
+    await write(settings, more, area="away", cursor="1-0", then="2-0")
+    [wider] = await postgres.fetch("select turn, due_at from telemetry.repairs")
+    assert tuple(wider) == (2, put_off["due_at"])  # more of it does not bring it forward
+
+
+async def test_a_repair_that_always_fails_is_given_up(settings: Settings, redis: Redis, postgres: Postgres) -> None:
+    rows, _ = told(spooled(drive()))
+    await write(settings, rows, area="away", then="1-0")
+    await postgres.execute("update telemetry.repairs set tries = $1", TRIES_MAX - 1)
+    meter = Meter()
+
+    async def given_up() -> bool:
+        return 'timepoint_repairs_total{area="away",outcome="GIVEN_UP"} 1' in meter.text()
+
+    async with mending(redis, postgres, settings, meter, HalfAway()):
+        await eventually(given_up, True)
+    assert await RepairStore(postgres).waiting() == 0
+
+
+async def test_a_trip_that_was_driven_on_another_timetable_is_left_as_it_was_told(
+    settings: Settings, redis: Redis, postgres: Postgres
+) -> None:
+    rows, live = told(spooled(drive()))
+    await write(settings, rows, live, then="1-0")
+    first = min(map(_at, rows))
+    meter = Meter()
+    async with mending(redis, postgres, settings, meter, OnePlan(first - ADOPTED + timedelta(seconds=1))):
+        await eventually(outcome(meter, "OTHER_PLAN"), True)
+    assert 'timepoint_repair_trips_left_total{area="demo"} 1' in meter.text()
+    assert await stops_in(settings) == as_kept(live)
+    await postgres.execute(
+        "insert into telemetry.repairs (area, bus_id, since, until, asked_at, due_at) values ($1, 'b1', $2, $3, now(), now())",
+        AREA, *span(rows),
+    )  # fmt: skip
+    async with mending(redis, postgres, settings, meter, OnePlan(first - ADOPTED)):
+        await eventually(outcome(meter, "DONE"), True)
+    assert len(await stops_in(settings)) == 13
 
 
 async def test_a_repair_waits_for_a_database_that_is_away(redis_url: str, own_postgres: PostgresServer) -> None:

@@ -135,10 +135,18 @@ async def test_going_back_to_a_kept_version_writes_no_second_copy(postgres: Post
     old = await import_zip(postgres, first_zip, feed_id="city")
     await import_zip(postgres, write_feed(tmp_path / "2.zip", replaced("stops.txt", "Market", "Hall")), feed_id="city")
     before = await rows(postgres)
+    [left] = await network.feeds(postgres)
     back = await import_zip(postgres, first_zip, feed_id="city")
     assert (back.changed, back.version) == (True, old.version)
     assert (await network.feeds(postgres))[0].version == old.version
     assert await rows(postgres) == before
+    plans = Plans(postgres, Meter())
+    await plans.refresh()
+    plan = plans.get("city")
+    assert plan is not None and plan.since is not None and plan.since > left.activated_at > left.imported_at, "in force since now"
+    await import_zip(postgres, first_zip, feed_id="city")
+    await plans.refresh()
+    assert plans.get("city") is plan, "nothing has changed"
 
 
 async def test_old_versions_are_pruned_but_never_the_one_in_force(postgres: Postgres, tmp_path: Path) -> None:

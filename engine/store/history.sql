@@ -20,7 +20,8 @@ select name, no from telemetry.names where name = any($1::text[]);
 
 -- name: add_points
 -- Fixes, once each: a fix that came twice changes nothing. Packed columns hold no null: the smallest value of a type stands for it.
-insert into telemetry.points (
+-- Answers what was new: how many fixes in one row without a bus, and of each bus with late ones how many and from when to when (ms).
+with added as (insert into telemetry.points (
   ts, bus_no, lat_e6, lon_e6, latency_ms, device_no, source_no, state_no, late,
   speed_cms, bearing_ddeg, accuracy_dm, offset_dm, along_m, seq, trip_no, start_date)
 select to_timestamp(ms / 1000.0::float8), bus, lat, lon, latency, device, source, nullif(state, -2147483648), late = 1,
@@ -30,7 +31,10 @@ select to_timestamp(ms / 1000.0::float8), bus, lat, lon, latency, device, source
     $1::bigint[], $2::int[], $3::int[], $4::int[], $5::int[], $6::int[], $7::int[], $8::int[], $9::smallint[],
     $10::smallint[], $11::smallint[], $12::smallint[], $13::smallint[], $14::int[], $15::bigint[], $16::int[], $17::int[]
   ) as t(ms, bus, lat, lon, latency, device, source, state, late, speed, bearing, accuracy, away, along, seq, trip, start_date)
-on conflict do nothing;
+on conflict do nothing returning bus_no, ts, late)
+select case when late then bus_no end as bus_no, count(*) as added,
+       round(extract(epoch from min(ts)) * 1000)::bigint as since_ms, round(extract(epoch from max(ts)) * 1000)::bigint as until_ms
+  from added group by late, 1;
 
 -- name: add_quarantined
 -- What history does not keep among the points, with its reason.
@@ -72,20 +76,25 @@ on conflict (incident_id) do update set
 
 -- name: ask_repairs
 -- Late fixes were written: look at their trips $5 seconds after the last of them, ten times that after the first at the latest.
+-- One that failed keeps the time to which it was put off.
 insert into telemetry.repairs as r (area, bus_id, since, until, asked_at, due_at)
 select $1, bus, to_timestamp(since / 1000.0), to_timestamp(until / 1000.0), now(), now() + make_interval(secs => $5)
   from unnest($2::text[], $3::bigint[], $4::bigint[]) as t(bus, since, until)
 on conflict (area, bus_id) do update set
   since = least(r.since, excluded.since), until = greatest(r.until, excluded.until), turn = r.turn + 1,
-  due_at = least(excluded.due_at, r.asked_at + make_interval(secs => $5 * 10));
+  due_at = case when r.tries > 0 then r.due_at else least(excluded.due_at, r.asked_at + make_interval(secs => $5 * 10)) end;
 
 -- name: due_repair
 -- The repair that has waited longest.
-select area, bus_id, since, until, turn from telemetry.repairs where due_at <= now() order by due_at limit 1;
+select area, bus_id, since, until, turn, tries from telemetry.repairs where due_at <= now() order by due_at limit 1;
 
 -- name: repairs_waiting
 -- How many wait, due or not.
 select count(*) from telemetry.repairs;
+
+-- name: put_off_repair
+-- It failed: once more in $3 seconds, after the others.
+update telemetry.repairs set tries = tries + 1, due_at = now() + make_interval(secs => $3) where area = $1 and bus_id = $2;
 
 -- name: end_repair
 -- Done, unless more was asked for since turn $3.

@@ -41,6 +41,7 @@ class FeedRow(msgspec.Struct, frozen=True):
     version_id: int
     timezone: str
     imported_at: datetime
+    activated_at: datetime  # in force since then; a version that was put in force again is younger there than its import
 
 
 class Imported(msgspec.Struct, frozen=True):

@@ -26,7 +26,7 @@ insert into network.feed_version (feed_id, version, sha256, timezone, info) valu
 
 -- name: activate
 -- From the commit on, this version is in force.
-update network.feed set active_version_id = $2 where feed_id = $1
+update network.feed set active_version_id = $2, activated_at = clock_timestamp() where feed_id = $1
 
 -- name: prune
 -- All but the newest versions of a feed; the one in force always stays. Trips under way are driven from memory, old ids stay readable.
@@ -36,7 +36,7 @@ where v.feed_id = $1 and v.version_id is distinct from (select active_version_id
 
 -- name: feeds
 -- What is in force; workers ask every few seconds, so it touches two small tables only.
-select f.feed_id, f.partner_id, v.version, v.version_id, v.timezone, v.imported_at
+select f.feed_id, f.partner_id, v.version, v.version_id, v.timezone, v.imported_at, f.activated_at
 from network.feed f join network.feed_version v on v.version_id = f.active_version_id
 order by f.feed_id
 

@@ -21,13 +21,14 @@ TRIPS_MAX: Final = 200  # of one repair: three days of one bus
 
 
 class Repair(msgspec.Struct, frozen=True):
-    """Late fixes of one bus from `since` to `until`; `turn` goes up when more come."""
+    """Late fixes of one bus from `since` to `until`; `turn` goes up when more come, `tries` when it fails."""
 
     area: str
     bus_id: str
     since: datetime
     until: datetime
     turn: int
+    tries: int = 0
 
 
 class Placed(msgspec.Struct, frozen=True):
@@ -59,6 +60,10 @@ class RepairStore:
         """The one that has waited longest, if any is due."""
         row = await self._postgres.fetchrow(SQL["due_repair"])
         return None if row is None else Repair(*row)
+
+    async def put_off(self, repair: Repair, pause_s: float) -> None:
+        """It failed: it is due again `pause_s` seconds from now, and one more try is written down."""
+        await self._postgres.execute(SQL["put_off_repair"], repair.area, repair.bus_id, pause_s)
 
     async def waiting(self) -> int:
         """How many are asked for, due or not."""

@@ -95,8 +95,12 @@ class HistoryWriter:
                 aside.append(row)
         added = 0
         if points:
-            added = (await connection.execute(SQL["add_points"], pack(points, self._names))).rowcount
-            await self._ask_repairs(connection, batch.area, points)
+            new = await (await connection.execute(SQL["add_points"], pack(points, self._names))).fetchall()
+            added = sum(count for _, count, _, _ in new)
+            names = {self._names[row.bus_id]: row.bus_id for row in points if row.verdict == "LATE"}
+            late = [(names[bus_no], since_ms, until_ms) for bus_no, _, since_ms, until_ms in new if bus_no is not None]
+            if late:
+                await self._ask_repairs(connection, batch.area, late)
         quarantined = [_quarantined_row(row) for row in aside if row.verdict != "DUPLICATE"]
         quarantined += [_quarantined_refusal(refusal) for refusal in batch.refusals]
         if quarantined:
@@ -104,17 +108,10 @@ class HistoryWriter:
         await self._write_events(connection, batch, now_ms)
         return added
 
-    async def _ask_repairs(self, connection: psycopg.AsyncConnection[Any], area: str, points: Iterable[TrackRow]) -> None:
-        """Late fixes change what history said of their trips: see engine/tracking/repair.py."""
-        spans: dict[str, tuple[int, int]] = {}
-        for row in points:
-            if row.verdict == "LATE":
-                first_ms, last_ms = spans.get(row.bus_id, (row.fixed_at_ms, row.fixed_at_ms))
-                spans[row.bus_id] = min(first_ms, row.fixed_at_ms), max(last_ms, row.fixed_at_ms)
-        if spans:
-            buses = sorted(spans)  # one order for everybody: two writers cannot wait for each other
-            asked = [(bus_id, *spans[bus_id]) for bus_id in buses]
-            await connection.execute(SQL["ask_repairs"], [area, *columns(asked), self._settings.repair_quiet_s])
+    async def _ask_repairs(self, connection: psycopg.AsyncConnection[Any], area: str, late: list[tuple[str, int, int]]) -> None:
+        """Late fixes that history did not have change what it said of their trips (engine/tracking/repair.py): bus, first and last in ms."""
+        late.sort()  # one order for everybody: two writers cannot wait for each other
+        await connection.execute(SQL["ask_repairs"], [area, *columns(late), self._settings.repair_quiet_s])
 
     async def _write_events(self, connection: psycopg.AsyncConnection[Any], batch: Batch, now_ms: int) -> None:
         stops = [stop_columns(e) for e in batch.events if isinstance(e, StopEvent)]

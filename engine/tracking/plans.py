@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -30,6 +31,7 @@ class Plan(msgspec.Struct, frozen=True, eq=False):
     feed_id: str
     partner_id: str
     timetable: Timetable
+    since: datetime | None = None  # when it was put in force; None: it always was
 
 
 class Plans:
@@ -57,13 +59,15 @@ class Plans:
         """Loads what is new. Raises `Unavailable` where the database is away."""
         for row in await network.feeds(self._postgres):
             known = self._plans.get(row.feed_id)
-            if known is not None and (known.timetable.version, known.partner_id) == (row.version, row.partner_id):
+            if known is not None and _marks(known) == (row.version, row.partner_id, row.activated_at):
                 continue
             same = known is not None and known.timetable.version == row.version
-            timetable = known.timetable if same and known is not None else await network.load_timetable(self._postgres, row.feed_id)
+            timetable = (
+                known.timetable if same and known is not None else await network.load_timetable(self._postgres, row.feed_id, row.version)
+            )
             if timetable is None:
                 continue
-            plan = Plan(row.feed_id, row.partner_id, timetable)
+            plan = Plan(row.feed_id, row.partner_id, timetable, row.activated_at)
             self._plans[row.feed_id] = plan
             log.info("feed %s version %s is in force: %d trips", row.feed_id, timetable.version, len(timetable.trips))
             for tell in self.changed:
@@ -79,3 +83,7 @@ class Plans:
                 self._faults.add(1)
                 log.warning("the timetables could not be refreshed, the known ones go on: %s", fault)
             await asyncio.sleep(REFRESH_S)
+
+
+def _marks(plan: Plan) -> tuple[str, str, datetime | None]:
+    return plan.timetable.version, plan.partner_id, plan.since

@@ -5,8 +5,12 @@ its bus. When no more came for some seconds, the trips around it are folded agai
 were missing are added, those that were guessed are put right, the late fixes get their place on the shape. Event ids are made of what
 happened, so a repair done twice, or cut off and begun again, changes nothing.
 
-Bounds: one repair at a time among all workers, a trip's first 50,000 fixes, a few fixes folded between two yields to the loop. A late fix
-without a trip of its own belongs to the trip that its bus was on before or after it; where there is neither, it stays as it is.
+Bounds: one repair at a time among all workers, a trip's first 50,000 fixes, a few fixes folded between two yields to the loop. A repair whose
+reads or writes fail while the database is there is put off, longer each time, and given up after `TRIES_MAX` tries (about 50 minutes). A late
+fix without a trip of its own belongs to the trip that its bus was on before or after it; where there is neither, it stays as it is.
+
+Refused: a trip whose first fix is older than the timetable in force. It was driven on another one, whose stops and shape may differ, so what
+was said of it stands.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from engine.store.repairs import Mended, Placed, Repair, RepairStore
 from engine.store.timescale import HistoryReader, PastFix
 from engine.tracking.control import PlanSource
 from engine.tracking.fix import OK, Fix
+from engine.tracking.plans import Plan
 from engine.tracking.ride import LATE_FOR_EVER_MS, Roadbook
 from engine.tracking.timetable import Timetable, TripInstance
 from engine.tracking.vehicle import Area, VehicleState, advance
@@ -43,6 +48,9 @@ LOOK_S: Final = 1.0  # between two looks at what is due
 PAUSE_MOST_S: Final = 10.0  # between two tries at a database that is away
 BEFORE: Final = timedelta(hours=1)  # fixes of a trip are looked for from so long before its departure
 AFTER: Final = timedelta(milliseconds=LATE_FOR_EVER_MS)  # to so long after its arrival
+ADOPTED: Final = timedelta(minutes=1)  # after a timetable was put in force, every worker tracks on it
+TRIES_MAX: Final = 12  # of one repair that fails
+PUT_OFF_S, PUT_OFF_MOST_S = 5.0, 600.0  # after its first failure, and at most; doubling
 FIXES_MAX: Final = 50_000  # of one trip: half a day at one a second
 SLICE_FIXES, SLICE_PAUSE_S = 20, 0.002  # about 2 ms of folding, then others: a repair takes half of a quiet loop at most
 
@@ -112,6 +120,7 @@ class Repairs:
         self._store, self._reader = RepairStore(postgres), HistoryReader(postgres)
         self._done = meter.counter("timepoint_repairs_total", "repairs of history after late fixes, by how they ended", ("area", "outcome"))
         self._stops = meter.counter("timepoint_repair_stops_total", "stops that repairs added or changed", ("area",))
+        self._left = meter.counter("timepoint_repair_trips_left_total", "trips not repaired: driven on another timetable", ("area",))
         self._faults = meter.counter("timepoint_repair_faults_total", "repairs that waited for a server", ("kind",))
         self._waiting = meter.gauge("timepoint_repairs_waiting", "repairs asked for")
         self._took = meter.histogram("timepoint_repair_seconds", "one repair", bounds=(*SECONDS, 30.0, 60.0))
@@ -138,14 +147,15 @@ class Repairs:
                 pause_s = min(PAUSE_MOST_S, pause_s * 2)
 
     async def _mend(self, repair: Repair) -> None:
-        """One repair to its end. A fault of its own ends it too: counted, logged, the next one is not kept waiting."""
+        """One repair to its end, or put off. A fault of ours ends it too: counted, logged, the next one is not kept waiting."""
         began_s = self._clock.steady_s()
         try:
-            mended = await self._look(repair)
+            mended, left = await self._look(repair)
             self._stops.add(await self._store.end(repair, mended), repair.area)
-            outcome = "DONE" if mended else "NO_TRIP"
-        except Unavailable:
-            raise
+            self._left.add(left, repair.area)
+            outcome = "DONE" if mended else "OTHER_PLAN" if left else "NO_TRIP"
+        except Unavailable as fault:
+            outcome = await self._put_off(repair, fault)
         except Exception:
             outcome = "BROKEN"
             log.exception("area %s: the history of %s could not be repaired", repair.area, repair.bus_id)
@@ -153,24 +163,43 @@ class Repairs:
         self._done.add(1, repair.area, outcome)
         self._took.observe(self._clock.steady_s() - began_s)
 
-    async def _look(self, repair: Repair) -> list[Mended]:
-        """What the trips around the late fixes come to."""
+    async def _put_off(self, repair: Repair, fault: Unavailable) -> str:
+        """Behind the others, or away after its last try. Raises `Unavailable` where the database is away for all: no try is counted then."""
+        if repair.tries + 1 >= TRIES_MAX:
+            await self._store.end(repair, [])
+            log.error("area %s: the history of %s is not repaired, %d tries failed: %s", repair.area, repair.bus_id, TRIES_MAX, fault)
+            return "GIVEN_UP"
+        pause_s = min(PUT_OFF_MOST_S, PUT_OFF_S * 2**repair.tries)
+        await self._store.put_off(repair, pause_s)
+        log.warning("area %s: the repair of %s failed, again in %.0f s: %s", repair.area, repair.bus_id, pause_s, fault)
+        return "PUT_OFF"
+
+    async def _look(self, repair: Repair) -> tuple[list[Mended], int]:
+        """What the trips around the late fixes come to, and how many others are left as they are: driven on another timetable."""
         plan = self._plans.get(repair.area)
         if plan is None:
-            return []
+            return [], 0
         book = Roadbook(plan.timetable)
         instances: dict[tuple[str, str], TripInstance] = {}
+        others: set[tuple[str, str]] = set()
         for trip_id, start_date, ts in await self._store.trips(repair):
             instance = book.named(trip_id, None if start_date is None else str(start_date), _ms(ts))
             if instance is not None:
                 instances[trip_id, instance.start_date] = instance
+                if not _in_force(plan, ts):
+                    others.add((trip_id, instance.start_date))
         mended = []
-        for instance in instances.values():
+        for key, instance in instances.items():
+            if key in others:
+                continue
             since = datetime.fromtimestamp(instance.departure_ms(0) / 1000, UTC) - BEFORE
             until = datetime.fromtimestamp(instance.arrival_ms(len(instance.trip.arrival_s) - 1) / 1000, UTC) + AFTER
             past = fixes_of(await self._reader.playback(repair.bus_id, since, until, FIXES_MAX), instance, book)
+            if past and not _in_force(plan, past[0].ts):
+                others.add(key)
+                continue
             mended.append(await self._fold(repair.bus_id, past, instance, plan.timetable))
-        return mended
+        return mended, len(others)
 
     async def _fold(self, bus_id: str, past: list[PastFix], instance: TripInstance, timetable: Timetable) -> Mended:
         late = {(_ms(one.ts), one.lat, one.lon): one for one in past if one.late}
@@ -183,6 +212,10 @@ class Repairs:
             if number % SLICE_FIXES == 0:
                 await asyncio.sleep(SLICE_PAUSE_S)
         return mended
+
+
+def _in_force(plan: Plan, at: datetime) -> bool:
+    return plan.since is None or at >= plan.since + ADOPTED
 
 
 def _fix(bus_id: str, one: PastFix) -> Fix:
