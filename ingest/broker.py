@@ -28,19 +28,22 @@ LOOK_S = 1.0
 
 
 def logins(rows: list[DeviceRow], now_ms: int) -> dict[str, tuple[str, list[str]]]:
-    """user -> (password hash, bus ids it may publish for). Where two devices have one bus, its id is the login of the younger."""
+    """user -> (password hash, bus ids it may publish for). Where two devices have one bus, its id is the login of the
+    younger; a bus id that is also a device's id is that device's login, whosever bus it is."""
     found: dict[str, tuple[str, list[str]]] = {}
+    aliases: dict[str, tuple[str, list[str]]] = {}
+    device_ids = {row.device_id for row in rows if row.retired_at_ms is None}
     for row in sorted(rows, key=lambda row: row.device_id):
         if row.retired_at_ms is not None or row.mqtt_hash is None:
             continue
         in_grace = row.previous_mqtt_hash is not None and row.previous_until_ms is not None and row.previous_until_ms > now_ms
         known = row.previous_mqtt_hash if in_grace and row.previous_mqtt_hash is not None else row.mqtt_hash
         found[row.device_id] = known, row.bus_ids
-        if row.kind != GATEWAY and len(row.bus_ids) == 1:
-            found[row.bus_ids[0]] = known, row.bus_ids
+        if row.kind != GATEWAY and len(row.bus_ids) == 1 and row.bus_ids[0] not in device_ids:
+            aliases[row.bus_ids[0]] = known, row.bus_ids
         if row.generation > 1:
             found[f"{row.device_id}.{row.generation}"] = row.mqtt_hash, row.bus_ids
-    return found
+    return aliases | found
 
 
 def files(rows: list[DeviceRow], now_ms: int, reader: tuple[str, str]) -> tuple[str, str]:
@@ -58,8 +61,9 @@ def write(folder: Path, passwords: str, acl: str) -> None:
     """Both, each whole or not at all, readable by the folder's owner only. Raises `OSError`."""
     for name, text in (("passwords", passwords), ("acl", acl)):
         draft = folder / f".{name}.new"
-        draft.write_text(text, encoding="utf-8")
-        draft.chmod(0o600)
+        draft.unlink(missing_ok=True)  # of a writer that was killed: its mode would stand
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
         if os.geteuid() == 0:  # an engine of root's, a broker that is not: the folder's owner has to read them
             os.chown(draft, folder.stat().st_uid, folder.stat().st_gid)
         draft.replace(folder / name)

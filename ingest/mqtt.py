@@ -2,10 +2,12 @@
 
 Promises: a message of QoS 1 that the broker has taken is in the stream, or comes again: a reader that is killed, frozen or cut off leaves it
 with the broker, and the next one (on any worker, under the lease "mqtt") is given it. Messages of one bus are appended in the order in which
-they came, also when Redis was away between. A poison message is acknowledged, counted and quarantined, so that it comes once. Refuses: to
-hold more than `RECEIVE_MAX` unacknowledged messages (the broker keeps the rest), and QoS 0 beyond the queue's bound (dropped, counted).
+they came, also when Redis was away between. A poison message is acknowledged, counted and quarantined, so that it comes once; so is one of a
+device over its rate (reason RATE), as no answer can ask a device of MQTT to wait. Refuses: to hold more than `RECEIVE_MAX` unacknowledged
+messages (the broker keeps the rest), and QoS 0 beyond the queue's bound (dropped, counted).
 
-Topics: `timepoint/v1/telemetry/{busId}` with telemetry objects, `owntracks/{user}/{device}` with OwnTracks JSON (user: bus or device id).
+Topics: `timepoint/v1/telemetry/{busId}` with telemetry objects, `owntracks/{user}/{device}` with OwnTracks JSON (user: bus or device id; what
+is both is the device's, as in `broker.py`).
 That a device publishes for its own bus only is the broker's ACL (`broker.py`).
 """
 
@@ -21,7 +23,7 @@ import msgspec
 from gmqtt import Client, Subscription
 from gmqtt.mqtt.handler import MQTTError
 
-from engine.errors import Invalid, Unavailable
+from engine.errors import Invalid, TooMany, Unavailable
 from engine.meter import Meter
 from engine.office.accounts import Device
 from engine.tracking.fix import Fix
@@ -83,24 +85,26 @@ class MqttReader:
         self._some = asyncio.Event()
 
     async def run(self) -> None:
-        """Until cancelled: connect, read, and connect again with growing pauses."""
-        pump = asyncio.create_task(self._pump())
-        pause_s = 0.5
+        """Until cancelled: connect, read, and connect again with growing pauses. A fault of ours, in reading or in appending, ends both and is
+        raised in an `ExceptionGroup`: what was not acknowledged is the broker's still."""
         try:
-            while True:
-                try:
-                    await self._read()
-                    pause_s = 0.5
-                except (OSError, TimeoutError, MQTTError) as fault:
-                    log.warning(
-                        "MQTT broker %s:%d: %s; again in %.1f s", self.address.host, self.address.port, fault or type(fault), pause_s
-                    )
-                self._faults.add()
-                await asyncio.sleep(pause_s)
-                pause_s = min(PAUSE_MAX_S, pause_s * 2)
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._pump())
+                both.create_task(self._read_on())
         finally:
-            pump.cancel()
             self._queue.clear()
+
+    async def _read_on(self) -> None:
+        pause_s = 0.5
+        while True:
+            try:
+                await self._read()
+                pause_s = 0.5
+            except (OSError, TimeoutError, MQTTError) as fault:
+                log.warning("MQTT broker %s:%d: %s; again in %.1f s", self.address.host, self.address.port, fault or type(fault), pause_s)
+            self._faults.add()
+            await asyncio.sleep(pause_s)
+            pause_s = min(PAUSE_MAX_S, pause_s * 2)
 
     async def _read(self) -> None:
         """One connection, until it is lost. Raises what refused it."""
@@ -151,6 +155,11 @@ class MqttReader:
         except Exception:  # a fault of ours must not make the broker send it for ever
             log.exception("message on %s", topic)
             decoded = Decoded([], [Refused(0, "MALFORMED", "unexpected", bus_id)])
+        try:
+            self.door.meter_out(device, len(decoded.fixes) + len(decoded.refused))
+        except TooMany as over:
+            said = [(fix.bus_id, fix.seq) for fix in decoded.fixes] + [(one.bus_id, one.seq) for one in decoded.refused]
+            decoded = Decoded([], [Refused(index, "RATE", str(over), bus, seq) for index, (bus, seq) in enumerate(said)])
         if decoded.refused:
             self._taken.add(1, "quarantined")
             self.door.keep(device, decoded.refused, "mqtt")
@@ -167,17 +176,21 @@ class MqttReader:
         return 0
 
     def _sender(self, topic: str) -> tuple[Device | None, str | None]:
-        """Device and bus that a topic speaks for; the last part of an OwnTracks user may be the generation of its login."""
+        """Device and bus that a topic speaks for; the last part of an OwnTracks user may be the generation of its login. An id that is a
+        device's and a bus's is the device's: so are the logins."""
         levels = topic.split("/")
         devices = self.door.devices
         if topic.startswith(TELEMETRY + "/") and len(levels) == 4:
             return devices.of_bus(levels[3]), levels[3]
         if levels[0] == OWNTRACKS and len(levels) == 3:
             user = levels[1]
-            device = devices.of_bus(user)
-            if device is not None:
-                return device, user
-            device = devices.by_id(user.partition(".")[0])
+            device_id, _, generation = user.rpartition(".")
+            device, rotated = devices.by_id(user), devices.by_id(device_id)
+            if device is None and rotated is not None and rotated.generation > 1 and generation == str(rotated.generation):
+                device = rotated
+            if device is None and (of_bus := devices.of_bus(user)) is not None:
+                return of_bus, user
+            device = device or rotated
             return device, None if device is None else device.bus(None)
         return None, None
 

@@ -43,7 +43,7 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
     """One element that is not a usable fix. `reason` is one of docs/devices.md's "known at once"."""
 
     index: int  # its place in the body, from 0
-    reason: str  # MALFORMED | RANGE | ZERO_ISLAND | ACCURACY | ABSURD_TIME | NOT_YOUR_BUS
+    reason: str  # MALFORMED | RANGE | ZERO_ISLAND | ACCURACY | ABSURD_TIME | NOT_YOUR_BUS | RATE (MQTT: over the device's rate)
     detail: str
     bus_id: str | None = None
     seq: int | None = None

@@ -19,7 +19,8 @@ from gmqtt import Client
 from deploy.servers import MosquittoServer
 from engine.clock import ManualClock, SystemClock
 from engine.errors import Invalid, Unavailable
-from engine.office.accounts import BusRow, Change, DeviceRow, Devices, mosquitto_hash
+from engine.events import Refusal
+from engine.office.accounts import BusRow, Change, Device, DeviceRow, Devices, mosquitto_hash
 from engine.settings import Settings
 from engine.store.redis import Redis
 from engine.tracking.fix import Fix
@@ -116,8 +117,8 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 
 @contextlib.asynccontextmanager
-async def reading(url: str, redis: Any) -> AsyncIterator[Door]:
-    door = Door(await devices(), redis, Settings(), CLOCK)
+async def reading(url: str, redis: Any, settings: Settings | None = None) -> AsyncIterator[Door]:
+    door = Door(await devices(), redis, settings or Settings(), CLOCK)
     reader = MqttReader(door, url)
     task = asyncio.create_task(reader.run())
     await until(lambda: door.meter.gauge("timepoint_mqtt_connected", "").value() == 1)
@@ -148,6 +149,49 @@ async def test_telemetry_and_owntracks_arrive_and_poison_comes_once(own_mosquitt
 
 def done(door: Door) -> bool:
     return door.meter.counter("timepoint_mqtt_messages_total", "", ("outcome",)).value("stored") == 3
+
+
+async def test_a_device_over_its_rate_is_refused_once_and_its_neighbours_are_not(own_mosquitto: MosquittoServer, redis: Redis) -> None:
+    slow = Settings(ingest_device_rate=0.001, ingest_device_burst=3)
+    async with reading(own_mosquitto.url, redis, slow) as door, Phone().at(own_mosquitto) as phone:
+        for seq in range(5):
+            await phone.publish("timepoint/v1/telemetry/B1", said(seq))
+        await phone.publish("timepoint/v1/telemetry/B2", said(9))
+        messages = door.meter.counter("timepoint_mqtt_messages_total", "", ("outcome",))
+        await until(lambda: messages.value("stored") + messages.value("quarantined") == 6)
+        await door.drain()
+    refusals = [
+        one for _, fields in await redis.calls.xrange("quar:{demo}") for one in msgspec.msgpack.decode(fields[b"f"], type=list[Refusal])
+    ]
+    assert [(one.bus_id, one.device_id, one.reason) for one in refusals] == [("B1", "dev-1", "RATE")] * 2
+    assert sorted((fix.bus_id, fix.seq) for fix in await stored(redis)) == [("B1", 0), ("B1", 1), ("B1", 2), ("B2", 9)]
+    async with reading(own_mosquitto.url, redis), Phone().at(own_mosquitto) as phone:  # what was refused does not come again
+        await phone.publish("timepoint/v1/telemetry/B1", said(10))
+        await until(everything(redis, {0, 1, 2, 9, 10}))
+    assert {fix.seq for fix in await stored(redis)} == {0, 1, 2, 9, 10}
+
+
+class Thorny(Door):
+    """Breaks in a way that nobody expects."""
+
+    def submit(self, device: Device, fixes: list[Fix]) -> Any:
+        raise ZeroDivisionError("a thorn")
+
+
+async def test_a_reader_whose_appending_breaks_ends_and_its_message_is_the_next_ones(own_mosquitto: MosquittoServer, redis: Redis) -> None:
+    door = Thorny(await devices(), redis, Settings(), CLOCK)
+    task = asyncio.create_task(MqttReader(door, own_mosquitto.url).run())
+    await until(lambda: door.meter.gauge("timepoint_mqtt_connected", "").value() == 1)
+    async with Phone().at(own_mosquitto) as phone:
+        await phone.publish("timepoint/v1/telemetry/B1", said(1))
+        await phone.taken()
+    ended, _ = await asyncio.wait({task}, timeout=LIMIT_S)
+    assert ended
+    with pytest.raises(ExceptionGroup) as broken:
+        await task
+    assert broken.group_contains(ZeroDivisionError)
+    async with reading(own_mosquitto.url, redis):
+        await until(everything(redis, {1}))
 
 
 PROCESS = """
@@ -211,9 +255,9 @@ def subscribed(redis: Redis, phone: Phone) -> Any:
     return check
 
 
-def everything(redis: Redis, sent: int) -> Any:
+def everything(redis: Redis, sent: int | set[int]) -> Any:
     async def check() -> bool:
-        return {fix.seq for fix in await stored(redis)} >= set(range(sent))
+        return {fix.seq for fix in await stored(redis)} >= (sent if isinstance(sent, set) else set(range(sent)))
 
     return check
 
@@ -316,6 +360,47 @@ def test_a_retired_device_has_no_login_and_the_youngest_of_a_bus_has_its_name() 
     retired, young = row("dev-1", ["B1"], "a", retired_at_ms=5), row("dev-9", ["B1"], "b")
     assert logins([young, retired, row("dev-3", ["B1"], "c")], 0)["B1"][0] == young.mqtt_hash
     assert "dev-1" not in logins([retired], 0)
+
+
+def test_a_bus_that_is_called_as_another_device_does_not_take_its_login() -> None:
+    device, namesake = row("X", ["B1"], "a"), row("z-younger", ["X"], "b")
+    assert {user: known for user, (known, _) in logins([namesake, device], 0).items()} == {
+        "X": device.mqtt_hash, "B1": device.mqtt_hash, "z-younger": namesake.mqtt_hash,
+    }  # fmt: skip
+    rotated, third = msgspec.structs.replace(device, generation=2), row("third", ["X.2"], "c")
+    assert logins([rotated, third], 0)["X.2"][0] == device.mqtt_hash
+    assert logins([msgspec.structs.replace(device, retired_at_ms=1), namesake], 0)["X"][0] == namesake.mqtt_hash
+
+
+async def test_owntracks_of_a_user_that_is_a_device_and_a_bus_speaks_for_the_device(redis: Redis) -> None:
+    rows = [row("X", ["B1"], "a", generation=2), row("z", ["X"], "b"), row("third", ["X.2"], "c"), row("plain", ["z.1"], "d")]
+    buses = [BusRow(bus_id, "p1", "demo", "", None) for bus_id in ("B1", "X", "X.2", "z.1")]
+
+    class Namesakes(Registry):
+        async def changed(self, since: int) -> Change:
+            return Change(rows, buses, 1)
+
+    registry = Devices(Namesakes(), CLOCK, secret_key="")
+    await registry.load()
+    reader = MqttReader(Door(registry, redis, Settings(), CLOCK), "mqtt://nowhere")
+    for user, device_id, bus_id in (("X", "X", "B1"), ("X.2", "X", "B1"), ("B1", "X", "B1"), ("z", "z", "X"), ("z.1", "plain", "z.1")):
+        device, bus = reader._sender(f"owntracks/{user}/phone")
+        assert device is not None
+        assert (device.device_id, bus) == (device_id, bus_id)
+
+
+def test_the_password_file_is_nobody_elses_at_any_moment(tmp_path: Path) -> None:
+    draft = tmp_path / ".passwords.new"
+    draft.write_text("of a writer that was killed")
+    draft.chmod(0o644)
+    before = os.umask(0)
+    try:
+        write(tmp_path, "user:hash\n", "user x\n")
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("passwords", "acl")] == [0o600, 0o600]
+    assert (tmp_path / "passwords").read_text() == "user:hash\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["acl", "passwords"]
 
 
 async def test_files_are_written_when_the_registry_or_a_grace_changes_and_not_otherwise(tmp_path: Path) -> None:
