@@ -100,7 +100,7 @@ class DepartureItem(msgspec.Struct, frozen=True, rename="camel"):
     p50: str | None
     p90: str | None
     delay_s: int | None
-    kind: str  # SCHEDULED: the timetable's word; ESTIMATED: a bus is on its way
+    kind: str  # SCHEDULED: the timetable's word; ESTIMATED: a bus is on its way; SKIPPED: its bus missed the stop
     bus_id: str | None
 
 
@@ -138,6 +138,8 @@ class TripDetail(msgspec.Struct, frozen=True, rename="camel"):
 class TripLive(Pos, frozen=True, rename="camel"):
     stops: list[EtaStop]
     age_ms: int
+    driven_m: float | None  # since the start of the trip
+    remaining_m: float | None  # along the line to its last stop
 
 
 # ------------------------------------------------------------------------------------------------ routes
@@ -228,15 +230,18 @@ def read_stop(request: Request[Any, Any, Any], stop_id: FromPath[str]) -> StopIt
 
 
 @get("/stops/{stop_id:str}/departures", tags=["network"], sync_to_thread=False)
-def read_departures(request: Request[Any, Any, Any], stop_id: FromPath[str], limit: Limit = 20) -> DepartureItems:
-    """The next departures within two hours: live where a bus is on its way, else the timetable's word."""
+def read_departures(request: Request[Any, Any, Any], stop_id: FromPath[str], limit: Limit = 20, cursor: Cursor = None) -> DepartureItems:
+    """The next departures within two hours: live where a bus is on its way, else the timetable's word. A cursor counts from the first
+    departure of the moment it is used, so a page that is asked for later begins as much later as buses have left meanwhile."""
     parts = parts_of(request)
     plan, local = _planned(request, stop_id, "stop")
     if local not in plan.timetable.stops:
         raise NotFound(f"no stop {stop_id!r}")
     now_ms = parts.clock.now_ms()
-    found = sorted(_departures(parts, plan, local, now_ms), key=lambda row: row[0])
-    return DepartureItems([item for _, item in found[:limit]], None)
+    found = sorted(_departures(parts, plan, local, now_ms), key=lambda row: (row[0], row[1].trip_id, row[1].seq))
+    start = offset_of(cursor)
+    items = [item for _, item in found[start : start + limit]]
+    return DepartureItems(items, str(start + limit) if start + limit < len(found) else None)
 
 
 # ------------------------------------------------------------------------------------------------ trips
@@ -289,7 +294,8 @@ def read_trip(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> TripDe
 
 @get("/trips/{trip_id:str}/live", tags=["trips"], sync_to_thread=False)
 def read_trip_live(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> TripLive:
-    """Where the trip's bus is and when it will be at each remaining stop. 404 NOT_LIVE while no bus drives it."""
+    """Where the trip's bus is, and when it will be at each remaining stop; stops that it missed stand before them as SKIPPED. 404 while no
+    bus drives it."""
     parts = parts_of(request)
     _instance(request, trip_id)
     position = on_trip(parts, trip_id)
@@ -299,7 +305,13 @@ def read_trip_live(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> T
     current = forecast is not None and forecast.trip_id == position.trip_id and forecast.start_date == position.start_date
     stops = [eta_stop(position.feed_id, stop) for stop in forecast.stops] if current and forecast is not None else []
     shown = pos(position)
-    return TripLive(**msgspec.structs.asdict(shown), stops=stops, age_ms=max(0, parts.clock.now_ms() - position.fixed_at_ms))
+    return TripLive(
+        **msgspec.structs.asdict(shown),
+        stops=stops,
+        age_ms=max(0, parts.clock.now_ms() - position.fixed_at_ms),
+        driven_m=metres(position.driven_m),
+        remaining_m=metres(position.remaining_m),
+    )
 
 
 # ------------------------------------------------------------------------------------------------ how they are made
@@ -309,6 +321,11 @@ def on_trip(parts: Parts, trip_id: str) -> Position | None:
     """The vehicle that drives a trip instance; of several, the one heard last."""
     seen = parts.table.on_trip(trip_id)
     return max((one.position for one in seen), key=lambda p: p.fixed_at_ms, default=None)
+
+
+def metres(value: float | None) -> float | None:
+    """To 0.1 m, as the other metres of a position."""
+    return None if value is None else round(value, 1)
 
 
 def parse_point(text: str) -> tuple[float, float]:

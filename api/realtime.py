@@ -21,7 +21,7 @@ import msgspec
 from google.protobuf import json_format
 from google.transit import gtfs_realtime_pb2 as rt
 
-from engine.events import OFF_ROUTE, OFFLINE, Position, StopForecast, TripForecast
+from engine.events import OFF_ROUTE, OFFLINE, SKIPPED, Position, StopForecast, TripForecast
 from engine.tracking.timetable import Route, Timetable, Trip
 
 VERSION: Final = "2.0"
@@ -89,8 +89,11 @@ def _add_stop(update: Any, stop: StopForecast, last_s: int) -> int:
     """One StopTimeUpdate; answers the last second it used. Times strictly increase over the trip, whatever was rounded before."""
     entry = update.stop_time_update.add()
     entry.stop_sequence = stop.stop_sequence
-    entry.stop_id = stop.stop_id
-    if stop.kind == "SKIPPED":
+    if len(update.stop_time_update) == 1 or update.stop_time_update[-2].stop_id != stop.stop_id:
+        entry.stop_id = (
+            stop.stop_id
+        )  # else the same twice in a row (E037): a trip that comes back to a stop it missed; the sequence names it
+    if stop.kind == SKIPPED:
         entry.schedule_relationship = rt.TripUpdate.StopTimeUpdate.SKIPPED
         return last_s
     if stop.kind == "NO_DATA" or stop.p50_ms is None:
@@ -108,7 +111,7 @@ def _add_stop(update: Any, stop: StopForecast, last_s: int) -> int:
 
 
 def trip_entity(forecast: TripForecast, position: Position | None, timetable: Timetable | None) -> rt.FeedEntity | None:
-    """A TripUpdate of the remaining stops, or None where the trip is not of this timetable or nothing is left to say."""
+    """A TripUpdate of the missed and the remaining stops, or None where the trip is not of this timetable or nothing is left to say."""
     trip = timetable.trips.get(forecast.trip_id) if timetable is not None else None
     if trip is None or not forecast.stops:
         return None

@@ -16,7 +16,7 @@ from litestar.params import FromPath, QueryParameter
 
 from api.auth import PARTNER_ADMIN, SUPER_ADMIN, Principal, need
 from api.ids import trip_key
-from api.network import Cursor, Limit, offset_of, parse_point
+from api.network import Cursor, Limit, metres, offset_of, parse_point
 from api.parts import Parts, parts_of
 from engine.errors import Invalid, NotFound, Unavailable
 from engine.events import Position
@@ -31,10 +31,12 @@ BUCKETS_MOST: Final = 2_000
 
 
 class Located(Pos, frozen=True, rename="camel"):
-    """`pos` of the contract, and how old it is."""
+    """`pos` of the contract, how old it is, and how far the bus has come."""
 
     age_ms: int
     from_record: bool  # True: not live; the newest that history has
+    driven_m: float | None  # since the start of the trip
+    remaining_m: float | None  # along the line to the trip's last stop
 
 
 class LocatedItems(msgspec.Struct, frozen=True, rename="camel"):
@@ -236,7 +238,13 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
 
 def _located(position: Position, now_ms: int, *, from_record: bool) -> Located:
     shown = pos(position)
-    return Located(**msgspec.structs.asdict(shown), age_ms=max(0, now_ms - position.fixed_at_ms), from_record=from_record)
+    return Located(
+        **msgspec.structs.asdict(shown),
+        age_ms=max(0, now_ms - position.fixed_at_ms),
+        from_record=from_record,
+        driven_m=metres(position.driven_m),
+        remaining_m=metres(position.remaining_m),
+    )
 
 
 def _history(parts: Parts) -> HistoryReader:
@@ -329,6 +337,8 @@ def _from_record(parts: Parts, bus_id: str, row: PastFix) -> Located:
         occupancy=None,
         age_ms=max(0, parts.clock.now_ms() - at_ms),
         from_record=True,
+        driven_m=None,
+        remaining_m=None,
     )
 
 

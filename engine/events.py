@@ -20,8 +20,12 @@ DEADHEAD, LAYOVER, IN_TRIP, OFF_ROUTE, DONE, STALE, OFFLINE = (
 )
 
 
+SKIPPED = "SKIPPED"  # kind of a stop's forecast: the vehicle missed it
+
+
 class StopForecast(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One remaining stop of a trip. Quantiles of the arrival; kind SCHEDULED | ESTIMATED | SKIPPED | NO_DATA."""
+    """One stop of a trip: still to come, or missed (SKIPPED, no times). Quantiles of the arrival; kind SCHEDULED | ESTIMATED | SKIPPED |
+    NO_DATA."""
 
     stop_id: str
     stop_sequence: int
@@ -60,7 +64,8 @@ class Position(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class TripForecast(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Arrivals of one vehicle at all remaining stops of its trip, made anew every few seconds and at every stop."""
+    """Arrivals of one vehicle at all remaining stops of its trip, made anew every few seconds and at every stop; before them the stops that
+    it missed, until the trip ends."""
 
     bus_id: str
     trip_id: str
@@ -68,6 +73,13 @@ class TripForecast(msgspec.Struct, frozen=True, array_like=True, gc=False):
     route_id: str
     made_at_ms: int
     stops: tuple[StopForecast, ...]
+
+    @property
+    def ahead(self) -> tuple[StopForecast, ...]:
+        """The stops without those that were missed."""
+        if not self.stops or self.stops[0].kind != SKIPPED:
+            return self.stops
+        return tuple(stop for stop in self.stops if stop.kind != SKIPPED)
 
 
 class StopEvent(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="stop"):

@@ -142,6 +142,36 @@ def test_a_feed_is_built_at_most_once_a_second_and_its_etag_follows_its_entities
     assert other.etag != first.etag
 
 
+def test_a_missed_stop_is_skipped_in_the_trip_updates_of_the_drive(drive: Drive) -> None:
+    feed, skipped = RealtimeFeed("demo"), 0
+    for moment in drive.moments:
+        _, trips = built(feed, moment, drive.timetable)
+        known = {f"t:{f.trip_id}:{f.start_date}": f for f in moment.forecasts.values()}
+        for entity in trips.entity:
+            updates = entity.trip_update.stop_time_update
+            said = [row.stop_sequence for row in updates if row.schedule_relationship == rt.TripUpdate.StopTimeUpdate.SKIPPED]
+            assert said == [stop.stop_sequence for stop in known[entity.id].stops if stop.kind == "SKIPPED"]
+            assert len(said) < len(updates), "and the stops ahead have times"
+            skipped += len(said)
+    assert skipped, "the drive must have had buses that missed stops"
+
+
+def test_a_trip_that_comes_back_to_a_stop_it_missed_does_not_name_it_twice_in_a_row(drive: Drive) -> None:
+    moment = drive.moments[-1]
+    bus_id, forecast = next((b, f) for b, f in moment.forecasts.items() if len(f.ahead) > 4)
+    first, second, *rest = forecast.ahead
+    missed = StopForecast(first.stop_id, first.stop_sequence, None, None, None, None, "SKIPPED")
+    changed = msgspec.structs.replace(forecast, stops=(missed, msgspec.structs.replace(second, stop_id=first.stop_id), *rest))
+    message = rt.FeedMessage()
+    pairs = [(changed, moment.positions[bus_id])]
+    message.ParseFromString(RealtimeFeed("demo").trip_updates(pairs, drive.timetable, moment.now_ms, as_json=False).body)
+    assert not check([message], drive.timetable, moment.now_ms // 1000)
+    updates = message.entity[0].trip_update.stop_time_update
+    assert [(row.stop_sequence, row.stop_id) for row in updates[:2]] == [(first.stop_sequence, first.stop_id), (second.stop_sequence, "")]
+    updates[1].stop_id = first.stop_id
+    assert "E037" in {fault.rule for fault in check([message], drive.timetable, moment.now_ms // 1000)}
+
+
 def test_the_oracle_sees_what_it_is_there_for(drive: Drive) -> None:
     """Faults put into a good message by hand: an oracle that finds nothing in them would prove nothing above."""
     moment = drive.moments[-1]

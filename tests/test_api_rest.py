@@ -70,6 +70,31 @@ def test_stops_near_a_point_come_nearest_first_and_have_departures(product: Prod
     assert stop["seq"] == last or (live and live[0]["kind"] == "ESTIMATED" and live[0]["busId"] == bus["busId"])
 
 
+def test_a_bus_on_its_trip_says_how_far_it_came_and_has_to_go(product: Product) -> None:
+    bus = product.running_trip()
+    length_m = product.get(f"/v1/trips/{bus['tripId']}")["stops"][-1]["alongM"]
+    for path in (f"/v1/trips/{bus['tripId']}/live", f"/v1/buses/{bus['busId']}/location"):
+        said = product.get(path)
+        assert said["drivenM"] >= 0
+        assert said["remainingM"] == pytest.approx(max(0.0, length_m - said["alongM"]), abs=0.2), "along the line to the last stop"
+
+
+def test_the_departures_of_a_busy_stop_are_paged(product: Product) -> None:
+    stops = [stop["stopId"] for stop in product.get("/v1/stops", limit=100)["items"]]
+    whole = {stop: product.get(f"/v1/stops/{stop}/departures", limit=100) for stop in stops}
+    stop = max((one for one in stops if whole[one]["nextCursor"] is None), key=lambda one: len(whole[one]["items"]))
+    count = len(whole[stop]["items"])
+    assert count > 4
+    first = product.get(f"/v1/stops/{stop}/departures", limit=count // 2)
+    assert len(first["items"]) == count // 2 and first["nextCursor"] == str(count // 2)
+    second = product.get(f"/v1/stops/{stop}/departures", limit=100, cursor=first["nextCursor"])
+    said = {(item["tripId"], item["seq"]) for item in first["items"] + second["items"]}
+    wanted = {(item["tripId"], item["seq"]) for item in whole[stop]["items"]}
+    assert len(said ^ wanted) <= 2, "all of them; at the edges one may have left, another come into the two hours"
+    assert product.get(f"/v1/stops/{stop}/departures", cursor="999999")["items"] == []
+    problem(product.http.get(f"/v1/stops/{stop}/departures?cursor=never-given"), 400, "INVALID")
+
+
 def test_lists_are_paged_without_gaps_or_repetition(product: Product) -> None:
     seen: list[str] = []
     cursor = None

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pytest
 
-from engine.events import IN_TRIP, Event, IncidentEvent, StopEvent
+from engine.events import IN_TRIP, Event, IncidentEvent, StopEvent, StopForecast, TripForecast
 from engine.events import OFF_ROUTE as OFF_STATE
 from engine.tracking.fix import Fix
 from engine.tracking.tracker import Tracker
@@ -81,6 +81,35 @@ def test_the_stops_of_a_detour_are_missed_and_the_others_served() -> None:
 def test_a_ninety_second_diversion_that_misses_a_stop_is_noticed_at_thirty_seconds_sampling() -> None:
     _, events, _ = watched(drive_aside(30.0, [(1_700, 0), (2_400, 400), (4_500, 0)]))
     assert [detail(event)["stopSequence"] for event in incidents(events, "MISSED_STOP")] == [5]
+
+
+def foretold(fixes: list[Fix], *, restart_after: int | None = None) -> list[tuple[TripForecast, StopForecast | None]]:
+    """Every forecast told on the way, with the next stop as the position beside it says it."""
+    tracker, found, kept = Tracker(TIMETABLE, feed_id="demo", partner_id="P"), [], {}
+    for number, fix in enumerate(fixes):
+        tracker.fold(fix)
+        out = tracker.take()
+        kept |= out.states
+        found += [(forecast, out.positions[-1].next_stop) for forecast in out.forecasts if forecast.stops]
+        if number == restart_after:
+            tracker = Tracker(TIMETABLE, feed_id="demo", partner_id="P")
+            tracker.restore(kept)
+    return found
+
+
+def test_the_stops_of_a_detour_stand_as_skipped_before_the_forecast_until_the_trip_ends() -> None:
+    fixes = drive_aside(5.0, [(1_600, 0), (2_900, 250), (4_500, 0)])
+    found = foretold(fixes)
+    said = [[stop.stop_sequence for stop in forecast.stops if stop.kind == "SKIPPED"] for forecast, _ in found]
+    assert said == sorted(said) and said[0] == [] and [5] in said and said[-1] == [5, 6], "none before, then one after the other"
+    for forecast, next_stop in found:
+        sequences = [stop.stop_sequence for stop in forecast.stops]
+        assert sequences == sorted(set(sequences)) and sequences[-1] == 13
+        assert all((stop.p50_ms is None) == (stop.kind == "SKIPPED") for stop in forecast.stops)
+        assert forecast.ahead == tuple(stop for stop in forecast.stops if stop.kind == "ESTIMATED") and next_stop == forecast.ahead[0]
+    again = foretold(fixes, restart_after=len(fixes) - 30)  # on the line again, both stops behind it
+    assert len(again) == len(found)
+    assert [stop.stop_sequence for stop in again[-1][0].stops if stop.kind == "SKIPPED"] == [5, 6], "a restart knows what was missed"
 
 
 def test_two_wild_fixes_are_no_deviation() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.events import LiveBatch
+from engine.events import SKIPPED, LiveBatch, StopForecast
 from engine.live.table import LEFT_MAX, LiveTable
 from tests.live_house import batch, forecast, position, served
 
@@ -79,6 +80,18 @@ def test_a_forecast_loses_the_stops_behind_it() -> None:
     shorter = type(shorter)(shorter.bus_id, shorter.trip_id, shorter.start_date, shorter.route_id, 2, shorter.stops[1:])
     table.hear(batch(2, forecasts=(shorter,)))
     assert not table.at_stop("demo:a") and len(table.at_stop("demo:c")) == 1
+
+
+def test_a_missed_stop_leaves_the_stops_board_and_stays_in_the_trips_forecast() -> None:
+    table = table_with(batch(1, position("17"), forecasts=(forecast("17", "a", "b", "c"),)))
+    whole = forecast("17", "a", "b", "c", made_at_ms=2)
+    missed = StopForecast("a", 1, None, None, None, None, SKIPPED)
+    said = msgspec.structs.replace(whole, stops=(missed, *whole.stops[1:]))
+    table.hear(batch(2, forecasts=(said,)))
+    assert table.forecast("17") == said
+    assert not table.at_stop("demo:a") and len(table.at_stop("demo:b")) == len(table.at_stop("demo:c")) == 1
+    table.hear(batch(3, gone=("17",)))
+    assert not table.stops
 
 
 def test_a_box_across_the_antimeridian() -> None:

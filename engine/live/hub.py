@@ -309,7 +309,7 @@ class Hub:
         if trip in self.channels:
             say(Update(("eta", trip), "eta", epoch, found.n, version, lambda: frames.eta(area, forecast)), (trip,))
         if self._stop_channels:
-            for stop in forecast.stops:
+            for stop in forecast.ahead:  # of a stop that was missed its channel hears once, by `stop`
                 name = f"stop:{area}:{stop.stop_id}"
                 if name in self.channels:
                     update = Update(

@@ -151,7 +151,7 @@ class LiveTable:
         return [self.buses[bus_id] for bus_id in self.groups.get(channel, ())]
 
     def at_stop(self, stop: str) -> list[Foreseen]:
-        """Forecasts that have this stop (public id) ahead."""
+        """Forecasts that have this stop (public id) ahead; not those that missed it."""
         return [self.forecasts[bus_id] for bus_id in self.stops.get("stop:" + stop, ())]
 
     def on_trip(self, trip: str) -> list[Seen]:
@@ -348,7 +348,7 @@ class LiveTable:
         held = self.forecasts.get(forecast.bus_id)
         if held is None or _stops_differ(held.forecast, forecast) or held.area != area.id:
             self._forget_forecast(forecast.bus_id)
-            for stop in forecast.stops:
+            for stop in forecast.ahead:
                 self.stops.setdefault(f"stop:{area.id}:{stop.stop_id}", {})[forecast.bus_id] = None
         self.forecasts[forecast.bus_id] = found
         change.forecasts.append(found)
@@ -356,7 +356,7 @@ class LiveTable:
     def _forget_forecast(self, bus_id: str) -> None:
         held = self.forecasts.pop(bus_id, None)
         if held is not None:
-            for stop in held.forecast.stops:
+            for stop in held.forecast.ahead:
                 _leave(self.stops, f"stop:{held.area}:{stop.stop_id}", bus_id)
 
     # --- the shell ---
@@ -392,10 +392,11 @@ def _leave(index: dict[K, dict[str, None]], key: K, bus_id: str) -> None:
 
 
 def _stops_differ(a: TripForecast, b: TripForecast) -> bool:
-    """Whether two forecasts of a vehicle name other stops; the rest of a trip only ever gets shorter, so ends and length decide."""
-    if len(a.stops) != len(b.stops) or a.trip_id != b.trip_id:
+    """Whether two forecasts of a vehicle have other stops ahead; the rest of a trip only ever gets shorter, so ends and length decide."""
+    before, now = a.ahead, b.ahead
+    if len(before) != len(now) or a.trip_id != b.trip_id:
         return True
-    return bool(a.stops) and (a.stops[0].stop_sequence != b.stops[0].stop_sequence or a.stops[-1].stop_id != b.stops[-1].stop_id)
+    return bool(before) and (before[0].stop_sequence != now[0].stop_sequence or before[-1].stop_id != now[-1].stop_id)
 
 
 class _Reader:

@@ -189,6 +189,7 @@ class Ride(msgspec.Struct, frozen=True, array_like=True, gc=False):
     visit: Visit = NOT_THERE
     near_m: tuple[float, ...] = ()  # closest approach to the next stops while away from the shape
     attempt: int = 0  # how often it began and came back to the first stop
+    missed: tuple[int, ...] = ()  # sequences of the stops that it missed, rising
 
 
 def event_id(*facts: object) -> str:
@@ -229,11 +230,11 @@ def begin(ride: Ride, course: Course, instance: TripInstance, match: Match, moti
 
 
 def on_new_course(ride: Ride, course: Course, match: Match, version: str) -> Ride:
-    """The ride taken over to another feed version whose stops may differ: what was seen at the next stop is forgotten."""
+    """The ride taken over to another feed version whose stops may differ: what was seen at the next stop, and missed, is forgotten."""
     next_stop = min(bisect_right(course.along_m, match.along_m - ZONE_OUT_M), course.last) if ride.started_at_ms is not None else 0
     if ride.phase == DONE:
         next_stop = course.last + 1
-    return msgspec.structs.replace(ride, version=version, next_stop=next_stop, visit=NOT_THERE, near_m=())
+    return msgspec.structs.replace(ride, version=version, next_stop=next_stop, visit=NOT_THERE, near_m=(), missed=())
 
 
 def is_same_plan(one: TripInstance, other: TripInstance) -> bool:
@@ -327,7 +328,9 @@ def cross(
         visit = _seen(visit, index, stops[index], before, match, motion)
     phase = IN_TRIP if index <= course.last else DONE
     near = near if away else ()
-    return msgspec.structs.replace(ride, phase=phase, driven_m=driven, next_stop=index, visit=visit, near_m=near), events, crossings
+    missed = ride.missed + tuple(event.stop_sequence for event in events if event.kind == "MISSED")
+    ride = msgspec.structs.replace(ride, phase=phase, driven_m=driven, next_stop=index, visit=visit, near_m=near, missed=missed)
+    return ride, events, crossings
 
 
 def _is_over(ride: Ride, course: Course, match: Match, motion: Motion) -> bool:

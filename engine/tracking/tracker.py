@@ -23,9 +23,11 @@ from engine.events import (
     DONE,
     OFF_ROUTE,
     OFFLINE,
+    SKIPPED,
     STALE,
     Event,
     Position,
+    StopForecast,
     TrackRow,
     TripForecast,
 )
@@ -322,12 +324,17 @@ class Tracker:
         )  # fmt: skip
 
     def _forecast(self, vehicle: Vehicle, now_ms: int) -> TripForecast | None:
-        """Asks the estimator, and notes that it was asked. None: on no trip, or silent for 6 min."""
-        progress = self._progress(vehicle.newest)
+        """Asks the estimator, and notes that it was asked; the stops that were missed stand before its answer. None: on no trip, or silent
+        for 6 min."""
+        state = vehicle.newest
+        progress = self._progress(state)
         if progress is None or now_ms - progress.fixed_at_ms >= SILENT_MS:
             return None
         vehicle.forecast_at_ms, vehicle.forecast_stop = now_ms, progress.stop_index
-        return self._model.forecast(progress, now_ms)
+        forecast = self._model.forecast(progress, now_ms)
+        if forecast is None or state.ride is None or not state.ride.missed:
+            return forecast
+        return msgspec.structs.replace(forecast, stops=_skipped(state.ride, progress, forecast.stops) + forecast.stops)
 
     def _foretell(self, vehicle: Vehicle, every_ms: int) -> None:
         """Arrivals anew: at a stop, on another trip, or after `every_ms`; taken away at the end of the trip and after 6 min of silence."""
@@ -340,7 +347,7 @@ class Tracker:
             forecast = self._forecast(vehicle, now_ms)
             if forecast is not None and forecast.stops:
                 vehicle.forecast_trip = (forecast.trip_id, forecast.start_date, forecast.route_id)
-                vehicle.next_stop = forecast.stops[0]
+                vehicle.next_stop = forecast.ahead[0]
                 self._forecasts[bus_id] = forecast
                 self._changed[bus_id] = None
                 return
@@ -435,6 +442,16 @@ class Tracker:
 
 def _name(ride: Ride | None) -> tuple[str, str, str] | None:
     return (ride.trip_id, ride.start_date, ride.given_by) if ride is not None else None
+
+
+def _skipped(ride: Ride, progress: Progress, ahead: tuple[StopForecast, ...]) -> tuple[StopForecast, ...]:
+    """The stops that were missed. Not those that lie ahead again: published arcs may go back a little, and the estimator has the word there."""
+    pattern, first = progress.instance.trip.pattern, ahead[0].stop_sequence
+    return tuple(
+        StopForecast(stop_id, sequence, None, None, None, None, SKIPPED)
+        for stop_id, sequence in zip(pattern.stop_ids, pattern.stop_sequences, strict=True)
+        if sequence < first and sequence in ride.missed
+    )
 
 
 def _shown(state: VehicleState, age_ms: int) -> str:

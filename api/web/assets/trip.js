@@ -89,17 +89,16 @@ function draw() {
     if (stop.seq === next) row.setAttribute("aria-current", "step");
     const planned = clockOf(at === 0 ? stop.departsAt : stop.arrivesAt, trip.timezone);
     const estimated = !passed && foreseen?.p50 ? clockOf(foreseen.p50, trip.timezone) : null;
-    row.append(span("name", stop.name), span("when", passed ? "passed" : estimated ?? planned));
-    const said = rangeWords(foreseen, planned, passed, estimated);
+    const skipped = foreseen?.kind === "SKIPPED";
+    row.append(span("name", stop.name), span("when", skipped ? "not served" : passed ? "passed" : estimated ?? planned));
+    const said = passed || skipped ? "" : rangeWords(foreseen, planned, estimated);
     if (said) row.append(span("range", said));
     return row;
   });
   $("stops").replaceChildren(...rows);
 }
 
-function rangeWords(foreseen, planned, passed, estimated) {
-  if (passed) return "";
-  if (foreseen?.kind === "SKIPPED") return "will not be served";
+function rangeWords(foreseen, planned, estimated) {
   if (!estimated) return "planned";
   const early = clockOf(foreseen.p10, trip.timezone);
   const late = clockOf(foreseen.p90, trip.timezone);
