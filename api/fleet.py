@@ -247,6 +247,16 @@ async def import_feed(
     plan = parts.plans.get(feed) if parts.plans is not None else None
     if plan is not None and plan.partner_id != partner_id:  # known before the upload; the import itself asks the database
         raise Conflict(f"a feed {feed!r} exists already; choose another name")
+    if parts.importing:
+        raise Unavailable("another feed is being taken in by this worker", retry_after_s=10)
+    parts.importing = True
+    try:
+        return await _taken_in(parts, request, feed, partner_id)
+    finally:
+        parts.importing = False
+
+
+async def _taken_in(parts: Parts, request: Request[Any, Any, Any], feed_id: str, partner_id: str) -> ImportReport:
     with tempfile.TemporaryDirectory(prefix="timepoint-feed-") as folder:
         path, size = Path(folder) / "feed.zip", 0
         with path.open("wb") as file:
@@ -255,7 +265,7 @@ async def import_feed(
                 if size > FEED_MOST_BYTES:
                     raise TooLarge(f"a feed may have {FEED_MOST_BYTES:,} bytes")
                 file.write(piece)
-        report = await import_zip(_postgres(parts), path, feed_id=feed, partner_id=partner_id, may_move=False, apart=True)
+        report = await import_zip(_postgres(parts), path, feed_id=feed_id, partner_id=partner_id, may_move=False, apart=True)
     return msgspec.convert(report, ImportReport, from_attributes=True)
 
 

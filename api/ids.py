@@ -12,11 +12,11 @@ from typing import Final
 from engine.clock import Clock
 from engine.errors import NotFound
 from engine.live.channels import trip_key
+from ingest.http import REQUEST_ID
 
 __all__ = ["VERSION", "public_id", "request_id", "split_id", "split_trip", "trip_key"]
 
 VERSION: Final = b"1"
-_REQUEST_ID: Final = re.compile(rb"^[A-Za-z0-9._-]{8,64}$")
 _DATE: Final = re.compile(r"(19|20)\d{6}")
 
 
@@ -43,4 +43,4 @@ def split_trip(public: str) -> tuple[str, str, str]:
 
 def request_id(given: bytes | None, clock: Clock) -> str:
     """The caller's own `X-Request-Id` where it is a decent one, else a fresh one."""
-    return given.decode() if given and _REQUEST_ID.match(given) else clock.uuid7()
+    return given.decode() if given and REQUEST_ID.match(given) else clock.uuid7()

@@ -45,6 +45,7 @@ class Parts(msgspec.Struct, kw_only=True):
     realtime: dict[str, RealtimeFeed] = {}  # GTFS-Realtime of each feed, as last built
     lag: LoopLag | None = None
     sockets: Sockets | None = None  # who is connected
+    importing: bool = False  # a feed is being uploaded: one at a time, each takes a child process and its size on disk
     draining: bool = False
 
 

@@ -7,7 +7,6 @@ so tracker, estimator and pages may share it.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 
 import numpy as np
@@ -135,12 +134,3 @@ class Shape:
     def box(self) -> tuple[float, float, float, float]:
         """(west, south, east, north) in degrees."""
         return float(self.lons.min()), float(self.lats.min()), float(self.lons.max()), float(self.lats.max())
-
-
-def cut_bearing(shape: Shape, along_m: float, reach_m: float = 10.0) -> float:
-    """Bearing of the line around an arc position, over `reach_m` to either side: steadier than one short segment's."""
-    lon, lat, bearing = shape.position(max(0.0, along_m - reach_m))
-    to_lon, to_lat, _ = shape.position(min(shape.length_m, along_m + reach_m))
-    per_lon, per_lat = metres_per_degree(lat)
-    east, north = wrap_lon(to_lon - lon) * per_lon, (to_lat - lat) * per_lat
-    return math.degrees(math.atan2(east, north)) % 360.0 if east or north else bearing

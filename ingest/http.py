@@ -16,6 +16,7 @@ import base64
 import binascii
 import logging
 import math
+import re
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
@@ -37,6 +38,7 @@ DISCARD_MAX_BYTES = 33_554_432  # of a body that is refused for its size
 JSON = b"application/json"
 VERSION = (b"x-api-version", b"1")
 PROBLEM = b"application/problem+json"
+REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{8,64}$")  # of the caller: fit for a log line
 _encode = msgspec.json.Encoder().encode
 _TEXT = {200: "200", 202: "202"}  # as a label
 
@@ -328,7 +330,7 @@ class DevicePaths:
     def request_id(self, headers: Mapping[bytes, bytes]) -> bytes:
         """The caller's own where it is fit for a log line, else one that counts up from a UUIDv7 of this worker."""
         given = headers.get(b"x-request-id", b"")
-        if given and len(given) <= 64 and given.replace(b"-", b"").isalnum():
+        if given and REQUEST_ID.match(given):
             return given
         self._count += 1
         return b"%s-%x" % (self._prefix.encode(), self._count)

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from ingest.http import Answer, DevicePaths, Request, Started
 
 METHODS: Final = (b"POST", b"PUT", b"GET")
+NOT_HERE: Final = (b"x-signature", b"transfer-encoding")  # signed: Redis is asked; chunked: the length is not known beforehand
 
 
 class _Nobody:
@@ -122,7 +123,7 @@ class DeviceLane(HttpToolsProtocol):
         busy = self.cycle is not None and not self.cycle.response_complete
         if busy or self.flow.write_paused or self.expect_100_continue or method not in METHODS or self.parser.should_upgrade():
             return None
-        if any(name == b"x-signature" for name, _ in self.headers):
+        if any(name in NOT_HERE for name, _ in self.headers):
             return None
         return DeviceCycle(self, paths, method, self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive())
 

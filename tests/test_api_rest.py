@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
+import time
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from google.transit import gtfs_realtime_pb2 as rt
 
@@ -284,3 +289,26 @@ def test_metrics_name_cpu_and_loop_lag_of_the_worker(product: Product) -> None:
     text = product.http.get("/metrics").text
     for name in ("timepoint_cpu_seconds", "timepoint_loop_lag_seconds_bucket", "timepoint_fixes_total", "timepoint_history_rows_total"):
         assert name in text
+
+
+def test_one_feed_at_a_time_is_taken_in(product: Product) -> None:
+    begun, finish = threading.Event(), threading.Event()
+    where = "/v1/admin/feeds?feed=demo"
+
+    def slowly() -> Iterator[bytes]:
+        yield b"PK not"
+        begun.set()
+        finish.wait(60)
+        yield b" a zip"
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(httpx.post, product.base_url + where, content=slowly(), headers=product.admin, timeout=60)
+        try:
+            assert begun.wait(20)
+            time.sleep(2)  # its head is there now; a client that is still sending hears nothing, so it cannot be asked
+            answer = product.http.post(where, content=b"PK", headers=product.admin)
+        finally:
+            finish.set()
+    assert (answer.status_code, answer.json()["code"]) == (503, "UNAVAILABLE") and answer.headers["retry-after"]
+    assert first.result().json()["code"] == "FEED_REJECTED"
+    assert product.http.post(where, content=b"PK", headers=product.admin).json()["code"] == "FEED_REJECTED"

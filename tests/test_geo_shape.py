@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pyproj import Geod
 
-from geo.coords import distance_m, turn_deg
-from geo.shape import Shape, cut_bearing
+from geo.coords import distance_m
+from geo.shape import Shape
 
 GEOD = Geod(ellps="WGS84")
 
@@ -54,7 +54,6 @@ def test_a_position_carries_the_bearing_of_its_segment() -> None:
     shape = corner()
     assert shape.position(500)[2] == pytest.approx(90, abs=0.01)
     assert shape.position(1_500)[2] == pytest.approx(0, abs=0.01)
-    assert turn_deg(cut_bearing(shape, float(shape.cum_m[1]), 50), 45) < 1
 
 
 def test_positions_outside_are_taken_to_the_ends() -> None:

@@ -477,3 +477,11 @@ async def test_a_device_that_hangs_up_before_its_answer_harms_nobody(house: Hous
         await writer.drain()
         writer.transport.abort()
     assert await statuses(house, asked(house, body), answers=1) == ([202], False)
+
+
+async def test_a_chunked_body_is_taken_and_a_signature_in_its_trailer_is_judged(house: House) -> None:
+    token, body = house.issued["B1"].token, msgspec.json.encode(telemetry(seq=3))
+    head = f"POST /ingest/telemetry HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {token}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = b"%x\r\n%s\r\n0\r\n" % (len(body), body)
+    assert await statuses(house, head.encode() + chunks + b"\r\n", answers=1) == ([202], False)
+    assert await statuses(house, head.encode() + chunks + b"X-Signature: 00\r\n\r\n", answers=1) == ([401], False)

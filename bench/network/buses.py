@@ -116,18 +116,3 @@ def bus_list(timetable: Timetable, day: date) -> list[dict[str, str]]:
             label = f"{agency.name if agency else 'Bus'} {bus.bus_id.rpartition('-')[2]}"
             known.setdefault(bus.bus_id, {"busId": bus.bus_id, "name": label, "agencyId": bus.agency_id})
     return [known[bus_id] for bus_id in sorted(known)]
-
-
-def demo_buses(timetable: Timetable, day: date) -> list[str]:
-    """The bus ids of `bus_list`."""
-    return [row["busId"] for row in bus_list(timetable, day)]
-
-
-def at_work(buses: Sequence[Bus], now_ms: int) -> list[tuple[Bus, TripInstance]]:
-    """Buses that are in a trip at this moment, by schedule, with the trip."""
-    found: list[tuple[Bus, TripInstance]] = []
-    for bus in buses:
-        for block in bus.work:
-            if block.begins_ms <= now_ms < block.ends_ms:
-                found.extend((bus, trip) for trip in block.trips if trip.departure_ms(0) <= now_ms < trip.arrival_ms(-1))
-    return found

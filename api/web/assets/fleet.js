@@ -5,6 +5,7 @@ import { Live } from "./live.js";
 import { boundsOf, lineFeature, makeMap, pages, stopFeature } from "./map.js";
 
 const $ = (id) => document.getElementById(id);
+const SPAN_DEG = 9.99;
 const DRAW_MS = 150; // at most this often: MapLibre takes 2,000 points in 0.2 ms, the screen needs no more
 
 const buses = new Map();
@@ -24,8 +25,12 @@ setInterval(() => { dirty = true; }, 5_000); // silence changes classes too
 
 function look() {
   const box = map.getBounds();
-  const clamp = (value, most) => Math.max(-most, Math.min(most, value));
-  live.look([clamp(box.getWest(), 180), clamp(box.getSouth(), 90), clamp(box.getEast(), 180), clamp(box.getNorth(), 90)], map.getZoom());
+  const centre = map.getCenter();
+  // the engine takes boxes up to SPAN_DEG wide and high: further out, the middle of the map is live
+  const side = (least, most, middle, edge) => [Math.max(-edge, least, middle - SPAN_DEG / 2), Math.min(edge, most, middle + SPAN_DEG / 2)];
+  const [west, east] = side(box.getWest(), box.getEast(), centre.lng, 180);
+  const [south, north] = side(box.getSouth(), box.getNorth(), centre.lat, 90);
+  live.look([west, south, east, north], map.getZoom());
 }
 
 function hear(kind, data) {

@@ -49,7 +49,10 @@ async function load() {
       if (kind === "snapshot") [bus] = data.length ? data : [bus];
       else if (kind === "pos") bus = data;
       else if (kind === "eta") keep(data.stops);
-      else if (kind === "gone") bus = null;
+      else if (kind === "gone") {
+        bus = null;
+        again(); // it may have ended
+      }
       else return;
       drawBus();
       draw();
@@ -61,6 +64,13 @@ async function load() {
   });
   live.subscribe(`trip:${tripId}`);
   setInterval(draw, 1_000);
+}
+
+async function again() {
+  const answer = await fetch(`/v1/trips/${encodeURIComponent(tripId)}`);
+  if (!answer.ok) return;
+  trip = await answer.json();
+  draw();
 }
 
 function keep(stops) {
