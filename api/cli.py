@@ -358,7 +358,7 @@ def user(args: argparse.Namespace) -> int:
 def device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["create", "list", "rotate", "retire", "demo"])
     parser.add_argument("id", nargs="*", metavar="ID", help="create: bus ids; rotate, retire: the device id")
-    parser.add_argument("--partner", metavar="ID", help="the operator (default: the one that --feed-id belongs to)")
+    parser.add_argument("--partner", metavar="ID", help="the operator (default: whom --feed-id belongs to, else demo)")
     parser.add_argument("--feed-id", default="demo", metavar="ID", help="the feed that the buses drive (default demo)")
     parser.add_argument("--kind", choices=["TOKEN", "HMAC", "GATEWAY"], default="TOKEN", help="create: how it signs in (default TOKEN)")
     parser.add_argument("--name", default="", help="create: what people call it")
@@ -375,7 +375,7 @@ def device(args: argparse.Namespace) -> int:
 
     settings, clock = _settings(), SystemClock()
     secret = Tokens(settings, clock).key
-    args.partner = args.partner or asyncio.run(devices.partner_of(settings, args.feed_id))
+    args.partner = args.partner or asyncio.run(devices.partner_of(settings, args.feed_id)) or "demo"
     if args.what == "demo":
         if args.buses is None or args.out is None:
             raise Invalid("device demo needs --buses FILE and --out FILE")

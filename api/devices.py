@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.clock import Clock
-from engine.errors import Conflict, Invalid, NotFound
+from engine.errors import Conflict, Invalid
 from engine.office.accounts import TOKEN, BusRow, NewDevice, create_devices, rotate_device, token_hash
 from engine.settings import Settings
 from engine.store import network
@@ -21,16 +21,13 @@ from engine.store.postgres import Postgres
 PAGE = 1_000
 
 
-async def partner_of(settings: Settings, feed_id: str) -> str:
-    """The operator of a feed. Raises `NotFound`."""
+async def partner_of(settings: Settings, feed_id: str) -> str | None:
+    """The operator of a feed; None: there is no such feed."""
     postgres = await Postgres.connect(settings)
     try:
-        for row in await network.feeds(postgres):
-            if row.feed_id == feed_id:
-                return row.partner_id
+        return next((row.partner_id for row in await network.feeds(postgres) if row.feed_id == feed_id), None)
     finally:
         await postgres.close()
-    raise NotFound(f"no feed {feed_id!r} to know the operator by: name one in force with --feed-id, or the operator with --partner")
 
 
 async def create(
