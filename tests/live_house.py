@@ -76,7 +76,8 @@ def batch(
 class Owner:
     """Stands for the owner of an area: commits numbered batches the way the tracking shell does."""
 
-    def __init__(self, redis: Redis, area: str = "demo") -> None:
+    def __init__(self, redis: Redis, area: str = "demo", table: LiveTable | None = None) -> None:
+        self.table = table  # where what was said is to be heard before we go on
         self.store, self.area, self.token, self.n, self.epoch = AreaStore(redis, area), area, "", 0, ""
         self.store.keys = Keys(area)  # our own: `lost` bends it
 
@@ -106,7 +107,17 @@ class Owner:
         assert said == "OK", said
         if lost:
             self.store.keys.live = f"live:{{{self.area}}}"
+        elif self.table is not None:
+            await self._heard(self.table)
         return self.n
+
+    async def _heard(self, table: LiveTable) -> None:
+        """For a while only: a worker may be cut off from Redis on purpose."""
+        for _ in range(200):
+            area = table.areas.get(self.area)
+            if area is not None and area.n >= self.n:
+                return
+            await asyncio.sleep(0.01)
 
 
 class Somebody(msgspec.Struct):
@@ -150,7 +161,7 @@ async def house(redis_url: str, **given: Any) -> AsyncIterator[House]:
     parts = Parts(settings=settings, clock=clock, table=table, hub=hub, redis=redis, principal_of=principal_of)
     streams = Streams(hub, settings.socket_buffer_max_bytes, principal_of)
     worker = Worker(make_app(parts, roots=[streams.handler]), sockets, parts, streams)
-    owner = await Owner(redis).begin()
+    owner = await Owner(redis, table=table).begin()
     sock = socket.create_server(("127.0.0.1", 0))
     port = sock.getsockname()[1]
     tasks = [asyncio.create_task(job) for job in (table.follow(redis, hub.tell), hub.run(), worker.run_on(sock))]
