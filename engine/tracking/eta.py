@@ -93,11 +93,6 @@ class ArrivalModel:
         self.pace.forget(bus_id)
         self.spread.forget(bus_id)
 
-    def halted_s(self, bus_id: str, now_ms: int) -> float:
-        """Seconds since the vehicle last moved on by 15 m along its trip; 0 where unknown. From 240 s on a watcher should be told."""
-        run = self.pace.runs.get(bus_id)
-        return 0.0 if run is None or run.moved_at_s < 0 else max(0.0, now_ms / 1000 - run.moved_at_s)
-
     def forecast(self, progress: Progress, now_ms: int, *, learn: bool = True) -> TripForecast | None:
         """Arrivals at all remaining stops as seen at `now_ms`; None at the end of the trip or when the last fix is over `silent_s` old.
 
