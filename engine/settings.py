@@ -91,8 +91,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     socket_ping_s: Annotated[float, _d("server ping interval", gt=0)] = 25.0
     drain_s: Annotated[float, _d("length of a drain: sockets are closed in waves over it", ge=0)] = 10.0
 
+    # booking
+    hold_ttl_s: Annotated[int, _d("how long a hold lasts", ge=1, le=86_400)] = 600
+    hold_most_s: Annotated[int, _d("longest life of a hold, extensions counted", ge=1, le=86_400)] = 1_800
+    guest_seats_max: Annotated[int, _d("most seats a guest or customer may hold at a time", ge=1)] = 6
+    guest_holds_max: Annotated[int, _d("most holds of a guest or customer at a time", ge=1)] = 3
+    address_seats_max: Annotated[
+        int, _d("most seats that guests of one address may hold at a time; 0: not counted (demo mode counts none)", ge=0)
+    ] = 60
+    sold_trips_max: Annotated[int, _d("trip instances on sale that a worker keeps in memory", ge=10)] = 4_000
+
     # database
     database_pool_max: Annotated[int, _d("connections of one worker's asyncpg pool", ge=1)] = 8
+    desk_pool_max: Annotated[int, _d("connections of one worker's pool for the booking desk", ge=1)] = 12
     statement_timeout_ms: Annotated[int, _d("longest statement of the application role", ge=100)] = 10_000
 
 

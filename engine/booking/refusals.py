@@ -1,0 +1,52 @@
+"""Why the desk says no: one table from a code to its HTTP status and its meaning, and the error that carries one.
+
+A refusal is an answer, not a fault: the request was understood and the state of things (or the operator's rules) forbids it. `errors` names
+each seat, passenger or field that stands in the way. Unknown things are `NotFound`, malformed ones `Invalid` (engine/errors.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from engine.errors import EngineError
+
+
+class Meaning(NamedTuple):
+    status: int  # HTTP
+    title: str
+    retryable: bool = False  # sending the same request again may help
+
+
+# Kept in alphabetical order. Codes never change their meaning.
+REFUSALS: Final[dict[str, Meaning]] = {
+    "BUSY": Meaning(503, "Somebody else is changing the same thing; come back", True),
+    "HOLD_EXPIRED": Meaning(409, "The hold is over"),
+    "HOLD_LIMIT": Meaning(409, "You hold as much as one may at a time"),
+    "HOLD_USED": Meaning(409, "The hold has become a booking or was let go"),
+    "IDEMPOTENCY_IN_PROGRESS": Meaning(409, "The first request with this Idempotency-Key is still running", True),
+    "IDEMPOTENCY_KEY_REQUIRED": Meaning(400, "This call needs an Idempotency-Key"),
+    "IDEMPOTENCY_KEY_REUSED": Meaning(422, "This Idempotency-Key was used with another request"),
+    "PAYMENT_IN_PROGRESS": Meaning(409, "A payment for this booking is in progress"),
+    "PRECONDITION_FAILED": Meaning(412, "It has changed since you read it"),
+    "SALES_CLOSED": Meaning(409, "The trip is not on sale"),
+    "SEAT_PICKED": Meaning(409, "Somebody else is choosing this seat right now", True),
+    "SEAT_TAKEN": Meaning(409, "A seat is taken"),
+    "TOO_FEW_SEATS": Meaning(409, "There are not so many free seats"),
+    "WRONG_CURRENCY": Meaning(422, "The trip is sold in another currency"),
+    "WRONG_STATE": Meaning(409, "The booking's state does not allow it"),
+}
+
+
+class Refused(EngineError):
+    """One row of the table. Raises KeyError for a code that is not in it."""
+
+    code: str  # type: ignore[misc]  # of the instance: one class speaks for the whole table
+    status: int  # type: ignore[misc]
+    retryable: bool  # type: ignore[misc]
+
+    def __init__(
+        self, code: str, detail: str, *, retry_after_s: float | None = None, errors: list[dict[str, str]] | None = None, **facts: Any
+    ) -> None:
+        meaning = REFUSALS[code]
+        super().__init__(detail, retry_after_s=retry_after_s, errors=errors, **facts)
+        self.code, self.status, self.retryable, self.title = code, meaning.status, meaning.retryable, meaning.title
