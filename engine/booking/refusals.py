@@ -19,6 +19,7 @@ class Meaning(NamedTuple):
 
 # Kept in alphabetical order. Codes never change their meaning.
 REFUSALS: Final[dict[str, Meaning]] = {
+    "ANCILLARY_SOLD_OUT": Meaning(409, "There are not so many left of it on this trip"),
     "BUSY": Meaning(503, "Somebody else is changing the same thing; come back", True),
     "HOLD_EXPIRED": Meaning(409, "The hold is over"),
     "HOLD_LIMIT": Meaning(409, "You hold as much as one may at a time"),
@@ -26,8 +27,13 @@ REFUSALS: Final[dict[str, Meaning]] = {
     "IDEMPOTENCY_IN_PROGRESS": Meaning(409, "The first request with this Idempotency-Key is still running", True),
     "IDEMPOTENCY_KEY_REQUIRED": Meaning(400, "This call needs an Idempotency-Key"),
     "IDEMPOTENCY_KEY_REUSED": Meaning(422, "This Idempotency-Key was used with another request"),
+    "NO_FARE": Meaning(409, "The operator has no fare for this way"),
     "PAYMENT_IN_PROGRESS": Meaning(409, "A payment for this booking is in progress"),
     "PRECONDITION_FAILED": Meaning(412, "It has changed since you read it"),
+    "PROMO_MIN_AMOUNT": Meaning(409, "The fares are below what the promo code is for"),
+    "PROMO_NOT_VALID": Meaning(409, "The promo code is not valid here and now"),
+    "PROMO_USED_UP": Meaning(409, "The promo code has been used as often as it may"),
+    "QUOTE_EXPIRED": Meaning(409, "The quote is over, or for other seats"),
     "SALES_CLOSED": Meaning(409, "The trip is not on sale"),
     "SEAT_ACCESSIBLE_ONLY": Meaning(422, "The seat is kept for passengers who need it"),
     "SEAT_PICKED": Meaning(409, "Somebody else is choosing this seat right now", True),
