@@ -97,12 +97,12 @@ class PlanBody(_Wire, frozen=True):
     base: PerKm | Pairs
     step: Annotated[int, msgspec.Meta(ge=1, le=10**6)] = 1  # prices are multiples of it, minor units
     classes: dict[str, Factor] = {}  # kind of seat -> permille; not named: 1000
-    types: dict[PassengerType, Annotated[int, msgspec.Meta(ge=0, le=2000)]] = {"ADULT": 1000}
+    types: dict[PassengerType, Annotated[int, msgspec.Meta(ge=0, le=2000)]] = msgspec.field(default_factory=lambda: {"ADULT": 1000})
     demand: Annotated[list[DemandStep], msgspec.Meta(max_length=20)] = []
     lead: Annotated[list[LeadStep], msgspec.Meta(max_length=20)] = []
     bounds: Bounds = Bounds()
     refundable: bool = True
-    cancellation: Annotated[list[FeeStep], msgspec.Meta(max_length=20)] = [FeeStep(0, 500), FeeStep(24, 100)]
+    cancellation: Annotated[tuple[FeeStep, ...], msgspec.Meta(max_length=20)] = (FeeStep(0, 500), FeeStep(24, 100))
     modify_fee: Amount = 0
     booking_fee: Amount = 0  # of each trip instance of a booking
     ancillaries: Annotated[list[Ancillary], msgspec.Meta(max_length=50)] = []
@@ -330,7 +330,7 @@ def quote(
         step=body.step,
         classes=classes,
         adult=tuple(money.scaled(base, each * adult * factor, 10**12, body.step) for each in classes),
-        types={**body.types},
+        types={str(name): permille for name, permille in body.types.items()},
         fees=tuple(body.cancellation) if body.refundable else (),
         modify_fee=body.modify_fee,
         booking_fee=body.booking_fee,
