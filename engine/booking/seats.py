@@ -24,6 +24,9 @@ TASTES: Final = frozenset({"WINDOW", "AISLE", "FRONT", "BACK", "ACCESSIBLE", "WO
 LABEL: Final = r"^[A-Za-z0-9][A-Za-z0-9-]{0,7}$"
 KIND: Final = r"^[A-Z][A-Z0-9_]{0,23}$"
 
+DECK_APART: Final = 100  # another deck is as far as so many rows
+FAR: Final = 1_000  # farther than anything
+
 Place = Annotated[int, msgspec.Meta(ge=0, le=63)]
 
 
@@ -106,6 +109,22 @@ class Layout(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
             before = (deck, row, column)
         return tuple(tuple(run) for run in runs)
 
+    @cached_property
+    def beside(self) -> dict[int, tuple[int, ...]]:
+        """The seats at one's elbows."""
+        return {n: tuple(run[i] for i in (at - 1, at + 1) if 0 <= i < len(run)) for run in self.runs for at, n in enumerate(run)}
+
+    @cached_property
+    def marks(self) -> dict[str, frozenset[int]]:
+        """Seat numbers by kind, by feature, and of the FRONT and BACK thirds of their decks."""
+        found: dict[str, set[int]] = {mark: set() for mark in (*self.kinds, *FEATURES, "FRONT", "BACK")}
+        for n, seat in enumerate(self.seats, 1):
+            rows = self.decks[seat.deck].rows
+            ends = ["FRONT"] * (3 * seat.row < rows) + ["BACK"] * (3 * seat.row >= 2 * rows)
+            for mark in (seat.kind, *(seat.features or ()), *ends):
+                found[mark].add(n)
+        return {mark: frozenset(numbers) for mark, numbers in found.items()}
+
     def with_women_only(self, numbers: Iterable[int]) -> Layout:
         """The same bus with these seats kept for women. Raises `Invalid` for a number that is no seat's."""
         marked = list(self.seats)
@@ -173,6 +192,8 @@ def _what_is_wrong(drawn: Layout) -> list[dict[str, str]]:
         if seat.label in labels:
             wrong.append(_wrong(f"{at}/label", "DUPLICATE", f"two seats are called {seat.label}"))
         labels.add(seat.label)
+        if seat.kind in TASTES | FEATURES:
+            wrong.append(_wrong(f"{at}/kind", "RESERVED", f"{seat.kind} is a preference and cannot be a kind"))
         unknown = sorted(set(seat.features or ()) - FEATURES)
         if unknown:
             detail = f"no feature {unknown[0][:40]!r}; there are {', '.join(sorted(FEATURES))}"
@@ -198,11 +219,123 @@ def _with_features(drawn: Layout, seat: Seat) -> Seat:
 def best_available(layout: Layout, free: set[int], count: int, prefer: Sequence[str] = ()) -> list[int]:
     """`count` seat numbers of `free`, ascending, that sit best together; empty: there are none.
 
-    One run of seats first, else as few and as close pieces as can be. Of equals those that meet `prefer` (WINDOW, AISLE, FRONT, BACK, a kind),
-    then those that leave no seat alone between taken ones, then the front. WOMEN_ONLY seats go only to those who ask; ACCESSIBLE ones too
-    where the layout says so, else last. Who asks for ACCESSIBLE gets at least one, or nothing. Raises `Invalid`.
+    Side by side in one run first, else in as few and as close pieces as can be. Of equals those that meet `prefer` (WINDOW, AISLE, FRONT,
+    BACK, a kind), then those that leave fewest seats alone between taken ones, then the front. Who names no kind gets STANDARD before any
+    other. WOMEN_ONLY seats go only to those who ask; ACCESSIBLE ones too where the layout keeps them, else last. Who asks for ACCESSIBLE
+    gets at least one, or nothing. Under 1 ms of CPU for 200 seats (3 where every other one is gone). Raises `Invalid`.
     """
-    raise NotImplementedError
+    tastes = set(prefer)
+    unknown = sorted(tastes - TASTES - set(layout.kinds))
+    if unknown:
+        detail = f"no preference {unknown[0][:40]!r}; there are {', '.join(sorted(TASTES | set(layout.kinds)))}"
+        raise Invalid(detail, errors=[_wrong("/seats/prefer", "UNKNOWN", detail)])
+    if not 1 <= count <= SEATS_MAX:
+        raise Invalid(f"count is 1 to {SEATS_MAX}", errors=[_wrong("/seats/count", "OUT_OF_RANGE", f"{count} seats")])
+    marks = layout.marks
+    kinds = [kind for kind in layout.kinds if kind in tastes] or ["STANDARD" if "STANDARD" in layout.kinds else layout.kinds[0]]
+    anyone = free & layout.sellable
+    if "WOMEN_ONLY" not in tastes:
+        anyone -= marks["WOMEN_ONLY"]
+    kept = marks["ACCESSIBLE"] if "ACCESSIBLE" not in tastes else frozenset()
+    plain = anyone - kept
+    tiers = [plain & frozenset().union(*(marks[kind] for kind in kinds)), plain]
+    if not layout.accessible_only:
+        tiers.append(anyone)
+    need = marks["ACCESSIBLE"] if "ACCESSIBLE" in tastes else None
+    asked = [marks[taste] for taste in sorted(tastes - {"ACCESSIBLE"} - set(layout.kinds))]
+    for eligible in tiers:
+        if len(eligible) >= count:
+            chosen = _together(layout, free, eligible, count, asked, need, backwards="BACK" in tastes)
+            if chosen:
+                return sorted(chosen)
+    return []
+
+
+def _together(
+    layout: Layout,
+    free: set[int],
+    eligible: set[int],
+    count: int,
+    asked: Sequence[frozenset[int]],
+    need: frozenset[int] | None,
+    backwards: bool,
+) -> list[int]:
+    """The best of what each free stretch of seats offers when one begins there; empty: none holds what is needed."""
+    stretches = _stretches(layout, eligible)
+    rows: dict[tuple[int, int], list[list[int]]] = {}
+    for one in stretches:
+        first = layout.seats[one[0] - 1]
+        rows.setdefault((first.deck, first.row), []).append(one)
+    begins = [(one, block) for one in (reversed(stretches) if backwards else stretches) for block in _blocks(one, count, need)]
+    whole = [begin for begin in begins if len(begin[1]) == count]
+    best, chosen = (FAR, FAR, FAR), list[int]()
+    for one, block in whole or begins:
+        most = best[0] - (not any(best[1:]))  # nothing but less spread is better than what meets every taste and leaves nobody alone
+        if most < 0:
+            break
+        found, spread = (block, 0) if whole else _with_neighbours(layout, free, rows, one, block, count, most)
+        if len(found) == count and spread <= most:
+            cost = (spread, sum(1 for mark in asked if not mark.intersection(found)), _left_alone(layout, free, found))
+            if cost < best:
+                best, chosen = cost, found
+    return chosen
+
+
+def _stretches(layout: Layout, eligible: set[int]) -> list[list[int]]:
+    """The runs cut where a seat may not be had."""
+    found: list[list[int]] = []
+    for run in layout.runs:
+        open_ = False
+        for number in run:
+            if number not in eligible:
+                open_ = False
+            elif open_:
+                found[-1].append(number)
+            else:
+                found.append([number])
+                open_ = True
+    return found
+
+
+def _blocks(stretch: list[int], count: int, need: frozenset[int] | None) -> list[list[int]]:
+    size = min(count, len(stretch))
+    blocks = [stretch[at : at + size] for at in range(len(stretch) - size + 1)]
+    return blocks if need is None else [block for block in blocks if need.intersection(block)]
+
+
+def _with_neighbours(
+    layout: Layout, free: set[int], rows: dict[tuple[int, int], list[list[int]]], begun: list[int], block: list[int], count: int, most: int
+) -> tuple[list[int], int]:
+    """A block made up to `count` from the rows around it, nearest first, and what that costs: further pieces + the rows they lie apart. Given
+    up, with too few, past a cost of `most`."""
+    seat = layout.seats[block[0] - 1]
+    chosen, pieces = list(block), 0
+    for deck in sorted(range(len(layout.decks)), key=lambda deck: deck != seat.deck):
+        for away in range(layout.decks[deck].rows):
+            far = away + DECK_APART * (deck != seat.deck)
+            if pieces + far >= most:
+                break
+            near = [one for row in {seat.row - away, seat.row + away} for one in rows.get((deck, row), ()) if one is not begun]
+            while near:
+                missing = count - len(chosen)
+                one = max(near, key=lambda one: (min(len(one), missing), len(one) == missing))
+                near.remove(one)
+                piece = min(_blocks(one, missing, None), key=lambda piece: _left_alone(layout, free, piece))
+                chosen += piece
+                pieces += 1
+                if len(chosen) == count:
+                    return chosen, pieces + far
+    return chosen, FAR
+
+
+def _left_alone(layout: Layout, free: set[int], chosen: list[int]) -> int:
+    """How many free seats this choice leaves with no free seat beside them that had one before."""
+    beside, gone, alone = layout.beside, set(chosen), set()
+    for number in chosen:
+        for next_ in beside[number]:
+            if next_ in free and next_ not in gone and not any(far in free and far not in gone for far in beside[next_]):
+                alone.add(next_)
+    return len(alone)
 
 
 # ------------------------------------------------------------------------------------------------ who may sit where
