@@ -1,0 +1,127 @@
+-- Tickets and boarding: which seat of which booking has a ticket in force, with which key it is signed, and what scanners saw.
+--
+-- A ticket is issued in the transaction that confirms its booking and is signed when it is read (engine/booking/tickets.py): its bytes follow
+-- from its row and from a key that no table keeps. A ticket belongs to a passenger, not to a place on a map: a bus swap moves `seat`, and
+-- the bytes in the passenger's pocket (with `printed_seat`) stay good. The functions ask for the rows of the bookings to be locked.
+
+create schema ticket;
+
+-- Public halves only: the private ones are derived from SECRET_KEY and the key's id. A key signs until it is retired and verifies for ever.
+create table ticket.key (
+  key_id smallint primary key constraint key_id_form check (key_id between 1 and 32767),
+  alg text not null constraint key_alg check (alg in ('ed25519', 'hmac')),
+  public_key bytea not null,                 -- ed25519: 32 bytes; hmac: a digest that tells whether SECRET_KEY is still the one it came from
+  created_at timestamptz not null default clock_timestamp(),
+  retired_at timestamptz
+);
+
+create table ticket.ticket (
+  ticket_id uuid primary key default gen_random_uuid(),
+  booking_id uuid not null references booking.booking on delete cascade,
+  seat int2 not null,                        -- where its passenger sits now
+  printed_seat int2 not null,                -- what the QR says: a hint
+  partner_id text not null,
+  trip_no bigint not null references sale.trip_instance,
+  legs int4range not null,
+  version int2 not null default 1 constraint ticket_version check (version between 1 and 255),  -- a QR of an older one is SUPERSEDED
+  key_id smallint references ticket.key,     -- null: nobody has read it yet, and there was no key when it was issued
+  state text not null default 'ISSUED' constraint ticket_state check (state in ('ISSUED', 'USED', 'REVOKED')),
+  valid_from timestamptz not null,           -- whole seconds
+  valid_to timestamptz not null,
+  revoked_at timestamptz,                    -- of this version; null: in force
+  boarded_at timestamptz,                    -- by the scan that won, corrected
+  boarded_by text,                           -- its device
+  events int not null default 1,             -- of its outbox
+  -- one in force for a seat; looked at when a statement ends: a swap exchanges seats
+  constraint ticket_of_a_seat exclude using btree (booking_id with =, seat with =) where (state <> 'REVOKED') deferrable initially immediate
+);
+create index ticket_booking on ticket.ticket (booking_id, seat);
+create index ticket_trip on ticket.ticket (trip_no);
+
+-- What scanners saw, one row for each (device, seq); `result` is what the fold over all scans of a ticket says now.
+create table ticket.scan (
+  scan_id uuid primary key,
+  partner_id text not null,
+  device text not null,
+  seq bigint,                                -- the device's own number; null: scanned online by a device that keeps none
+  ticket_id uuid references ticket.ticket on delete cascade,  -- null: no ticket of ours
+  trip_no bigint,
+  version int2,                              -- of the ticket, as the QR says
+  digest bytea not null,                     -- SHA-256 of the QR text: the same (device, seq) with another one is refused
+  at timestamptz not null,                   -- the device's time corrected by its offset
+  received_at timestamptz not null,
+  offline bool not null,
+  verdict text not null,                     -- what the bytes and the clock say: VALID, FORGED, EXPIRED, ...
+  result text not null,
+  first_result text not null,                -- what its device was told
+  actor text not null,
+  constraint scan_once unique (partner_id, device, seq)
+);
+create index scan_ticket on ticket.scan (ticket_id);
+create index scan_trip on ticket.scan (trip_no, at);
+
+select office.fence('ticket.ticket'), office.fence('ticket.scan');
+
+-- Audit row and outbox row of tickets as they now stand.
+create function ticket.note(p_ids uuid[], p_kind text, p_actor text, p_request text, p_more jsonb default '{}') returns void
+language plpgsql volatile as $$
+begin
+  update ticket.ticket set events = events + 1 where ticket_id = any(p_ids) and p_kind <> 'ISSUED';
+  perform office.record(t.partner_id, p_actor, p_request, 'ticket', p_kind, t.ticket_id, t.events, jsonb_build_object('bookingId', t.booking_id,
+      'ref', b.reference, 'tripNo', t.trip_no, 'seat', t.seat, 'version', t.version, 'state', t.state, 'validFrom', t.valid_from,
+      'validTo', t.valid_to) || p_more, jsonb_build_object('state', t.state, 'version', t.version) || p_more)
+    from ticket.ticket t join booking.booking b using (booking_id) where t.ticket_id = any(p_ids);
+end $$;
+
+-- A ticket for every passenger of these bookings that has none in force; how many that were. To be called in the transaction that confirms.
+-- A seat whose ticket was revoked gets the same ticket in its next version. Refuses (TP422) a booking that is not paid for.
+create function ticket.issue(p_ids uuid[], p_actor text, p_request text) returns int language plpgsql volatile as $$
+declare wrong record; v_new uuid[]; v_now timestamptz := date_trunc('second', clock_timestamp());
+  v_key smallint := (select max(key_id) from ticket.key where retired_at is null);
+begin
+  select booking_id, state into wrong from booking.booking
+    where booking_id = any(p_ids) and state not in ('CONFIRMED', 'CHECKED_IN', 'BOARDED') limit 1;
+  if found then
+    raise exception 'NOT_CONFIRMED' using errcode = 'TP422', detail = 'a ticket is issued for a booking that is paid for; this one is ' || wrong.state,
+      hint = wrong.booking_id::text;
+  end if;
+  with need as materialized (
+    select p.booking_id, p.seat, b.partner_id, b.trip_no, b.legs, date_trunc('second', i.arrives_at) + interval '1 day' as valid_to,
+        (select t.ticket_id from ticket.ticket t where t.booking_id = p.booking_id and t.seat = p.seat and t.version < 255
+          order by t.revoked_at desc limit 1) as old
+      from booking.booking b join sale.trip_instance i using (trip_no) join booking.passenger p using (booking_id)
+      where b.booking_id = any(p_ids) and p.state <> 'CANCELLED' and not exists (
+        select from ticket.ticket t where t.booking_id = p.booking_id and t.seat = p.seat and t.state <> 'REVOKED')),
+  again as (
+    update ticket.ticket t set version = t.version + 1, events = t.events + 1, state = 'ISSUED', revoked_at = null, boarded_at = null,
+        boarded_by = null, printed_seat = n.seat, trip_no = n.trip_no, legs = n.legs, key_id = v_key, valid_from = v_now, valid_to = n.valid_to
+      from need n where t.ticket_id = n.old returning t.ticket_id),
+  fresh as (
+    insert into ticket.ticket (booking_id, seat, printed_seat, partner_id, trip_no, legs, key_id, valid_from, valid_to)
+    select booking_id, seat, seat, partner_id, trip_no, legs, v_key, v_now, valid_to from need where old is null returning ticket_id)
+  select coalesce(array_agg(ticket_id), '{}') into v_new from (select ticket_id from again union all select ticket_id from fresh) o;
+  perform ticket.note(v_new, 'ISSUED', p_actor, p_request);
+  return cardinality(v_new);
+end $$;
+
+-- The tickets of these seats (null: of all) of these bookings are good no more; how many that were.
+create function ticket.revoke(p_ids uuid[], p_seats int2[], p_actor text, p_request text) returns int language plpgsql volatile as $$
+declare v_gone uuid[];
+begin
+  with w as (
+    update ticket.ticket set state = 'REVOKED', revoked_at = clock_timestamp()
+      where booking_id = any(p_ids) and (p_seats is null or seat = any(p_seats)) and state <> 'REVOKED' returning ticket_id)
+  select coalesce(array_agg(ticket_id), '{}') into v_gone from w;
+  perform ticket.note(v_gone, 'REVOKED', p_actor, p_request);
+  return cardinality(v_gone);
+end $$;
+
+-- A bus swap: who sat on p_from[i] sits on p_to[i] now. The bytes of the ticket stay what they are, so its version does too.
+create function ticket.reseat(p_booking uuid, p_from int2[], p_to int2[]) returns int language plpgsql volatile as $$
+declare n int;
+begin
+  update ticket.ticket t set seat = s.now from unnest(p_from, p_to) s(was, now) 
+    where t.booking_id = p_booking and t.seat = s.was and t.state <> 'REVOKED';
+  get diagnostics n = row_count;
+  return n;
+end $$;
