@@ -18,12 +18,27 @@ if TYPE_CHECKING:
     from api.lag import LoopLag
     from api.live import Sockets
     from api.realtime import RealtimeFeed
+    from engine.booking.callers import HoldTokens
+    from engine.booking.catalogue import Catalogue
+    from engine.booking.desk import Desk
+    from engine.booking.rates import Rates
     from engine.meter import Meter
     from engine.office.accounts import Devices
+    from engine.store.desk import DeskPool
     from engine.store.postgres import Postgres
     from engine.store.redis import Redis
     from engine.store.timescale import HistoryReader
     from engine.tracking.plans import Plans
+
+
+class BookingParts(msgspec.Struct, kw_only=True):
+    """The shells of the booking desk, one field each."""
+
+    pool: DeskPool
+    catalogue: Catalogue
+    desk: Desk
+    tokens: HoldTokens
+    rates: Rates
 
 
 class Parts(msgspec.Struct, kw_only=True):
@@ -44,6 +59,7 @@ class Parts(msgspec.Struct, kw_only=True):
     tokens: Tokens | None = None  # who people are
     realtime: dict[str, RealtimeFeed] = {}  # GTFS-Realtime of each feed, as last built
     lag: LoopLag | None = None
+    booking: BookingParts | None = None  # the desk
     sockets: Sockets | None = None  # who is connected
     importing: bool = False  # a feed is being uploaded: one at a time, each takes a child process and its size on disk
     draining: bool = False

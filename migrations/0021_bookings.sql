@@ -352,11 +352,17 @@ begin
   return jsonb_build_object('status', 'HELD', 'booking', p_id, 'version', b.version + 1);
 end $$;
 
+-- What is bought beside the seats (ancillaries, promo codes), inside the transaction of book(). Replaced where those tables are made.
+create function booking.take_extras(p_ids uuid[], p_extras jsonb, p_actor text, p_request text) returns void language plpgsql volatile as $$
+begin
+  if p_extras is not null and p_extras <> '{}' then raise exception 'EXTRAS_NOT_SOLD' using errcode = 'TP422'; end if;
+end $$;
+
 -- HELD -> PENDING_PAYMENT: one or two holds become one booking under a reference. p_passengers: [{"booking", "seat", "first_name",
 -- "last_name", "type", "price", "detail"}], one for each seat; p_totals beside p_ids, with all that is bought. Answers REFERENCE_TAKEN
 -- where the reference is in use (nothing is written; the caller picks another).
 create function booking.book(p_key uuid, p_print bytea, p_ids uuid[], p_reference text, p_passengers jsonb, p_contact jsonb, p_totals bigint[],
-  p_ttl interval, p_actor text, p_request text) returns jsonb language plpgsql volatile as $$
+  p_extras jsonb, p_ttl interval, p_actor text, p_request text) returns jsonb language plpgsql volatile as $$
 declare v_answer jsonb; v_partner text; v_trips bigint[]; v_wrong record; v_seats int; v_until timestamptz; v_found int; i int;
 begin
   perform set_config('tp.partner', '*', true);
@@ -389,8 +395,10 @@ begin
       expires_at = greatest(b.expires_at, v_until),
       prices = array(select q.price from booking.passenger q where q.booking_id = b.booking_id order by q.seat)
     from unnest(p_ids, p_totals) t(id, total) where b.booking_id = t.id;
+  perform booking.take_extras(p_ids, p_extras, p_actor, p_request);
   perform booking.move(p_ids, 'PENDING_PAYMENT', p_actor, p_request, 'CREATED');
-  select jsonb_build_object('status', 'PENDING_PAYMENT', 'lead', p_ids[1], 'ref', p_reference, 'version', max(version), 'until', min(expires_at))
+  select jsonb_build_object('status', 'PENDING_PAYMENT', 'lead', p_ids[1], 'ref', p_reference, 'version', sum(version) - count(*) + 1,
+      'until', min(expires_at))
     into v_answer from booking.booking where booking_id = any(p_ids);
   perform booking.keep_answer(p_key, v_partner, p_print, v_answer);
   return v_answer;

@@ -4,6 +4,9 @@ Apart from the tracking side's pool: neither can take the other's connections, a
 (generic plans; indexes, although a plan may be made while a table is empty). A transaction of `run` has `tp.partner` set, without which
 row-level security shows it nothing. jsonb goes in and out as Python objects.
 
+A function of ours that has to undo what it wrote raises with a code of the table of refusals: it comes out as that `Refused`, whose facts
+`said` and `hint` are the exception's detail and hint.
+
 Every wait is limited: a connection 5 s, a lock 2 s (`Refused("BUSY")`), a statement by settings. Deadlocks and serialization failures
 are run again, with chance between the tries, at most TRIES times. A connection that breaks leaves the outcome unknown: `Unavailable`, and
 the caller's key makes trying again safe.
@@ -28,7 +31,7 @@ from engine.store.postgres import CONNECTION_FAULTS, Postgres, statements
 ALL: Final = "*"  # the tenant of sweeps, dispatchers and references: every partner
 TRIES: Final = 6
 PAUSE_MS: Final = 15  # longest first pause between two tries; doubled each time
-ANSWER_DAYS: Final = 1
+REFUSING: Final = ("TP409", "TP422")  # states that our functions raise with a code of the table of refusals as their message
 
 Work = Callable[[Any], Awaitable[Any]]
 
@@ -172,6 +175,10 @@ async def _faults() -> AsyncIterator[None]:
         raise Refused("BUSY", "somebody else is changing the same thing; ask again", retry_after_s=1) from fault
     except asyncpg.UntranslatableCharacterError as fault:
         raise Invalid("a text has a character in it that cannot be stored: U+0000") from fault
+    except asyncpg.PostgresError as fault:
+        if fault.sqlstate not in REFUSING:
+            raise
+        raise Refused(str(fault.args[0]), fault.detail or "", said=fault.detail, hint=fault.hint) from fault
 
 
 async def _speak_json(connection: Any) -> None:
