@@ -104,7 +104,7 @@ class PlanBody(_Wire, frozen=True):
     refundable: bool = True
     cancellation: Annotated[tuple[FeeStep, ...], msgspec.Meta(max_length=20)] = (FeeStep(0, 500), FeeStep(24, 100))
     modify_fee: Amount = 0
-    booking_fee: Amount = 0  # of each trip instance of a booking
+    booking_fee: Amount = 0  # once a booking, also of a return trip
     ancillaries: Annotated[list[Ancillary], msgspec.Meta(max_length=50)] = []
 
 
@@ -318,7 +318,7 @@ def quote(
     if promo is not None:
         reasons.append(_promo_reason(promo))
     if body.booking_fee:
-        reasons.append(Reason("BOOKING_FEE", "once for each trip of a booking", amount=body.booking_fee))
+        reasons.append(Reason("BOOKING_FEE", "once a booking", amount=body.booking_fee))
     adult = body.types[ADULT]
     return Quote(
         currency=plan.currency,
