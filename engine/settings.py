@@ -31,7 +31,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mqtt_url: Annotated[str, _d("MQTT broker URL, mqtt:// or mqtt+unix://; empty: no MQTT")] = ""
     demo: Annotated[bool, _d("demo mode: accepts the demo's secrets, wide rate limits")] = False
     secret_key: Annotated[str, _d("signs access tokens; at least 32 characters; start-up refuses the empty one outside demo mode")] = ""
-    roles: Annotated[str, _d("which parts this process runs: any of api,track,history,mqtt, comma separated")] = "api,track,history,mqtt"
+    roles: Annotated[str, _d("which parts this process runs: any of api,track,history,mqtt,office, comma separated")] = (
+        "api,track,history,mqtt,office"
+    )
 
     # ingest
     ingest_body_max_bytes: Annotated[int, _d("largest ingest body; over it 413", ge=1024)] = 1_048_576
@@ -92,6 +94,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: Annotated[float, _d("length of a drain: sockets are closed in waves over it", ge=0)] = 10.0
 
     # booking
+    pick_ttl_s: Annotated[int, _d("how long a pick lasts", ge=1, le=3_600)] = 90
+    pick_seats_max: Annotated[int, _d("most seats of one pick call", ge=1, le=60)] = 10
     hold_ttl_s: Annotated[int, _d("how long a hold lasts", ge=1, le=86_400)] = 600
     hold_most_s: Annotated[int, _d("longest life of a hold, extensions counted", ge=1, le=86_400)] = 1_800
     guest_seats_max: Annotated[int, _d("most seats a guest or customer may hold at a time", ge=1)] = 6
@@ -100,6 +104,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, _d("most seats that guests of one address may hold at a time; 0: not counted (demo mode counts none)", ge=0)
     ] = 60
     sold_trips_max: Annotated[int, _d("trip instances on sale that a worker keeps in memory", ge=10)] = 4_000
+
+    # office
+    outbox_poll_ms: Annotated[int, _d("how often the relay looks for events by itself; the bell usually wakes it at once", ge=10)] = 200
+    outbox_batch_max: Annotated[int, _d("most events that the relay reads at once", ge=1)] = 500
+    outbox_tries_max: Annotated[int, _d("an event that is refused this often is a dead letter and holds back its aggregate", ge=1)] = 5
+    outbox_keep_days: Annotated[int, _d("days that said events are kept: what confirms are counted against", ge=1)] = 7
+    inbox_keep_days: Annotated[int, _d("days that consumers remember what they did: longer than an event can come again", ge=1)] = 14
+    events_stream_max: Annotated[int, _d("events that the Redis stream keeps for consumers, about", ge=1000)] = 100_000
+    expiry_s: Annotated[float, _d("how often holds and unpaid bookings past their time are swept", gt=0)] = 1.0
 
     # database
     database_pool_max: Annotated[int, _d("connections of one worker's asyncpg pool", ge=1)] = 8
