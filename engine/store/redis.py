@@ -319,6 +319,10 @@ class Redis:
                 epoch, offset, payload = data.split(b" ", 2)
                 yield ChannelMessage(channel.removeprefix(ORDERED), epoch.decode(), int(offset), payload)
 
+    def listen(self, pattern: str) -> AsyncGenerator[tuple[str, bytes] | None]:
+        """Whatever is published on channels of that pattern, and None after each (re)connect; at most once."""
+        return self._listen(pattern)
+
     async def _listen(self, pattern: str) -> AsyncGenerator[tuple[str, bytes] | None]:
         """(channel, message), and None after each (re)connect. At most once, in order per channel.
 
