@@ -28,14 +28,15 @@ create table office.audit (
   request_id text not null,
   at timestamptz not null default clock_timestamp(),
   action text not null,           -- TOPIC.KIND of the event that went with it, or a word of its own
-  entity text not null,           -- 'booking:UUID'
+  entity_kind text not null,      -- the event's topic
+  entity_id uuid not null,        -- and its aggregate
   diff jsonb
 );
-create index audit_partner on office.audit (partner_id, audit_id);
-create index audit_entity on office.audit (entity);
+create index audit_entity on office.audit (entity_id);  -- reads of one partner go by the primary key: an index more costs every edge 60 us
 revoke update, delete, truncate on office.audit from timepoint_app;
 
--- Events to be said, in (aggregate, version) order within a partition. Delivered rows stay a while: they are what confirms are counted against.
+-- Events to be said, in (aggregate, version) order within a partition. A booking's go by its trip: what one trip's seats went through is said
+-- in the order in which it became so. Delivered rows stay a while: they are what confirms are counted against.
 create table office.outbox (
   part int2 not null,
   topic text not null,
@@ -54,8 +55,8 @@ create index outbox_waiting on office.outbox (part, at) where delivered_at is nu
 create function office.record(p_partner text, p_actor text, p_request text, p_topic text, p_kind text, p_aggregate uuid, p_version int,
   p_body jsonb, p_diff jsonb default null) returns void language plpgsql volatile as $$
 begin
-  insert into office.audit (partner_id, actor, request_id, action, entity, diff)
-    values (p_partner, p_actor, p_request, p_topic || '.' || p_kind, p_topic || ':' || p_aggregate, p_diff);
+  insert into office.audit (partner_id, actor, request_id, action, entity_kind, entity_id, diff)
+    values (p_partner, p_actor, p_request, p_topic || '.' || p_kind, p_topic, p_aggregate, p_diff);
   insert into office.outbox (part, topic, aggregate, version, partner_id, kind, body)
     values (uuid_hash(p_aggregate) & 3, p_topic, p_aggregate, p_version, p_partner, p_kind, p_body);
 end $$;
@@ -182,11 +183,11 @@ language plpgsql volatile as $$
 begin
   with b as materialized (select * from booking.booking where booking_id = any(p_ids)),
   a as (
-    insert into office.audit (partner_id, actor, request_id, action, entity, diff)
-    select partner_id, p_actor, p_request, 'booking.' || p_kind, 'booking:' || booking_id,
+    insert into office.audit (partner_id, actor, request_id, action, entity_kind, entity_id, diff)
+    select partner_id, p_actor, p_request, 'booking.' || p_kind, 'booking', booking_id,
       jsonb_build_object('state', state, 'version', version) || p_more from b)
   insert into office.outbox (part, topic, aggregate, version, partner_id, kind, body)
-  select uuid_hash(booking_id) & 3, 'booking', booking_id, version, partner_id, p_kind,
+  select hashint8(trip_no) & 3, 'booking', booking_id, version, partner_id, p_kind,
     jsonb_build_object('tripNo', trip_no, 'map', map_version, 'seats', seats, 'from', lower(legs), 'to', upper(legs), 'state', state,
       'ref', reference, 'until', case when state in ('HELD', 'PENDING_PAYMENT') then expires_at end) || p_more from b;
 end $$;
@@ -213,16 +214,23 @@ begin
   perform booking.note(p_ids, coalesce(p_kind, p_to), p_actor, p_request, p_more);
 end $$;
 
--- Holds and unpaid bookings past their time go as whole bookings, locked by id in order; one that was paid, extended or released
--- meanwhile, or whose payment is in progress, stays. Answers the ids that went.
+-- Holds and unpaid bookings past their time go as whole bookings, all rows of a lead or none, locked by id in order; one that was paid,
+-- extended or released meanwhile, or whose payment is in progress, stays. So does one whose trip somebody has alone: a swap under way has
+-- read its claims (a try, never a wait: the next second comes). Answers the ids that went.
 create function booking.expire(p_ids uuid[], p_request text) returns uuid[] language plpgsql volatile as $$
-declare gone uuid[];
+declare v_leads uuid[]; gone uuid[];
 begin
-  select array_agg(booking_id) into gone from (
-    select booking_id from booking.booking
-    where lead_id in (select lead_id from booking.booking where booking_id = any(p_ids))
-      and state in ('HELD', 'PENDING_PAYMENT') and not paying and expires_at <= clock_timestamp()
-    order by booking_id for update) o;
+  select array_agg(lead_id) into v_leads from (
+    select lead_id from (
+      select distinct b.lead_id, b.trip_no from booking.booking b
+      where b.lead_id in (select lead_id from booking.booking where booking_id = any(p_ids))) t
+    group by lead_id having bool_and(pg_try_advisory_xact_lock_shared(1, hashint8(trip_no)))) l;
+  if v_leads is null then return null; end if;
+  perform from booking.booking where lead_id = any(v_leads) order by booking_id for update;
+  select array_agg(booking_id) into gone from booking.booking b
+    where lead_id = any(v_leads) and state in ('HELD', 'PENDING_PAYMENT') and not exists (
+      select from booking.booking o where o.lead_id = b.lead_id and o.state in ('HELD', 'PENDING_PAYMENT')
+        and (o.paying or o.expires_at > clock_timestamp()));
   if gone is null then return null; end if;
   perform booking.move(gone, 'EXPIRED', 'system', p_request);
   return gone;
@@ -237,10 +245,10 @@ create function booking.hold(p_partner text, p_key uuid, p_print bytea, p_bookin
   p_max_seats int, p_max_holds int) returns jsonb language plpgsql volatile as $$
 declare trip record; v_legs int4range; v_answer jsonb; v_taken int2[]; v_old uuid[]; v_got int2[]; v_holds int; v_held int; v_until timestamptz;
 begin
-  perform set_config('tp.partner', p_partner, true);
+  perform set_config('tp.partner', '*', true);      -- a key may have been used at another operator
   v_answer := booking.answered(p_key, p_print);
   if v_answer is not null then return v_answer; end if;
-  perform pg_advisory_xact_lock_shared(1, hashint8(p_trip));
+  perform set_config('tp.partner', p_partner, true), pg_advisory_xact_lock_shared(1, hashint8(p_trip));
   select i.map_version, i.status, i.sales_open, i.closes_at, i.stops, m.seats into trip
     from sale.trip_instance i join sale.seat_map m on m.trip_no = i.trip_no and m.map_version = i.map_version where i.trip_no = p_trip;
   if not found then return '{"status":"REFUSED","code":"TRIP_NOT_FOUND"}'; end if;
@@ -248,7 +256,8 @@ begin
     return jsonb_build_object('status', 'REFUSED', 'code', 'SALES_CLOSED', 'trip', trip.status); end if;
   if trip.map_version <> p_map then return '{"status":"REFUSED","code":"STALE_MAP"}'; end if;
   if p_from < 0 or p_to >= trip.stops or p_from >= p_to or p_seats = '{}' or not p_seats <@ trip.seats
-     or cardinality(p_seats) <> cardinality(p_prices) then return '{"status":"REFUSED","code":"INVALID"}'; end if;
+     or cardinality(p_seats) <> cardinality(p_prices)
+     or cardinality(p_seats) <> (select count(distinct u) from unnest(p_seats) u) then return '{"status":"REFUSED","code":"INVALID"}'; end if;
   v_legs := int4range(p_from, p_to);
 
   -- Look before writing: a refusal writes nothing (no transaction id, no flush), and the look finds what has to be taken over. The laterals
@@ -289,12 +298,12 @@ begin
       version, expires_at, quote)
     values (p_booking, p_booking, p_partner, p_trip, p_map, p_seats, p_prices, p_currency, v_legs, p_holder, p_channel, 'HELD', 1, v_until, p_quote)),
   a as (
-    insert into office.audit (partner_id, actor, request_id, action, entity, diff)
-    values (p_partner, p_actor, p_request, 'booking.HELD', 'booking:' || p_booking, '{"state":"HELD","version":1}')),
+    insert into office.audit (partner_id, actor, request_id, action, entity_kind, entity_id, diff)
+    values (p_partner, p_actor, p_request, 'booking.HELD', 'booking', p_booking, '{"state":"HELD","version":1}')),
   i as (
     insert into office.idempotency (key, partner_id, fingerprint, answer) select p_key, p_partner, p_print, v_answer where p_key is not null)
   insert into office.outbox (part, topic, aggregate, version, partner_id, kind, body)
-  values (uuid_hash(p_booking) & 3, 'booking', p_booking, 1, p_partner, 'HELD', jsonb_build_object('tripNo', p_trip, 'map', p_map,
+  values (hashint8(p_trip) & 3, 'booking', p_booking, 1, p_partner, 'HELD', jsonb_build_object('tripNo', p_trip, 'map', p_map,
     'seats', p_seats, 'from', p_from, 'to', p_to, 'state', 'HELD', 'until', v_until));
   return v_answer;
 end $$;
@@ -302,16 +311,18 @@ end $$;
 -- ------------------------------------------------------------------------------------------------ after the hold
 
 -- The rows of a booking, its trips locked as `p_alone` says and its rows locked by id: the beginning of every edge but hold's.
--- Sets the tenant of the transaction to the booking's. No rows: no such booking.
-create function booking.locked(p_lead uuid, p_alone bool default false) returns setof booking.booking language plpgsql volatile as $$
-declare v_partner text; v_trips bigint[];
+-- Sets the tenant of the transaction to the booking's. p_id: the lead or any row of it. No rows: no such booking.
+-- One booking a transaction: the trips of the next may have lower numbers.
+create function booking.locked(p_id uuid, p_alone bool default false) returns setof booking.booking language plpgsql volatile as $$
+declare v_partner text; v_trips bigint[]; v_lead uuid;
 begin
   perform set_config('tp.partner', '*', true);
-  select max(partner_id), array_agg(distinct trip_no order by trip_no) into v_partner, v_trips from booking.booking where lead_id = p_lead;
+  select lead_id into v_lead from booking.booking where booking_id = p_id;
+  select max(partner_id), array_agg(distinct trip_no order by trip_no) into v_partner, v_trips from booking.booking where lead_id = v_lead;
   if v_partner is null then return; end if;
   perform set_config('tp.partner', v_partner, true);
   for i in 1 .. cardinality(v_trips) loop perform booking.lock_trip(v_trips[i], p_alone); end loop;
-  return query select * from booking.booking where lead_id = p_lead order by booking_id for update;
+  return query select * from booking.booking where lead_id = v_lead order by booking_id for update;
 end $$;
 
 -- DELETE of a hold: HELD or PENDING_PAYMENT (nothing paid, nothing in progress) -> RELEASED. Releasing what is released says so again.
@@ -322,11 +333,12 @@ begin
   perform set_config('tp.partner', '*', true);
   v_answer := booking.answered(p_key, p_print);
   if v_answer is not null then return v_answer; end if;
-  select min(state) as state, max(version) as version, array_agg(booking_id) as ids, min(partner_id) as partner, bool_or(paying) as paying
+  select min(state) as state, bool_or(state in ('HELD', 'PENDING_PAYMENT')) as unpaid, max(version) as version,
+      array_agg(booking_id) as ids, min(partner_id) as partner, bool_or(paying) as paying
     into b from booking.locked(p_lead);
   if b.state is null then return '{"status":"REFUSED","code":"HOLD_NOT_FOUND"}'; end if;
   if b.paying then return '{"status":"REFUSED","code":"PAYMENT_IN_PROGRESS"}'; end if;
-  if b.state in ('HELD', 'PENDING_PAYMENT') then
+  if b.unpaid then
     perform booking.move(b.ids, 'RELEASED', p_actor, p_request);
     b.version := b.version + 1;
   elsif b.state not in ('RELEASED', 'EXPIRED') then
@@ -343,7 +355,7 @@ language plpgsql volatile as $$
 declare b record;
 begin
   select * into b from booking.locked(p_id) where booking_id = p_id;
-  if not found then return '{"status":"REFUSED","code":"HOLD_NOT_FOUND"}'; end if;
+  if b.booking_id is null then return '{"status":"REFUSED","code":"HOLD_NOT_FOUND"}'; end if;
   if b.state <> 'HELD' then return jsonb_build_object('status', 'REFUSED', 'code', 'WRONG_STATE', 'state', b.state); end if;
   if b.expires_at <= clock_timestamp() then return '{"status":"REFUSED","code":"HOLD_EXPIRED"}'; end if;
   update booking.booking set expires_at = greatest(expires_at, least(clock_timestamp() + p_ttl, held_at + p_most)), version = version + 1
@@ -383,6 +395,10 @@ begin
       else jsonb_build_object('status', 'REFUSED', 'code', 'HOLD_USED', 'state', v_wrong.state) end;
   end if;
   if v_seats <> jsonb_array_length(p_passengers) then return '{"status":"REFUSED","code":"INVALID"}'; end if;
+  if exists (select booking_id, unnest(seats) from booking.booking where booking_id = any(p_ids)
+      except select (p->>'booking')::uuid, (p->>'seat')::int2 from jsonb_array_elements(p_passengers) p) then
+    return '{"status":"REFUSED","code":"STALE_MAP"}';      -- a swap has given the hold other seats since it was read
+  end if;
   insert into booking.reference (reference, partner_id, lead_id, surnames)
     values (p_reference, v_partner, p_ids[1], array(select distinct p->>'folded' from jsonb_array_elements(p_passengers) p))
     on conflict do nothing;
@@ -390,9 +406,9 @@ begin
   insert into booking.passenger (booking_id, seat, partner_id, first_name, last_name, type, price, detail)
     select (p->>'booking')::uuid, (p->>'seat')::int2, v_partner, p->>'first_name', p->>'last_name', p->>'type', (p->>'price')::bigint, p->'detail'
     from jsonb_array_elements(p_passengers) p;
-  v_until := clock_timestamp() + p_ttl;
+  select greatest(max(expires_at), clock_timestamp() + p_ttl) into v_until from booking.booking where booking_id = any(p_ids);
   update booking.booking b set lead_id = p_ids[1], reference = p_reference, contact = p_contact, total = t.total,
-      expires_at = greatest(b.expires_at, v_until),
+      expires_at = v_until,
       prices = array(select q.price from booking.passenger q where q.booking_id = b.booking_id order by q.seat)
     from unnest(p_ids, p_totals) t(id, total) where b.booking_id = t.id;
   perform booking.take_extras(p_ids, p_extras, p_actor, p_request);

@@ -253,10 +253,24 @@ async def test_a_return_trip_is_one_booking_of_two_trips(world: World) -> None:
     assert await world.claims() == [] and await world.claims(back_no) == []
 
 
+async def test_a_return_trip_expires_whole_or_not_at_all(world: World) -> None:
+    back_id, back_no = await world.trip(stops=("F", "E", "D", "C", "B", "A"), departs_in=timedelta(days=4))
+    desk = world.agent()
+    there = await world.hold("1A", who=desk)
+    back = await world.hold("1A", frm="demo:F", to="demo:A", trip=back_id, who=desk)
+    named = [Named(seat="1A", first_name="A", last_name="B", trip_id=trip) for trip in (world.trip_id, back_id)]
+    await world.desk.book(desk, world.key(), [there.held.booking, back.held.booking], named, {})
+    await world.age(there.held.booking, 601)
+    assert await world.value("select booking.expire($1, 'test')", [there.held.booking]) is None
+    await world.age(back.held.booking, 601)
+    assert len(await world.value("select booking.expire($1, 'test')", [back.held.booking])) == 2
+    assert await world.claims() == [] and await world.claims(back_no) == []
+
+
 async def test_every_edge_leaves_an_audit_row_and_an_event(world: World) -> None:
     shown = await world.confirmed("1A")
     lead = shown["lead"]
-    actions = await world.run("select action from office.audit where entity = $1 order by audit_id", f"booking:{lead}")
+    actions = await world.run("select action from office.audit where entity_id = $1 order by audit_id", lead)
     kinds = await world.run("select kind, version from office.outbox where aggregate = $1 and topic = 'booking' order by version", lead)
     assert [row[0] for row in actions] == ["booking.HELD", "booking.CREATED", "booking.CONFIRMED"]
     assert [(row[0], row[1]) for row in kinds] == [("HELD", 1), ("CREATED", 2), ("CONFIRMED", 3)]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import unicodedata
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -426,8 +425,6 @@ def _of_hold(refusal: Refused, booking_id: str) -> Exception:
         return Refused(code, "a payment for it is in progress; wait for its end", retry_after_s=5)
     if code == "INVALID":
         return Invalid("there must be one passenger for each seat")
+    if code == "STALE_MAP":
+        return Refused("BUSY", f"the bus was changed and hold {booking_id} has other seats now; read it again", retry_after_s=1)
     return refusal
-
-
-def until_ms(when: datetime) -> int:
-    return round(when.timestamp() * 1000)
