@@ -22,6 +22,7 @@ from api.parts import Parts, parts_of
 from api.tracking import principal_of
 from engine.booking.booking import HELD, PENDING_PAYMENT, shown_state
 from engine.booking.desk import Desk, Hold, Named, Wish
+from engine.booking.extras import Asked
 from engine.booking.fares import ADULT
 from engine.errors import Forbidden, Invalid
 from engine.live.frames import rfc3339
@@ -257,12 +258,9 @@ async def book(request: Request[Any, Any, Any], data: JSONBody[BookingIn]) -> Re
             "contact needs an e-mail address or a telephone number", errors=[_fault("/contact", "MISSING_FIELD", "email or phone")]
         )
     named = [Named(**{name: getattr(one, name) for name in one.__struct_fields__}) for one in data.passengers]
-    extras = {
-        name: value
-        for name, value in (("promoCode", data.promo_code), ("ancillaries", [msgspec.to_builtins(one) for one in data.ancillaries]))
-        if value
-    }
-    shown, replayed = await desk.book(caller, key, hold_ids, named, msgspec.to_builtins(data.contact), extras)
+    asked = [Asked(one.code, one.count, one.seat, one.trip_id) for one in data.ancillaries]
+    contact = {name: value for name, value in (("email", data.contact.email), ("phone", data.contact.phone)) if value is not None}
+    shown, replayed = await desk.book(caller, key, hold_ids, named, contact, asked, data.promo_code)
     made = await booking_out(desk, shown)
     headers = {"ETag": f'"{made.version}"', "Location": f"/v1/bookings/{made.ref}"}
     if replayed:

@@ -17,16 +17,21 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from engine import settings as settings_
-from engine.clock import SystemClock
+from engine.clock import Clock, SystemClock
 from engine.errors import EngineError, Invalid, NotFound
 from engine.settings import Settings
+
+if TYPE_CHECKING:
+    from api.parts import BookingParts
+    from engine.meter import Meter
+    from engine.store.redis import Redis
 
 log = logging.getLogger("timepoint")
 
@@ -80,7 +85,7 @@ def serve(args: argparse.Namespace) -> int:
 
 async def run_worker(settings: Settings, sock: socket.socket) -> int:
     """One worker: every part in the order in which it depends on the others, until SIGTERM or SIGINT; then the drain. The exit code."""
-    from api import asyncapi, feeds, fleet, incidents, network, ops, pages, tracking
+    from api import asyncapi, booking, feeds, fleet, incidents, network, ops, pages, tracking
     from api.app import make_app
     from api.auth import Tokens, may_listen
     from api.lag import LoopLag
@@ -125,6 +130,9 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     door = Door(registry, redis, settings, clock, meter)
     device_paths = DevicePaths(door)
 
+    # the desk
+    desk = await open_desk(settings, clock, redis, meter, tokens.key)
+
     # the way out
     table = LiveTable(meter)
     hub = Hub(table, settings, clock, meter, may_listen)
@@ -145,8 +153,9 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         history=HistoryReader(postgres),
         tokens=tokens,
         lag=lag,
+        booking=desk,
     )
-    routers = (*network.ROUTERS, *tracking.ROUTERS, *incidents.ROUTERS, *fleet.ROUTERS)
+    routers = (*network.ROUTERS, *tracking.ROUTERS, *incidents.ROUTERS, *fleet.ROUTERS, *booking.ROUTERS)
     streams = Streams(hub, settings.socket_buffer_max_bytes, tokens.principal)
     app = make_app(parts, routers, roots=(*ops.ROOTS, *feeds.ROOTS, *pages.ROOTS, asyncapi.asyncapi, streams.handler))
 
@@ -204,8 +213,38 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         task.cancel()
     await asyncio.wait({stop, *tasks}, timeout=DRAIN_STEP_S)
     await redis.close()
+    await desk.pool.close()
     await postgres.close()
     return 1 if broken else 0
+
+
+async def open_desk(settings: Settings, clock: Clock, redis: Redis, meter: Meter, secret: str) -> BookingParts:
+    """The booking desk's shells, in the order in which they depend on each other."""
+    from api.parts import BookingParts
+    from engine.booking.callers import HoldTokens
+    from engine.booking.catalogue import Catalogue
+    from engine.booking.desk import Desk
+    from engine.booking.pricing import Pricing
+    from engine.booking.rates import Rate, Rates
+    from engine.store.bookings import Bookings
+    from engine.store.desk import DeskPool
+    from engine.store.picks import Picks
+
+    pool = await DeskPool.open(settings, clock)
+    catalogue = Catalogue(pool, settings.sold_trips_max, meter)
+    tokens, pricing = HoldTokens(secret), Pricing(pool, clock, trips_max=settings.sold_trips_max, meter=meter)
+    picks = Picks(redis, clock, ttl_s=settings.pick_ttl_s, meter=meter)
+    desk = Desk(Bookings(pool), catalogue, pricing, tokens, clock=clock, settings=settings, meter=meter, picks=picks)
+    limits = {} if settings.demo else {"hold": Rate(settings.address_holds_burst, 0.5), "lookup": Rate(10, 0.1)}
+    return BookingParts(
+        pool=pool,
+        catalogue=catalogue,
+        pricing=pricing,
+        picks=picks,
+        desk=desk,
+        tokens=tokens,
+        rates=Rates(limits, clock, meter),
+    )
 
 
 def _roles(settings: Settings) -> frozenset[str]:

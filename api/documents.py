@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from api import asyncapi, feeds, fleet, incidents, network, ops, tracking
+from api import asyncapi, booking, feeds, fleet, incidents, network, ops, tracking
 from api.app import make_app
 from api.openapi import described
 from api.parts import Parts
@@ -35,7 +35,9 @@ def openapi() -> str:
     """docs/openapi.json: the REST side without the pages and the device paths (docs/devices.md)."""
     settings, clock, table = Settings(), ManualClock(), LiveTable()
     parts = Parts(settings=settings, clock=clock, table=table, hub=Hub(table, settings, clock))
-    app = make_app(parts, (*network.ROUTERS, *tracking.ROUTERS, *incidents.ROUTERS, *fleet.ROUTERS), roots=(*ops.ROOTS, *feeds.ROOTS))
+    app = make_app(
+        parts, (*network.ROUTERS, *tracking.ROUTERS, *incidents.ROUTERS, *fleet.ROUTERS, *booking.ROUTERS), roots=(*ops.ROOTS, *feeds.ROOTS)
+    )
     return json.dumps(described(app.litestar.openapi_schema.to_schema()), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from engine.booking.callers import HoldTokens
     from engine.booking.catalogue import Catalogue
     from engine.booking.desk import Desk
+    from engine.booking.pricing import Pricing
     from engine.booking.rates import Rates
     from engine.meter import Meter
     from engine.office.accounts import Devices
     from engine.store.desk import DeskPool
+    from engine.store.picks import Picks
     from engine.store.postgres import Postgres
     from engine.store.redis import Redis
     from engine.store.timescale import HistoryReader
@@ -36,6 +38,8 @@ class BookingParts(msgspec.Struct, kw_only=True):
 
     pool: DeskPool
     catalogue: Catalogue
+    pricing: Pricing
+    picks: Picks
     desk: Desk
     tokens: HoldTokens
     rates: Rates

@@ -100,9 +100,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     hold_most_s: Annotated[int, _d("longest life of a hold, extensions counted", ge=1, le=86_400)] = 1_800
     guest_seats_max: Annotated[int, _d("most seats a guest or customer may hold at a time", ge=1)] = 6
     guest_holds_max: Annotated[int, _d("most holds of a guest or customer at a time", ge=1)] = 3
-    address_seats_max: Annotated[
-        int, _d("most seats that guests of one address may hold at a time; 0: not counted (demo mode counts none)", ge=0)
-    ] = 60
+    address_holds_burst: Annotated[
+        int, _d("holds that guests of one address may ask for at once, refilled one each 2 s; over it 429 (demo mode counts none)", ge=1)
+    ] = 30
     sold_trips_max: Annotated[int, _d("trip instances on sale that a worker keeps in memory", ge=10)] = 4_000
 
     # office
@@ -113,6 +113,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     inbox_keep_days: Annotated[int, _d("days that consumers remember what they did: longer than an event can come again", ge=1)] = 14
     events_stream_max: Annotated[int, _d("events that the Redis stream keeps for consumers, about", ge=1000)] = 100_000
     expiry_s: Annotated[float, _d("how often holds and unpaid bookings past their time are swept", gt=0)] = 1.0
+
+    # tickets and boarding
+    ticket_alg: Annotated[str, _d("what new ticket keys sign with: ed25519, or hmac (small devices; verifying needs the trip's secret)")] = (
+        "ed25519"
+    )
+    check_in_open_s: Annotated[int, _d("check-in opens this long before a passenger's departure", ge=0)] = 172_800
+    no_show_after_s: Annotated[
+        int, _d("a passenger is given up this long after the planned departure from their stop: buses are late too", ge=0)
+    ] = 7_200
+    completed_after_s: Annotated[int, _d("a boarded booking is done this long after its planned arrival", ge=0)] = 3_600
 
     # database
     database_pool_max: Annotated[int, _d("connections of one worker's asyncpg pool", ge=1)] = 8

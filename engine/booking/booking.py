@@ -46,10 +46,13 @@ MOVES: Final[dict[str, dict[str, str]]] = {
         CANCELLED: "a cancellation was confirmed, or the trip is cancelled",
         EXCHANGED: "another booking took its place",
     },
-    BOARDED: {COMPLETED: "the trip has ended"},
+    BOARDED: {COMPLETED: "the trip has ended", CANCELLED: "the trip is cancelled on its way"},
     CANCELLED: {REFUNDED: "the money has gone back"},
     NO_SHOW: {REFUNDED: "the operator gave the money back"},
-    EXPIRED: {REFUNDED: "money that came too late has gone back"},
+    EXPIRED: {
+        CONFIRMED: "money that came too late, and the seats are still free",
+        REFUNDED: "money that came too late has gone back",
+    },
 }
 
 SEATED: Final = frozenset({HELD, PENDING_PAYMENT, CONFIRMED, CHECKED_IN, BOARDED, COMPLETED})  # its claims stand

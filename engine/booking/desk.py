@@ -17,6 +17,7 @@ import msgspec
 from engine.booking import fares, seats
 from engine.booking.callers import Caller, HoldTokens
 from engine.booking.catalogue import Catalogue, SoldTrip, open_for_sale, sales_closed
+from engine.booking.extras import Asked, ExtraRow, Extras
 from engine.booking.refusals import Refused
 from engine.clock import Clock
 from engine.errors import Invalid, NotFound, Unavailable
@@ -39,6 +40,16 @@ class Pricing(Protocol):
 
     async def quote(self, trip: SoldTrip, start: int, end: int, numbers: Sequence[int], promo: str | None = None) -> fares.Quote: ...
     async def recall(self, quote_id: str, trip: SoldTrip, start: int, end: int, numbers: Sequence[int]) -> fares.Quote: ...
+    async def extras(
+        self,
+        rows: Sequence[ExtraRow],
+        quotes: Sequence[fares.Quote],
+        types: Sequence[Sequence[str]],
+        asked: Sequence[Asked] = (),
+        promo_code: str | None = None,
+        contact: dict[str, Any] | None = None,
+        customer: str | None = None,
+    ) -> Extras: ...
 
 
 class Picks(Protocol):
@@ -275,7 +286,8 @@ class Desk:
         hold_ids: Sequence[str],
         named: Sequence[Named],
         contact: dict[str, Any],
-        extras: dict[str, Any] | None = None,
+        asked: Sequence[Asked] = (),
+        promo_code: str | None = None,
     ) -> tuple[Any, bool]:
         """One or two holds, with a passenger for each seat, as a booking that waits for its payment: the booking as `show`
         tells it, and whether it was made by an earlier request with this key.
@@ -294,18 +306,29 @@ class Desk:
         seated = [await self._seated(row, named, len(rows) > 1) for row in rows]
         if sum(len(part) for part in seated) != len(named):
             raise Invalid("a passenger names a seat that is not held", errors=_unseated(named, seated))
-        paid = fares.net_prices(quotes, [[passenger.type for _, passenger in part] for part in seated])
+        types = [[passenger.type for _, passenger in part] for part in seated]
+        amounts, bought = [0] * len(rows), None
+        if asked or promo_code is not None or any(quote.promo is not None for quote in quotes):
+            held = [
+                ExtraRow(row["id"], await self.catalogue.by_no(row["tripNo"]), {passenger.seat: number for number, passenger in part})
+                for row, part in zip(rows, seated, strict=True)
+            ]
+            customer = caller.subject if caller.role is not None else None
+            extras = await self.pricing.extras(held, quotes, types, asked, promo_code, contact, customer)
+            quotes, amounts, bought = extras.quotes, extras.amounts, extras.body
+        paid = fares.net_prices(quotes, types)
         passengers = [
             _passenger(row["id"], number, passenger, price)
             for row, part, prices in zip(rows, seated, paid, strict=True)
             for (number, passenger), price in zip(part, prices, strict=True)
         ]
-        totals = [sum(prices) + (quotes[0].booking_fee if index == 0 else 0) for index, prices in enumerate(paid)]
+        totals = [sum(prices) + more for prices, more in zip(paid, amounts, strict=True)]
+        totals[0] += quotes[0].booking_fee
         done = None
         for _ in range(TRIES):
             try:
                 done = await self.bookings.book(
-                    key, hold_ids, self._reference(), passengers, contact, totals, extras, self._settings.hold_ttl_s, caller.actor,
+                    key, hold_ids, self._reference(), passengers, contact, totals, bought, self._settings.hold_ttl_s, caller.actor,
                     caller.request_id,
                 )  # fmt: skip
                 break
