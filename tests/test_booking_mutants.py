@@ -1,0 +1,83 @@
+"""Holds under a rush: the functions as they are keep every promise, and each mutant of them is found, by the same judges."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from bench import checks
+from tests import booking_rush
+from tests.booking_rush import Caller, Rush, rush
+
+LIMIT_S = 15.0  # by then a mutant has to be found; most are within one
+TRIP_LOCK = "pg_advisory_xact_lock_shared(1, hashint8(p_trip))"
+
+
+async def test_nothing_goes_wrong_while_strangers_duel_seats_are_renumbered_and_connections_die(
+    database_admin_url: str, database_url: str
+) -> None:
+    async with rush(database_admin_url, database_url) as house:
+        found = await house.run(4, swaps=True, kills=True)
+        assert not found
+        assert house.stats["duel HELD"] > 20 and house.stats["duel TP409"] + house.stats["duel SEAT_TAKEN"] > 20, house.stats
+        assert house.stats["again IDEMPOTENCY_KEY_REUSED"] > 3 and house.stats["swaps"] > 5 and house.stats["kills"] > 5, house.stats
+        assert await deadlocks(house) == 0
+
+
+async def test_a_dropped_constraint_is_found(database_admin_url: str, database_url: str) -> None:
+    async with rush(database_admin_url, database_url) as house:
+        await house.admin.execute("alter table booking.seat_claim drop constraint seat_leg_sold_once")
+        await house.mutate("booking.hold", "on conflict on constraint seat_leg_sold_once do nothing", "on conflict do nothing")
+        assert "overlaps" in await house.run(LIMIT_S)
+
+
+async def test_a_hold_without_the_trips_lock_is_found_while_swaps_run(database_admin_url: str, database_url: str) -> None:
+    async with rush(database_admin_url, database_url) as house:
+        await house.mutate("booking.hold", TRIP_LOCK, "null")
+        assert "stale_claims" in await house.run(LIMIT_S, swaps=True)
+
+
+async def test_a_key_that_takes_any_body_is_found(database_admin_url: str, database_url: str) -> None:
+    async with rush(database_admin_url, database_url) as house:
+        await house.mutate("booking.answered", "known.fingerprint <> p_print", "false")
+        assert "fingerprint" in await house.run(LIMIT_S)
+
+
+async def test_an_answer_kept_in_a_transaction_of_its_own_is_found(
+    database_admin_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Caller.hold
+
+    async def hold_then_keep(self: Caller, key: str, *asked: Any) -> Any:
+        said = await plain(self, key, *asked)
+        if said["status"] == "HELD" and not said.get("replayed"):
+            kept = "select to_jsonb(booking.keep_answer($1::uuid, 'p', $2, $3::jsonb) is null) from set_config('tp.partner', 'p', true)"
+            await self.ask(kept, key, booking_rush.print_of(1, asked[0], asked[1]), booking_rush.json.dumps(said))
+        return said
+
+    async with rush(database_admin_url, database_url) as house:
+        await house.mutate("booking.hold", "where p_key is not null)", "where false)")
+        monkeypatch.setattr(Caller, "hold", hold_then_keep)
+        found = await house.run(LIMIT_S, kills=True)
+        assert found.keys() & {"one_answer_a_key", "acknowledged"}
+
+
+async def test_seats_taken_in_any_order_are_found_by_their_deadlocks(database_admin_url: str, database_url: str) -> None:
+    async with rush(database_admin_url, database_url, lines=8) as house:
+        await house.mutate("booking.hold", "from unnest(p_seats) u order by u", "from unnest(p_seats) u")
+        house.shuffled = True
+        running = asyncio.create_task(house.run(LIMIT_S))
+        while not running.done() and not await deadlocks(house, house.killer):  # noqa: ASYNC110  (the database tells nobody)
+            await asyncio.sleep(0.1)
+        house.over = True
+        await running
+        assert await deadlocks(house) > 0, house.stats
+
+
+async def deadlocks(house: Rush, connection: Any = None) -> int:
+    """What the server had to break; its counters are a second behind at most."""
+    line = connection or house.admin
+    await line.execute("select pg_stat_force_next_flush(), pg_stat_clear_snapshot()")
+    return int(await line.fetchval(checks.STATEMENTS["deadlocks"]))
