@@ -222,10 +222,10 @@ class Office:
         """Ids of bookings whose time ended after that instant, and when it did."""
         return [(row["booking_id"], row["expires_at"]) for row in await self._rows(ALL, "overdue", after, limit)]
 
-    async def expire(self, booking_ids: Sequence[str], request: str) -> int:
-        """How many bookings went. Rings the bell: their seats are free."""
+    async def expire(self, booking_ids: Sequence[str], request: str) -> set[str]:
+        """Ids of the rows that went, other rows of the same bookings among them. Rings the bell: their seats are free."""
         gone = await self._pool.run(ALL, lambda connection: connection.fetchval(self._sql["expire"], sorted(booking_ids), request))
-        return len(gone or ())
+        return set(gone or ())
 
     async def sweep(self, *, outbox: timedelta, inbox: timedelta, limit: int) -> dict[str, int]:
         """One slice of each table that is kept for a while; how many rows went of each."""
