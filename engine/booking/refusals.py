@@ -21,6 +21,7 @@ class Meaning(NamedTuple):
 REFUSALS: Final[dict[str, Meaning]] = {
     "ANCILLARY_SOLD_OUT": Meaning(409, "There are not so many left of it on this trip"),
     "BUSY": Meaning(503, "Somebody else is changing the same thing; come back", True),
+    "CHECK_IN_CLOSED": Meaning(409, "Check-in is not open"),
     "CLAIMS_MISSING": Meaning(500, "A booking lost its seats"),
     "EXTRAS_NOT_SOLD": Meaning(422, "Nothing is sold beside the seats of this trip"),
     "HOLD_EXPIRED": Meaning(409, "The hold is over"),
@@ -31,6 +32,7 @@ REFUSALS: Final[dict[str, Meaning]] = {
     "IDEMPOTENCY_KEY_REQUIRED": Meaning(400, "This call needs an Idempotency-Key"),
     "IDEMPOTENCY_KEY_REUSED": Meaning(422, "This Idempotency-Key was used with another request"),
     "INVALID": Meaning(400, "The request is not valid"),
+    "NOT_CONFIRMED": Meaning(409, "The booking is not paid for"),
     "NO_FARE": Meaning(409, "The operator has no fare for this way"),
     "PAYMENT_IN_PROGRESS": Meaning(409, "A payment for this booking is in progress"),
     "PRECONDITION_FAILED": Meaning(412, "It has changed since you read it"),
