@@ -7,6 +7,7 @@ state that looks sound can hide a seat that was sold twice for a second); `AT_RE
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +30,10 @@ async def wrong(connection: Any, names: tuple[str, ...] = AT_REST) -> dict[str, 
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         found = {name: [dict(row) for row in await connection.fetch(STATEMENTS[name])] for name in names}
     return {name: rows for name, rows in found.items() if rows}
+
+
+async def unfounded(connection: Any, event_ids: Iterable[str]) -> list[str]:
+    """Of the events that were said (`topic:aggregate:version`) those that no committed row bears: news of what never happened."""
+    said = set(event_ids)
+    aggregates = list({one.split(":")[1] for one in said})
+    return sorted(said - {row[0] for row in await connection.fetch(STATEMENTS["committed"], aggregates)})

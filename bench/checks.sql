@@ -90,3 +90,7 @@ select pid from pg_stat_activity where datname = current_database() and applicat
 -- name: kill
 -- The end of one of them.
 select pg_terminate_backend($1);
+
+-- name: committed
+-- Of the aggregates the events that were committed, by the id under which they are said.
+select topic || ':' || aggregate || ':' || version from office.outbox where aggregate = any($1::uuid[]);

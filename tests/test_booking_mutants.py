@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 
 from bench import checks
+from engine.booking.refusals import Refused
+from engine.meter import Meter
+from engine.office.outbox import PARTS, Counts, Dispatcher
+from engine.store.bookings import Bookings
+from engine.store.desk import Key
+from engine.store.office import Office
+from engine.store.outlet import EVENTS, Entry, Outlet
 from tests import booking_rush
 from tests.booking_rush import Caller, Rush, rush
+from tests.booking_world import World, connect
 
 LIMIT_S = 15.0  # by then a mutant has to be found; most are within one
 TRIP_LOCK = "pg_advisory_xact_lock_shared(1, hashint8(p_trip))"
@@ -74,6 +82,48 @@ async def test_seats_taken_in_any_order_are_found_by_their_deadlocks(database_ad
         house.over = True
         await running
         assert await deadlocks(house) > 0, house.stats
+
+
+async def test_an_event_said_before_its_commit_is_found(
+    database_admin_url: str, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, admin = await World.make(database_url, redis_url), await connect(database_admin_url)
+    try:
+        await duels(world)
+        assert len(await said(world)) >= 5 and not await checks.unfounded(admin, await said(world))
+
+        plain, outlet = Bookings.hold, Outlet(world.redis, 1_000)
+
+        async def say_then_hold(self: Bookings, key: Key | None, new: Any) -> Any:
+            await outlet.say([Entry(f"booking:{new.booking_id}:1", "booking", "HELD", new.partner_id, b"{}")])
+            return await plain(self, key, new)
+
+        monkeypatch.setattr(Bookings, "hold", say_then_hold)
+        await duels(world)
+        assert await checks.unfounded(admin, await said(world))
+    finally:
+        await admin.close()
+        await world.close()
+
+
+async def duels(world: World, rounds: int = 5) -> None:
+    """Two strangers, the same seats, the same instant, again and again; then the relay says what was committed."""
+    for _ in range(rounds):
+        made = await asyncio.gather(world.hold("1A", "1B"), world.hold("1A", "1B"), return_exceptions=True)
+        for one in made:
+            if not isinstance(one, BaseException):
+                await world.desk.release(world.guest(one.token), world.key(), one.held.booking)
+            elif not isinstance(one, Refused):
+                raise one
+    outlet, given = Outlet(world.redis, 1_000), {"clock": world.clock, "settings": world.settings, "counts": Counts(Meter())}
+    for part in range(PARTS):
+        while await Dispatcher(part, Office(world.pool), outlet, world.catalogue, **given).round():
+            pass
+
+
+async def said(world: World) -> list[str]:
+    """Ids of the events that programs were told."""
+    return [fields[b"id"].decode() for _, fields in await world.redis.calls.xrange(EVENTS)]
 
 
 async def deadlocks(house: Rush, connection: Any = None) -> int:
