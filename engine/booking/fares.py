@@ -56,7 +56,7 @@ class Pairs(_Wire, frozen=True, tag_field="kind", tag="PAIRS"):
 
 
 class DemandStep(_Wire, frozen=True):
-    """From this occupancy on."""
+    """From this occupancy on. Less than the least of them: 1000."""
 
     from_permille: Permille
     permille: Factor
@@ -238,6 +238,8 @@ def _wrong(plan: PlanBody) -> Any:
     for place, (lower, higher) in enumerate(pairwise(plan.demand), 1):
         if higher.permille < lower.permille:
             yield f"/demand/{place}/permille", "ORDER", "a fuller bus is never cheaper"
+    if plan.demand and plan.demand[0].from_permille > 0 and plan.demand[0].permille < 1000:
+        yield "/demand/0/permille", "ORDER", "an emptier bus costs 1000; a first step below that begins at 0"
     seen: set[str] = set()
     for place, item in enumerate(plan.ancillaries):
         if item.code in seen:

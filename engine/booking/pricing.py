@@ -158,12 +158,13 @@ class Pricing:
         until_ms = now_ms + QUOTE_S * 1000
         kept = {"quote": quote.body(), "from": start, "to": end, "kinds": list(kinds), "types": list(types)}
         net = quote.prices(types)
+        named: Sequence[str | None] = seats or [None] * len(net)
         body = {
             "quote": kept["quote"],
             "untilMs": until_ms,
             "seats": [
                 {"seat": seat, "type": name, "kind": kind, "price": price}
-                for seat, name, kind, price in zip(seats or [None] * len(net), types, kinds, net, strict=True)
+                for seat, name, kind, price in zip(named, types, kinds, net, strict=True)
             ],
             "discount": sum(gross) - sum(net),
             "total": sum(net) + quote.booking_fee,

@@ -5,8 +5,8 @@ from sale.offer o join sale.seat_layout l using (partner_id, layout_id) join sal
 where o.retired_at is null order by o.route_id
 
 -- name: known_trips
--- What of a route is on sale and leaves within a while.
-select trip_id, departs_at from sale.trip_instance where route_id = $1 and departs_at >= $2 and departs_at < $3 and status <> 'CANCELLED'
+-- Trips of a route that were put on sale and leave within a while.
+select trip_id, departs_at, status from sale.trip_instance where route_id = $1 and departs_at >= $2 and departs_at < $3
 
 -- name: known_ids
 -- Of these trips, those that were put on sale at any time.
