@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from deploy.servers import MosquittoServer, PostgresServer, RedisServer, throw_away_folder
@@ -33,13 +34,61 @@ def postgres_server() -> Iterator[PostgresServer]:
         server.remove()
 
 
+# Empties what a test has filled, and leaves what the migrations themselves wrote (seeds: the tables that are not empty in the template).
+EMPTY = """
+do $$
+declare t regclass; has bool; filled text[] := '{{}}';
+begin
+  for t in select c.oid::regclass from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.relkind = 'r' and n.nspname !~ '^(pg_|information_schema)' and c.oid::regclass::text <> all('{seeds}'::text[]) loop
+    execute format('select exists (select from %s)', t) into has;
+    if has then filled := filled || t::text; end if;
+  end loop;
+  if filled <> '{{}}' then execute 'truncate ' || array_to_string(filled, ', ') || ' restart identity cascade'; end if;
+end $$"""
+FULL = """
+select array_agg(c.oid::regclass::text) from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where c.relkind = 'r' and n.nspname !~ '^(pg_|information_schema)'
+  and (xpath('/row/c/text()', query_to_xml(format('select count(*) as c from %s', c.oid::regclass), false, true, '')))[1]::text <> '0'"""
+
+
+class Databases:
+    """Migrated databases, made once and used again: copying the template takes longer than most tests."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.server, self.free = server, list[str]()
+        with psycopg.connect(server.dsn("template_timepoint", "postgres")) as connection:
+            row = connection.execute(FULL).fetchone()
+        self.seeds = "{" + ",".join(row[0] if row and row[0] else []) + "}"
+
+    def take(self) -> str:
+        if self.free:
+            return self.free.pop()
+        name = f"t{next(_numbers)}"
+        self.server.create_database(name, template="template_timepoint")
+        return name
+
+    def give_back(self, name: str) -> None:
+        with psycopg.connect(self.server.dsn(name, "postgres"), autocommit=True) as connection:
+            connection.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s and pid <> pg_backend_pid()", (name,))
+            connection.execute(EMPTY.format(seeds=self.seeds))
+        self.free.append(name)
+
+
+@pytest.fixture(scope="session")
+def databases(postgres_server: PostgresServer) -> Databases:
+    return Databases(postgres_server)
+
+
 @pytest.fixture
-def database(postgres_server: PostgresServer) -> Iterator[str]:
-    """Name of a fresh migrated database, dropped after the test."""
-    name = f"t{next(_numbers)}"
-    postgres_server.create_database(name, template="template_timepoint")
+def database(databases: Databases, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Name of a migrated database with nothing in it. One that a test could change as a superuser is dropped, the others are emptied."""
+    name = databases.take()
     yield name
-    postgres_server.drop_database(name)
+    if "database_admin_url" in request.fixturenames:
+        databases.server.drop_database(name)
+    else:
+        databases.give_back(name)
 
 
 @pytest.fixture
