@@ -31,6 +31,7 @@ from engine.settings import Settings
 if TYPE_CHECKING:
     from api.parts import BookingParts
     from engine.meter import Meter
+    from engine.store.outlet import Bell
     from engine.store.redis import Redis
 
 log = logging.getLogger("timepoint")
@@ -85,9 +86,10 @@ def serve(args: argparse.Namespace) -> int:
 
 async def run_worker(settings: Settings, sock: socket.socket) -> int:
     """One worker: every part in the order in which it depends on the others, until SIGTERM or SIGINT; then the drain. The exit code."""
-    from api import asyncapi, booking, feeds, fleet, incidents, network, ops, pages, tracking
+    from api import asyncapi, booking, feeds, fleet, incidents, network, office, ops, pages, seats, tracking
     from api.app import make_app
     from api.auth import Tokens, may_listen
+    from api.following import Followers, guests
     from api.lag import LoopLag
     from api.live import Sockets
     from api.parts import Parts
@@ -100,6 +102,8 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     from engine.office.accounts import Devices
     from engine.store.fleet import Fleet
     from engine.store.lease import hold
+    from engine.store.office import Office
+    from engine.store.outlet import Bell
     from engine.store.postgres import Postgres
     from engine.store.redis import Redis
     from engine.store.timescale import HistoryReader
@@ -132,11 +136,13 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
 
     # the desk
     desk = await open_desk(settings, clock, redis, meter, tokens.key)
+    bell = Bell(redis)
+    desk.pool.changed = bell.ring
 
     # the way out
     table = LiveTable(meter)
     hub = Hub(table, settings, clock, meter, may_listen)
-    ordered = OrderedChannels(hub, redis, meter)
+    ordered = OrderedChannels(hub, redis, meter, desk.maps.picture, Followers(Office(desk.pool)).admit)
     lag = LoopLag(clock, meter)
     parts = Parts(
         settings=settings,
@@ -155,11 +161,12 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         lag=lag,
         booking=desk,
     )
-    routers = (*network.ROUTERS, *tracking.ROUTERS, *incidents.ROUTERS, *fleet.ROUTERS, *booking.ROUTERS)
-    streams = Streams(hub, settings.socket_buffer_max_bytes, tokens.principal)
+    routers = (*network.ROUTERS, *tracking.ROUTERS, *incidents.ROUTERS, *fleet.ROUTERS, *booking.ROUTERS, *seats.ROUTERS, *office.ROUTERS)
+    guest_of = guests(desk.tokens, clock)
+    streams = Streams(hub, settings.socket_buffer_max_bytes, tokens.principal, guest_of)
     app = make_app(parts, routers, roots=(*ops.ROOTS, *feeds.ROOTS, *pages.ROOTS, asyncapi.asyncapi, streams.handler))
 
-    sockets = parts.sockets = Sockets(hub, settings, clock, tokens.principal, meter, device_paths)
+    sockets = parts.sockets = Sockets(hub, settings, clock, tokens.principal, meter, device_paths, guest_of)
     worker = Worker(app, sockets, parts, streams, device_paths)
 
     # what runs for ever
@@ -178,6 +185,8 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         running["history"] = History(redis, clock=clock, settings=settings, meter=meter).run()
         running["repairs"] = Repairs(redis, postgres, plans, clock=clock, settings=settings, meter=meter).run()
         running["relay"] = Relay(redis, plans, clock=clock, settings=settings, meter=meter).run()
+    if "office" in roles:
+        running |= office_work(desk, redis, bell, clock, settings, meter)
     if "mqtt" in roles and settings.mqtt_url:
         reader = MqttReader(door, settings.mqtt_url, meter)
         running["mqtt"] = hold(redis, "mqtt", settings, reader.run)
@@ -226,6 +235,7 @@ async def open_desk(settings: Settings, clock: Clock, redis: Redis, meter: Meter
     from engine.booking.desk import Desk
     from engine.booking.pricing import Pricing
     from engine.booking.rates import Rate, Rates
+    from engine.booking.seatmaps import SeatMaps
     from engine.store.bookings import Bookings
     from engine.store.desk import DeskPool
     from engine.store.picks import Picks
@@ -234,24 +244,45 @@ async def open_desk(settings: Settings, clock: Clock, redis: Redis, meter: Meter
     catalogue = Catalogue(pool, settings.sold_trips_max, meter)
     tokens, pricing = HoldTokens(secret), Pricing(pool, clock, trips_max=settings.sold_trips_max, meter=meter)
     picks = Picks(redis, clock, ttl_s=settings.pick_ttl_s, meter=meter)
-    desk = Desk(Bookings(pool), catalogue, pricing, tokens, clock=clock, settings=settings, meter=meter, picks=picks)
-    limits = {} if settings.demo else {"hold": Rate(settings.address_holds_burst, 0.5), "lookup": Rate(10, 0.1)}
+    maps = SeatMaps(pool, catalogue, picks, pricing)
+    desk = Desk(Bookings(pool), catalogue, pricing, tokens, clock=clock, settings=settings, meter=meter, picks=picks, maps=maps)
+    limits = {} if settings.demo else {"hold": Rate(settings.address_holds_burst, 0.5), "lookup": Rate(10, 0.1), "pick": Rate(120, 4)}
     return BookingParts(
         pool=pool,
         catalogue=catalogue,
         pricing=pricing,
         picks=picks,
+        maps=maps,
         desk=desk,
         tokens=tokens,
         rates=Rates(limits, clock, meter),
     )
 
 
+def office_work(
+    desk: BookingParts, redis: Redis, bell: Bell, clock: Clock, settings: Settings, meter: Meter
+) -> dict[str, Coroutine[Any, Any, None]]:
+    """What the office does for ever: the relay of the outbox and the sweeps, each on whichever worker has its lease."""
+    from engine.office.outbox import Relay
+    from engine.office.sweeps import Expiry, Retention
+    from engine.store.lease import hold
+    from engine.store.office import Office
+
+    office = Office(desk.pool)
+    expiry = Expiry(office, clock=clock, settings=settings, meter=meter)
+    retention = Retention(office, settings=settings, meter=meter)
+    return {
+        "outbox": Relay(redis, office, desk.catalogue, bell, clock=clock, settings=settings, meter=meter).run(),
+        "expiry": hold(redis, "expiry", settings, expiry.run),
+        "retention": hold(redis, "retention", settings, retention.run),
+    }
+
+
 def _roles(settings: Settings) -> frozenset[str]:
     roles = frozenset(part.strip() for part in settings.roles.split(",") if part.strip())
-    unknown = roles - {"api", "track", "history", "mqtt"}
+    unknown = roles - {"api", "track", "history", "mqtt", "office"}
     if unknown or not roles:
-        raise Invalid(f"ROLES: {', '.join(sorted(unknown)) or 'none given'}; there are api, track, history, mqtt")
+        raise Invalid(f"ROLES: {', '.join(sorted(unknown)) or 'none given'}; there are api, track, history, mqtt, office")
     return roles
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from api import asyncapi, booking, feeds, fleet, incidents, network, ops, tracking
+from api import asyncapi, booking, feeds, fleet, incidents, network, office, ops, seats, tracking
 from api.app import make_app
 from api.openapi import described
 from api.parts import Parts
@@ -36,7 +36,9 @@ def openapi() -> str:
     settings, clock, table = Settings(), ManualClock(), LiveTable()
     parts = Parts(settings=settings, clock=clock, table=table, hub=Hub(table, settings, clock))
     app = make_app(
-        parts, (*network.ROUTERS, *tracking.ROUTERS, *incidents.ROUTERS, *fleet.ROUTERS, *booking.ROUTERS), roots=(*ops.ROOTS, *feeds.ROOTS)
+        parts,
+        (*network.ROUTERS, *tracking.ROUTERS, *incidents.ROUTERS, *fleet.ROUTERS, *booking.ROUTERS, *seats.ROUTERS, *office.ROUTERS),
+        roots=(*ops.ROOTS, *feeds.ROOTS),
     )
     return json.dumps(described(app.litestar.openapi_schema.to_schema()), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from engine.booking.desk import Desk
     from engine.booking.pricing import Pricing
     from engine.booking.rates import Rates
+    from engine.booking.seatmaps import SeatMaps
     from engine.meter import Meter
     from engine.office.accounts import Devices
     from engine.store.desk import DeskPool
@@ -43,6 +44,7 @@ class BookingParts(msgspec.Struct, kw_only=True):
     desk: Desk
     tokens: HoldTokens
     rates: Rates
+    maps: SeatMaps
 
 
 class Parts(msgspec.Struct, kw_only=True):

@@ -31,7 +31,8 @@ JOINING_MAX: Final = 1_000  # subscriptions that wait for the log at once; past 
 SNAPSHOT_MAX: Final = 100  # newest messages that stand for a picture where nobody gives a better one
 RETRY_S: Final = 0.5
 
-Picture = Callable[[str], Awaitable[Any]]  # inner channel name -> what a newcomer has to know
+Picture = Callable[[str], Awaitable[Any]]  # inner channel name -> what a newcomer has to know; None: nothing better than the log
+Admit = Callable[[Any, str], Awaitable[None]]  # (principal, inner channel name); raises an `EngineError` for who may not listen
 
 
 class Message(Protocol):
@@ -111,8 +112,11 @@ class OrderedChannel:
 class OrderedChannels:
     """All of one worker. The hub hands it the subscriptions of ordered kinds."""
 
-    def __init__(self, hub: Hub, source: Source, meter: Meter | None = None, picture: Picture | None = None) -> None:
+    def __init__(
+        self, hub: Hub, source: Source, meter: Meter | None = None, picture: Picture | None = None, admit: Admit | None = None
+    ) -> None:
         self.hub, self.source, self.picture = hub, source, picture
+        self.admit = admit  # for what the channel's name alone cannot tell; None: everybody whom the hub let through
         self.channels: dict[str, OrderedChannel] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # that read a log
         meter = meter or Meter()
@@ -144,6 +148,8 @@ class OrderedChannels:
             held = self.channels[name] = OrderedChannel(name)
         held.joining += 1
         try:
+            if self.admit is not None:
+                await self.admit(listener.principal, name)
             kept, missed, picture = await self._read(held, since)
         except EngineError as fault:
             listener.channels.pop(name, None)
@@ -180,8 +186,9 @@ class OrderedChannels:
                 return kept, missed, picture
 
     async def _look(self, held: OrderedChannel, kept: Log) -> Any:
-        if self.picture is not None:
-            return await self.picture(held.name)
+        shown = await self.picture(held.name) if self.picture is not None else None
+        if shown is not None:
+            return shown
         found = []
         for message in kept.messages[-SNAPSHOT_MAX:]:
             try:
