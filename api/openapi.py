@@ -14,31 +14,58 @@ import msgspec
 from litestar import Request
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from api.auth import AGENT, PARTNER_ADMIN, SUPER_ADMIN
+from api.auth import AGENT, PARTNER_ADMIN, ROLES, SUPER_ADMIN
 from api.problems import MEDIA_TYPE, Problem
 from engine import errors
+from engine.booking.refusals import REFUSALS
 
 MANAGERS: Final = (PARTNER_ADMIN, SUPER_ADMIN)
-# path begins with -> roles; what stands nowhere here is for everybody
+# "method path", or what the path begins with -> roles; what stands nowhere here is for everybody
 WHO: Final[dict[str, tuple[str, ...]]] = {
     "/v1/admin/": MANAGERS,
     "/v1/devices/": MANAGERS,
     "/v1/buses/{bus_id}/history": MANAGERS,
     "/v1/buses/{bus_id}/playback": MANAGERS,
     "/v1/incidents": (PARTNER_ADMIN, AGENT, SUPER_ADMIN),
+    "get /v1/bookings": (PARTNER_ADMIN, AGENT, SUPER_ADMIN),
+    "get /v1/users/me/bookings": ROLES,
+    "/v1/events/publish": MANAGERS,
+    "/v1/events/dead-letters": MANAGERS,
+    "/v1/audit": MANAGERS,
 }
+KEYED: Final = ("IDEMPOTENCY_KEY_REQUIRED", "IDEMPOTENCY_KEY_REUSED", "IDEMPOTENCY_IN_PROGRESS")
+# "method path" -> what the desk may refuse it with (engine/booking/refusals.py), besides what every call of the desk may answer (DESK)
+CODES: Final[dict[str, tuple[str, ...]]] = {
+    "post /v1/trips/{trip_id}/holds": (
+        *KEYED, "SEAT_TAKEN", "SEAT_PICKED", "SALES_CLOSED", "HOLD_LIMIT", "TOO_FEW_SEATS", "QUOTE_EXPIRED", "NO_FARE", "WAITING_ROOM",
+        "PROMO_NOT_VALID", "PROMO_MIN_AMOUNT", "PROMO_USED_UP", "TOO_MANY_REQUESTS",
+    ),
+    "delete /v1/holds/{hold_id}": ("IDEMPOTENCY_KEY_REUSED", "IDEMPOTENCY_IN_PROGRESS", "WRONG_STATE", "PAYMENT_IN_PROGRESS"),
+    "post /v1/holds/{hold_id}/extend": ("HOLD_EXPIRED", "WRONG_STATE"),
+    "post /v1/bookings": (
+        *KEYED, "HOLD_EXPIRED", "HOLD_USED", "WRONG_CURRENCY", "SEAT_WOMEN_ONLY", "SEAT_ACCESSIBLE_ONLY", "PROMO_NOT_VALID",
+        "PROMO_MIN_AMOUNT", "PROMO_USED_UP", "ANCILLARY_SOLD_OUT", "TOO_MANY_REQUESTS",
+    ),
+    "post /v1/bookings/lookup": ("TOO_MANY_REQUESTS",),
+}  # fmt: skip
+DESK: Final = ("INVALID", "UNAUTHENTICATED", "NOT_FOUND", "BUSY", "UNAVAILABLE")
+# what the path of a call of the desk begins with, or "method path"
+OF_DESK: Final = ("/v1/holds", "/v1/bookings", "/v1/users/me/bookings")
 # path begins with -> it asks the database, and says 503 while that is away
-RECORD: Final = ("/v1/admin/", "/v1/devices/", "/v1/buses/{bus_id}/", "/v1/incidents")
+RECORD: Final = ("/v1/admin/", "/v1/devices/", "/v1/buses/{bus_id}/", "/v1/incidents", "/v1/events/publish", "/v1/events/dead", "/v1/audit")
 LEAVES: Final = (
     errors.Invalid, errors.Unauthenticated, errors.Forbidden, errors.NotFound, errors.Conflict, errors.TooLarge, errors.FeedRejected,
     errors.Unavailable,
 )  # fmt: skip
-STATUS_OF: Final = {leaf.code: leaf.status for leaf in LEAVES}
+STATUS_OF: Final = {leaf.code: leaf.status for leaf in (*LEAVES, errors.TooMany)} | {
+    code: meaning.status for code, meaning in REFUSALS.items() if code != errors.Invalid.code
+}
 
 PARAMETERS: Final[dict[str, str]] = {
     "bus_id": "BUS-17",
     "device_id": "0195c0de-0001-7000-8000-000000000001",
     "incident_id": "5d0f2c7a9b1e4c3d",
+    "dead_letter_id": "0195c0de-0001-7000-8000-000000000002",
     "route_id": "demo:104",
     "stop_id": "demo:END",
     "trip_id": "demo:104-END-0-031:20261121",
@@ -55,22 +82,38 @@ BODIES: Final[dict[str, Any]] = {
         "devices": [{"busId": "BUS-18"}, {"busIds": ["BUS-18", "BUS-19"], "kind": "GATEWAY"}],
     },
     "post /v1/admin/devices/{device_id}/rotate": {"graceS": 3600},
+    "post /v1/events/publish": {"topic": "system", "type": "ALERT", "data": {"alert": "ROAD_CLOSED", "road": "N5"}, "partnerId": "demo"},
+    "post /v1/trips/{trip_id}/holds": {"seats": ["1A", "1B"], "from": "demo:ALG", "to": "demo:ORN"},
+    "post /v1/bookings": {
+        "holdId": "0195c0de-0001-7000-8000-000000000003",
+        "passengers": [
+            {"seat": "1A", "firstName": "Amal", "lastName": "Benaïssa"},
+            {"seat": "1B", "firstName": "Ilyes", "lastName": "Kaci"},
+        ],
+        "contact": {"email": "amal@example.org"},
+    },
+    "post /v1/bookings/lookup": {"ref": "K7MWXQ", "lastName": "Benaïssa"},
     "patch /v1/incidents/{incident_id}": {"state": "ASSIGNED", "assignedTo": "night desk"},
 }
 ZIP: Final = {"required": True, "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}
 
 
-def roles_of(path: str) -> tuple[str, ...]:
-    """Who may make the calls of a path; empty: everybody."""
-    return next((roles for start, roles in WHO.items() if path.startswith(start)), ())
+def roles_of(method: str, path: str) -> tuple[str, ...]:
+    """Who may make a call; empty: everybody."""
+    exact = WHO.get(f"{method} {path}")
+    return exact if exact is not None else next((roles for start, roles in WHO.items() if path.startswith(start)), ())
 
 
 def codes_of(method: str, path: str, call: dict[str, Any]) -> Iterator[str]:
     """The codes of the problems that a call may answer with, besides those of every call (METHOD_NOT_ALLOWED, INTERNAL)."""
+    call_of_desk = f"{method} {path}" in CODES or path.startswith(OF_DESK) or f"{method} {path}" in OF_DESK
+    if call_of_desk:
+        yield from DESK
+        yield from CODES.get(f"{method} {path}", ())
     writes = method != "get"
     if call.get("parameters") or writes:
         yield errors.Invalid.code
-    if roles_of(path):
+    if roles_of(method, path):
         yield errors.Unauthenticated.code
         yield errors.Forbidden.code
     if "{" in path or path.startswith("/gtfs-rt/"):
@@ -96,13 +139,13 @@ def described(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(method: str, path: str, call: dict[str, Any]) -> None:
-    roles = roles_of(path)
+    roles = roles_of(method, path)
     call["x-roles"] = list(roles) or ["everybody"]
     if roles:
         call["security"] = [{"accessToken": []}]
     call["responses"] = {status: said for status, said in call["responses"].items() if not status.startswith("4")}
     by_status: dict[int, list[str]] = {}
-    for code in codes_of(method, path, call):
+    for code in dict.fromkeys(codes_of(method, path, call)):
         by_status.setdefault(STATUS_OF[code], []).append(code)
     for status, codes in by_status.items():
         problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
