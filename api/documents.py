@@ -6,6 +6,7 @@ A test makes them again and fails when they differ from what is kept.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from api.app import make_app
 from api.openapi import described
 from api.parts import Parts
 from engine import settings as settings_
+from engine.booking.booking import diagram
 from engine.clock import ManualClock
 from engine.live.hub import Hub
 from engine.live.table import LiveTable
@@ -43,10 +45,17 @@ def openapi() -> str:
     return json.dumps(described(app.litestar.openapi_schema.to_schema()), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
+def booking_states() -> str:
+    """docs/booking.md, its state diagram drawn from the table of moves."""
+    kept = (DOCS / "booking.md").read_text(encoding="utf-8")
+    return re.sub(r"```mermaid\n.*?```", f"```mermaid\n{diagram()}```", kept, flags=re.S)
+
+
 def made() -> dict[str, str]:
     """Name under docs/ -> text."""
     return {
         "settings.md": settings_table(),
+        "booking.md": booking_states(),
         "openapi.json": openapi(),
         "asyncapi.json": json.dumps(asyncapi.document(), indent=1, ensure_ascii=False) + "\n",
     }
