@@ -105,6 +105,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 30
     sold_trips_max: Annotated[int, _d("trip instances on sale that a worker keeps in memory", ge=10)] = 4_000
 
+    # payments
+    payment_providers: Annotated[str, _d("who takes money, comma separated: SIMULATED_CARD, SIMULATED_MOBILE_MONEY")] = (
+        "SIMULATED_CARD,SIMULATED_MOBILE_MONEY"
+    )
+    payment_webhook_secrets: Annotated[
+        str, _d("secrets of webhooks, PROVIDER=secret, comma separated; a simulated provider without one: derived from secret_key")
+    ] = ""
+    payment_limit_s: Annotated[int, _d("how long a payment may take: the booking is kept that long once one has begun", ge=10)] = 900
+    payment_run_s: Annotated[float, _d("a request about a payment that has not ended by then has died: others go on with it", gt=0)] = 15.0
+    payment_provider_timeout_s: Annotated[float, _d("longest wait for a provider's answer", gt=0)] = 5.0
+    payment_reconcile_s: Annotated[float, _d("how often payments and refunds that were left are looked for", gt=0)] = 1.0
+    late_payment_offer_s: Annotated[
+        int, _d("how long a customer whose money came too late may choose other seats, before it goes back", ge=1)
+    ] = 21_600
+    refund_tries_max: Annotated[int, _d("tries of a refund, ever further apart, before people have to look", ge=1)] = 12
+    simulator_answer_ms: Annotated[int, _d("how long the simulated wallet's customer takes to agree", ge=0)] = 1_000
+
     # office
     outbox_poll_ms: Annotated[int, _d("how often the relay looks for events by itself; the bell usually wakes it at once", ge=10)] = 200
     outbox_batch_max: Annotated[int, _d("most events that the relay reads at once", ge=1)] = 500
@@ -123,6 +140,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, _d("a passenger is given up this long after the planned departure from their stop: buses are late too", ge=0)
     ] = 7_200
     completed_after_s: Annotated[int, _d("a boarded booking is done this long after its planned arrival", ge=0)] = 3_600
+
+    # counters without a network, waiting for seats
+    pos_lease_s: Annotated[int, _d("how long a device's block of seats lasts unless it asks for less", ge=60, le=604_800)] = 14_400
+    pos_lease_most_s: Annotated[int, _d("longest life of a block of seats, extensions counted", ge=60, le=604_800)] = 86_400
+    waitlist_offer_s: Annotated[int, _d("how long freed seats are held for who waits; then the next are asked", ge=10, le=86_400)] = 900
+    waitlist_poll_s: Annotated[float, _d("how often who waits is looked for besides the events that free seats", gt=0)] = 5.0
+    rush_threshold_per_s: Annotated[float, _d("holds a second tried on one trip that open its waiting room; 0: never by itself", ge=0)] = 50.0
+    rush_admit_per_s: Annotated[float, _d("people a second let out of a trip's waiting room unless its operator says otherwise", gt=0)] = 20.0
+    rush_calm_s: Annotated[int, _d("a waiting room that opened by itself closes after so long below the threshold", ge=1)] = 30
+    rush_pass_s: Annotated[int, _d("how long who was let out of the waiting room may hold seats", ge=10)] = 300
 
     # database
     database_pool_max: Annotated[int, _d("connections of one worker's asyncpg pool", ge=1)] = 8

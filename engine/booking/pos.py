@@ -128,15 +128,15 @@ class Tariff(msgspec.Struct, frozen=True):
     step: int
     booking_fee: int
     types: dict[str, int]  # passenger type -> permille
-    classes: dict[str, int]  # kind of seat -> permille
+    seats: dict[str, int]  # label of each seat -> permille of its kind
     ways: dict[str, tuple[int, int]]  # "from-to" in places -> (base in thousandths of a minor unit, multiplier in permille)
 
-    def price(self, kind: str, start: int, end: int, passenger: str) -> int | None:
+    def price(self, seat: str, start: int, end: int, passenger: str = "ADULT") -> int | None:
         """What a passenger of that type pays, the booking fee in it. None: the lease does not sell that."""
-        way, permille = self.ways.get(f"{start}-{end}"), self.types.get(passenger)
-        if way is None or permille is None:
+        way, kind, permille = self.ways.get(f"{start}-{end}"), self.seats.get(seat), self.types.get(passenger)
+        if way is None or kind is None or permille is None:
             return None
-        factor = self.classes.get(kind, 1000) * permille * way[1]
+        factor = kind * permille * way[1]
         return money.scaled(way[0], factor, 10**12, self.step) + self.booking_fee
 
 
@@ -144,16 +144,15 @@ class Lease(msgspec.Struct, frozen=True):
     """A block of seats of a device. Times UTC ms; it ends where it expires, or where the rest of it was given back."""
 
     lease_id: str
-    seats: tuple[str, ...]  # labels, as leased
     legs: int  # bits
     leased_at_ms: int
     ends_at_ms: int
-    tariff: Tariff
+    tariff: Tariff  # its seats are the lease's, as leased
 
 
 def lease_of(leases: Sequence[Lease], sale: Wanted, sold_at_ms: int) -> tuple[Lease | None, str | None]:
     """The lease that a sale was made from (of several the newest), else why there is none: NOT_LEASED, OUTSIDE_LEASE."""
-    having = [lease for lease in leases if sale.seat in lease.seats and lease.legs & sale.legs == sale.legs]
+    having = [lease for lease in leases if sale.seat in lease.tariff.seats and lease.legs & sale.legs == sale.legs]
     if not having:
         return None, NOT_LEASED
     within = [lease for lease in having if lease.leased_at_ms - SLACK_MS <= sold_at_ms <= lease.ends_at_ms + SLACK_MS]
@@ -162,11 +161,11 @@ def lease_of(leases: Sequence[Lease], sale: Wanted, sold_at_ms: int) -> tuple[Le
     return max(within, key=lambda lease: (lease.leased_at_ms, lease.lease_id)), None
 
 
-def judged(sale: Sale, tariff: Tariff, kind: str, start: int, end: int) -> str | None:
+def judged(sale: Sale, tariff: Tariff, start: int, end: int) -> str | None:
     """Why a sale from a lease does not stand, its seat apart; None: it does."""
     if sale.currency != tariff.currency:
         return WRONG_CURRENCY
-    if sale.amount != tariff.price(kind, start, end, sale.passenger.type):
+    if sale.amount != tariff.price(sale.seat, start, end, sale.passenger.type):
         return WRONG_AMOUNT
     return None
 
