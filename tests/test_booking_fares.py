@@ -66,7 +66,7 @@ PLANS = st.builds(
         "bounds": {"low": low, "high": high},
     }),
     st.sampled_from(["DZD", "JPY", "KWD"]), st.integers(0, 10**5), st.integers(0, 10**6), st.integers(0, 10**6),
-    st.sampled_from([1, 5, 100, 1000]), steps("fromPermille", 0, 1000, st.integers(100, 5000)),
+    st.sampled_from([1, 5, 100, 1000]), steps("fromPermille", 0, 1000, st.integers(100, 5000)).map(from_empty),
     steps("fromHours", 0, 1000, st.integers(100, 5000)), st.integers(100, 1000), st.integers(1000, 5000), st.integers(100, 5000),
 )  # fmt: skip
 

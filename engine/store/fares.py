@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from engine.booking.fares import Quote
 from engine.booking.promos import Promo, PromoTerms
 from engine.store.desk import DeskPool
@@ -70,6 +72,17 @@ class Fares:
         return {row["code"]: row["taken"] for row in await self.pool.run(partner_id, read)} if codes else {}
 
 
+class NewOffer(msgspec.Struct, frozen=True):
+    """A route to be sold, in the order of the statements' arguments."""
+
+    route_id: str
+    layout_id: str
+    plan_id: str
+    open_days: int
+    close_s: int
+    women_only: list[int]  # seat numbers of the layout
+
+
 class OfferBook:
     """What the office changes, on one connection. Rows come back as mappings of their columns; None: not there, or the name is taken."""
 
@@ -113,30 +126,24 @@ class OfferBook:
         return list(await self._run.fetch(self._sql["offers"], partner_id, after, limit, retired))
 
     async def offer(self, partner_id: str, route_id: str) -> Any | None:
-        """`partner_id` '*': of whichever operator."""
         return await self._run.fetchrow(self._sql["offer_for_update"], route_id, partner_id)
 
-    async def add_offer(
-        self, partner_id: str, route_id: str, layout_id: str, plan_id: str, open_days: int, close_s: int, women_only: Sequence[int]
-    ) -> Any | None:
+    async def add_offer(self, partner_id: str, new: NewOffer) -> bool:
+        """False: the route is offered already."""
         sql = self._sql["add_offer"]
-        return await self._run.fetchrow(sql, partner_id, route_id, layout_id, plan_id, open_days, close_s, list(women_only))
+        return await self._run.fetchval(sql, partner_id, *msgspec.structs.astuple(new)) is not None
 
-    async def change_offer(
-        self,
-        route_id: str,
-        layout_id: str,
-        plan_id: str,
-        open_days: int,
-        close_s: int,
-        women_only: Sequence[int],
-        retired_at: datetime | None,
-    ) -> Any:
-        sql = self._sql["change_offer"]
-        return await self._run.fetchrow(sql, route_id, layout_id, plan_id, open_days, close_s, list(women_only), retired_at)
+    async def change_offer(self, partner_id: str, new: NewOffer, retired_at: datetime | None) -> None:
+        route_id, *rest = msgspec.structs.astuple(new)
+        await self._run.execute(self._sql["change_offer"], route_id, partner_id, *rest, retired_at)
+
+    async def offered_with(self, partner_id: str, plan_id: str) -> str | None:
+        """A route that is offered with that fare plan."""
+        found: str | None = await self._run.fetchval(self._sql["offered_with"], partner_id, plan_id)
+        return found
 
     async def layout(self, partner_id: str, layout_id: str) -> Any | None:
-        """The body of a layout that may be offered."""
+        """The body of a seat layout."""
         return await self._run.fetchval(self._sql["layout_body"], partner_id, layout_id)
 
     async def offerable(self, partner_id: str, layout_id: str, plan_id: str) -> tuple[bool, bool]:

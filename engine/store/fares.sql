@@ -71,33 +71,40 @@ where partner_id = $1 and code = $2
 returning *, sale.promo_uses(partner_id, code, '', '00000000-0000-0000-0000-000000000000') as used
 
 -- name: offers
--- An operator's offers by route, from a cursor on ('*': every operator's).
-select * from sale.offer where ($1 = '*' or partner_id = $1) and route_id > $2 and (retired_at is null or $4) order by route_id limit $3
+-- An operator's offers by route, from a cursor on ('*': every operator's); seats kept for women by label.
+select o.*, array(select l.body->'seats'->(n - 1)->>'label' from unnest(o.women_only_seats) n) as women_only
+from sale.offer o join sale.seat_layout l using (partner_id, layout_id)
+where ($1 = '*' or o.partner_id = $1) and o.route_id > $2 and (o.retired_at is null or $4) order by o.route_id limit $3
 
 -- name: offer_for_update
 -- One offer, locked to the end of the transaction.
-select * from sale.offer where route_id = $1 and ($2 = '*' or partner_id = $2) for update
+select o.*, array(select l.body->'seats'->(n - 1)->>'label' from unnest(o.women_only_seats) n) as women_only
+from sale.offer o join sale.seat_layout l using (partner_id, layout_id) where o.route_id = $1 and o.partner_id = $2 for update of o
 
 -- name: add_offer
 -- A new offer; a route is offered once, and one whose offer was retired may be offered again by the same operator. No row: it is taken.
 insert into sale.offer as o (partner_id, route_id, layout_id, fare_plan_id, open_days, close_s, women_only_seats) values ($1, $2, $3, $4, $5, $6, $7)
 on conflict (route_id) do update set layout_id = $3, fare_plan_id = $4, open_days = $5, close_s = $6, women_only_seats = $7, retired_at = null,
   version = o.version + 1, changed_at = clock_timestamp() where o.retired_at is not null and o.partner_id = $1
-returning *
+returning version
 
 -- name: change_offer
 -- The next version of an offer. Trips that are on sale already stay as they are.
-update sale.offer set layout_id = $2, fare_plan_id = $3, open_days = $4, close_s = $5, women_only_seats = $6, retired_at = $7,
+update sale.offer set layout_id = $3, fare_plan_id = $4, open_days = $5, close_s = $6, women_only_seats = $7, retired_at = $8,
   version = version + 1, changed_at = clock_timestamp()
-where route_id = $1 returning *
+where route_id = $1 and partner_id = $2
+
+-- name: offered_with
+-- A route that is offered with a fare plan.
+select route_id from sale.offer where partner_id = $1 and fare_plan_id = $2 and retired_at is null limit 1
 
 -- name: note_change
 -- Audit row and event of a change to what an operator offers.
 select sale.note_change($1, $2, $3, $4, $5, $6, $7, $8)
 
 -- name: layout_body
--- A seat layout that may be offered.
-select body from sale.seat_layout where partner_id = $1 and layout_id = $2 and retired_at is null
+-- A seat layout, retired or not.
+select body from sale.seat_layout where partner_id = $1 and layout_id = $2
 
 -- name: offerable
 -- Whether an operator has a layout or a fare plan that may be offered.
