@@ -26,6 +26,7 @@ EXAMPLES: Final[dict[str, Any]] = {
 # who may listen, by kind of channel (api/auth.py, `may_listen`)
 WHO: Final[dict[str, str]] = {
     "bus, trip, route, stop, seats, bbox": "everybody",
+    "booking": "the customer whose it is, PARTNER_ADMIN and AGENT of the operator, SUPER_ADMIN, a guest who sent auth with its holdToken",
     "fleet, incidents": "PARTNER_ADMIN and AGENT of the operator, SUPER_ADMIN",
     "notifications": "whoever is signed in: their own",
 }

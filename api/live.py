@@ -86,6 +86,7 @@ class Ask(msgspec.Struct, gc=False):
     ch: str | None = None
     since: AskSince | None = None
     token: str | None = None
+    hold_token: str | None = msgspec.field(name="holdToken", default=None)  # a guest's, instead of an access token
     box: tuple[float, float, float, float] | None = None
     zoom: float | None = None
 
@@ -109,8 +110,10 @@ class Sockets:
         principal_of: Callable[[str], Any],
         meter: Meter | None = None,
         devices: DevicePaths | None = None,
+        guest_of: Callable[[str], Any] | None = None,
     ) -> None:
         self.hub, self.settings, self.clock = hub, settings, clock
+        self.guest_of = guest_of  # hold token -> principal of a guest; None: there is nothing here for guests
         self.principal_of = principal_of  # access token -> principal with .subject and .expires_at_ms; raises Unauthenticated
         self.devices = devices  # None: this worker takes no devices
         self.entering: set[asyncio.Task[None]] = set()  # devices whose credentials are being looked at
@@ -470,9 +473,13 @@ class LiveSocket(Speaker, Listener):
             self.refused(ask.id, fault)
 
     def _auth(self, ask: Ask) -> None:
-        if not ask.token:
-            raise Invalid("auth needs its token")
-        self._authenticate(ask.token)
+        guest_of = self.sockets.guest_of
+        if ask.hold_token and guest_of is not None:
+            self._known(guest_of(ask.hold_token))
+        elif ask.token:
+            self._authenticate(ask.token)
+        else:
+            raise Invalid("auth needs its token or holdToken")
         self._reply({"id": ask.id, "ok": True})
         try:
             self._own_channel()
@@ -516,8 +523,10 @@ class LiveSocket(Speaker, Listener):
     # --- who it is ---
 
     def _authenticate(self, token: str) -> None:
+        self._known(self.sockets.principal_of(token))
+
+    def _known(self, principal: Any) -> None:
         sockets = self.sockets
-        principal = sockets.principal_of(token)
         if self.principal is not None and self.principal.subject != principal.subject:
             raise Forbidden("this socket belongs to somebody else: open another")
         self.principal = principal

@@ -1,8 +1,9 @@
 """GET /sse?channel=NAME (repeatable): the live stream for those who cannot open sockets, as server-sent events (WHATWG HTML, section 9.2).
 
 The same hub and promises as the sockets. An event has no name, its data is the push as JSON; with one channel its id is `epoch:offset`, and
-`Last-Event-ID` resumes from there. A token comes in Authorization, never in the URL, and a stream of private channels ends with it. The stream
-has a mailbox of one buffer: past `socket_buffer_max_bytes` unsent the hub keeps only the newest (engine/live/listener.py).
+`Last-Event-ID` resumes from there. A token comes in Authorization (a guest's in X-Hold-Token), never in the URL, and a stream of private
+channels ends with it. The stream has a mailbox of one buffer: past `socket_buffer_max_bytes` unsent the hub keeps only the newest
+(engine/live/listener.py).
 """
 
 from __future__ import annotations
@@ -87,8 +88,10 @@ class Stream(Listener):
 class Streams:
     """All event streams of one worker. `handler` is one of the `roots` of `api.app.make_app`."""
 
-    def __init__(self, hub: Hub, buffer_max_bytes: int, principal_of: Callable[[str], Any]) -> None:
-        self.hub, self.buffer_max_bytes, self.principal_of = hub, buffer_max_bytes, principal_of
+    def __init__(
+        self, hub: Hub, buffer_max_bytes: int, principal_of: Callable[[str], Any], guest_of: Callable[[str], Any] | None = None
+    ) -> None:
+        self.hub, self.buffer_max_bytes, self.principal_of, self.guest_of = hub, buffer_max_bytes, principal_of, guest_of
         self.open: set[Stream] = set()
         self.handler: ASGIRouteHandler = asgi("/sse", copy_scope=False)(self._answer)
 
@@ -111,6 +114,8 @@ class Streams:
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
             stream.principal = self.principal_of(token.strip())
+        elif self.guest_of is not None and "x-hold-token" in request.headers:
+            stream.principal = self.guest_of(request.headers["x-hold-token"])
         since = since_of(request.headers.get("last-event-id", "")) if len(names) == 1 else None
         self.open.add(stream)
         ends = None

@@ -31,6 +31,7 @@ class Opened(msgspec.Struct, frozen=True):
 
     booking_id: str
     root: str  # the guest's first hold
+    until_ms: int = 0  # 0: as long as the booking is there
 
 
 class HoldTokens:
@@ -55,7 +56,7 @@ class HoldTokens:
         until_ms = int.from_bytes(raw[32:38], "big")
         if until_ms and until_ms <= now_ms:
             raise Unauthenticated("the token is over; look the booking up again")
-        return Opened(str(uuid.UUID(bytes=raw[:16])), str(uuid.UUID(bytes=raw[16:32])))
+        return Opened(str(uuid.UUID(bytes=raw[:16])), str(uuid.UUID(bytes=raw[16:32])), until_ms)
 
     def _mac(self, said: bytes) -> bytes:
         return hmac.digest(self._key, said, "sha256")[:_MAC]
