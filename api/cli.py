@@ -86,7 +86,7 @@ def serve(args: argparse.Namespace) -> int:
 
 async def run_worker(settings: Settings, sock: socket.socket) -> int:
     """One worker: every part in the order in which it depends on the others, until SIGTERM or SIGINT; then the drain. The exit code."""
-    from api import asyncapi, booking, feeds, fleet, incidents, network, office, ops, pages, seats, tracking
+    from api import asyncapi, booking, fares, feeds, fleet, incidents, network, office, ops, pages, promos, quotes, search, seats, tracking
     from api.app import make_app
     from api.auth import Tokens, may_listen
     from api.following import Followers, guests
@@ -95,6 +95,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     from api.parts import Parts
     from api.server import Worker
     from api.sse import Streams
+    from engine.booking.sales import Opener
     from engine.live.hub import Hub
     from engine.live.ordered import OrderedChannels
     from engine.live.table import LiveTable
@@ -161,7 +162,19 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         lag=lag,
         booking=desk,
     )
-    routers = (*network.ROUTERS, *tracking.ROUTERS, *incidents.ROUTERS, *fleet.ROUTERS, *booking.ROUTERS, *seats.ROUTERS, *office.ROUTERS)
+    routers = (
+        *network.ROUTERS,
+        *tracking.ROUTERS,
+        *incidents.ROUTERS,
+        *fleet.ROUTERS,
+        *booking.ROUTERS,
+        *seats.ROUTERS,
+        *search.ROUTERS,
+        *office.ROUTERS,
+        *quotes.ROUTERS,
+        *fares.ROUTERS,
+        *promos.ROUTERS,
+    )
     guest_of = guests(desk.tokens, clock)
     streams = Streams(hub, settings.socket_buffer_max_bytes, tokens.principal, guest_of)
     app = make_app(parts, routers, roots=(*ops.ROOTS, *feeds.ROOTS, *pages.ROOTS, asyncapi.asyncapi, streams.handler))
@@ -187,6 +200,8 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         running["relay"] = Relay(redis, plans, clock=clock, settings=settings, meter=meter).run()
     if "office" in roles:
         running |= office_work(desk, redis, bell, clock, settings, meter)
+        opener = Opener(desk.pool, plans, clock=clock, settings=settings, meter=meter)
+        running["sales"] = hold(redis, "sales", settings, opener.run)
     if "mqtt" in roles and settings.mqtt_url:
         reader = MqttReader(door, settings.mqtt_url, meter)
         running["mqtt"] = hold(redis, "mqtt", settings, reader.run)
@@ -213,6 +228,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         ("door", door.drain()),
         ("last seen", registry.flush_seen()),
         ("areas", shares.drain()),
+        ("prices", desk.pricing.settled()),
     ):
         try:
             await asyncio.wait_for(step, DRAIN_STEP_S)
@@ -235,6 +251,7 @@ async def open_desk(settings: Settings, clock: Clock, redis: Redis, meter: Meter
     from engine.booking.desk import Desk
     from engine.booking.pricing import Pricing
     from engine.booking.rates import Rate, Rates
+    from engine.booking.search import Search
     from engine.booking.seatmaps import SeatMaps
     from engine.store.bookings import Bookings
     from engine.store.desk import DeskPool
@@ -246,13 +263,18 @@ async def open_desk(settings: Settings, clock: Clock, redis: Redis, meter: Meter
     picks = Picks(redis, clock, ttl_s=settings.pick_ttl_s, meter=meter)
     maps = SeatMaps(pool, catalogue, picks, pricing)
     desk = Desk(Bookings(pool), catalogue, pricing, tokens, clock=clock, settings=settings, meter=meter, picks=picks, maps=maps)
-    limits = {} if settings.demo else {"hold": Rate(settings.address_holds_burst, 0.5), "lookup": Rate(10, 0.1), "pick": Rate(120, 4)}
+    limits = (
+        {}
+        if settings.demo
+        else {"hold": Rate(settings.address_holds_burst, 0.5), "lookup": Rate(10, 0.1), "pick": Rate(120, 4), "quote": Rate(60, 1)}
+    )
     return BookingParts(
         pool=pool,
         catalogue=catalogue,
         pricing=pricing,
         picks=picks,
         maps=maps,
+        search=Search(pool, pricing),
         desk=desk,
         tokens=tokens,
         rates=Rates(limits, clock, meter),

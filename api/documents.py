@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from api import asyncapi, booking, feeds, fleet, incidents, network, office, ops, seats, tracking
+from api import asyncapi, booking, fares, feeds, fleet, incidents, network, office, ops, promos, quotes, search, seats, tracking
 from api.app import make_app
 from api.openapi import described
 from api.parts import Parts
@@ -39,7 +39,19 @@ def openapi() -> str:
     parts = Parts(settings=settings, clock=clock, table=table, hub=Hub(table, settings, clock))
     app = make_app(
         parts,
-        (*network.ROUTERS, *tracking.ROUTERS, *incidents.ROUTERS, *fleet.ROUTERS, *booking.ROUTERS, *seats.ROUTERS, *office.ROUTERS),
+        (
+            *network.ROUTERS,
+            *tracking.ROUTERS,
+            *incidents.ROUTERS,
+            *fleet.ROUTERS,
+            *booking.ROUTERS,
+            *seats.ROUTERS,
+            *search.ROUTERS,
+            *office.ROUTERS,
+            *quotes.ROUTERS,
+            *fares.ROUTERS,
+            *promos.ROUTERS,
+        ),
         roots=(*ops.ROOTS, *feeds.ROOTS),
     )
     return json.dumps(described(app.litestar.openapi_schema.to_schema()), indent=1, ensure_ascii=False, sort_keys=True) + "\n"

@@ -18,6 +18,9 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 from api.etags import unchanged
 from api.ids import public_id, split_id, split_trip, trip_key
 from api.parts import Parts, parts_of
+from api.search import RideItems, Sort, day_of, price_of, search_rides
+from engine.booking.search import Found
+from engine.booking.seatmaps import Money
 from engine.errors import Invalid, NotFound, Unavailable
 from engine.events import Position
 from engine.live.frames import EtaStop, Pos, eta_stop, pos, rfc3339
@@ -82,6 +85,9 @@ class ScheduleItem(msgspec.Struct, frozen=True, rename="camel"):
     direction_id: int
     departs_at: str
     arrives_at: str
+    on_sale: bool | None = None  # None: this trip is not sold here
+    seats_free: int | None = None  # on the whole way
+    price_from: Money | None = None
 
 
 class ScheduleItems(msgspec.Struct, frozen=True, rename="camel"):
@@ -145,11 +151,23 @@ class TripLive(Pos, frozen=True, rename="camel"):
 # ------------------------------------------------------------------------------------------------ routes
 
 
-@get("/routes", tags=["network"], sync_to_thread=False)
-def list_routes(
-    request: Request[Any, Any, Any], limit: Limit = 20, cursor: Cursor = None, feed: FromQuery[str | None] = None
-) -> RouteItems:
-    """All routes, by feed and id."""
+@get("/routes", tags=["network"])
+async def list_routes(
+    request: Request[Any, Any, Any],
+    limit: Limit = 20,
+    cursor: Cursor = None,
+    feed: FromQuery[str | None] = None,
+    origin: Annotated[str | None, QueryParameter(description="search: a stop id, a name (mistakes allowed) or lat,lon")] = None,
+    destination: Annotated[str | None, QueryParameter(description="search: a stop id, a name (mistakes allowed) or lat,lon")] = None,
+    on: Annotated[str | None, QueryParameter(name="date", description="search: yyyy-mm-dd where the ride begins; default: a week")] = None,
+    passengers: Annotated[int | None, QueryParameter(ge=1, le=60, description="search: rides with so many free seats")] = None,
+    sort: Annotated[Sort, QueryParameter(description="search: what comes first")] = "departure",
+) -> RouteItems | RideItems:
+    """All routes, by feed and id; with `origin` and `destination` the rides on sale between them that have not left, with free seats."""
+    if origin is not None or destination is not None:
+        parts = parts_of(request)
+        day = day_of(on, parts.clock.now_ms())
+        return await search_rides(parts, origin, destination, day, passengers=passengers, sort=sort, limit=limit, cursor=cursor)
     rows = sorted(
         (public_id(plan.feed_id, route_id), plan, route_id)
         for plan in _plans(request)
@@ -176,22 +194,24 @@ def read_route(request: Request[Any, Any, Any], route_id: FromPath[str]) -> Resp
     return Response(detail, headers={"ETag": tag, "Cache-Control": "public, max-age=60"})
 
 
-@get("/routes/{route_id:str}/schedules", tags=["network"], sync_to_thread=False)
-def read_schedules(
+@get("/routes/{route_id:str}/schedules", tags=["network"])
+async def read_schedules(
     request: Request[Any, Any, Any],
     route_id: FromPath[str],
     on: Annotated[str | None, QueryParameter(name="date", description="yyyy-mm-dd, default today")] = None,
     limit: Limit = 20,
     cursor: Cursor = None,
 ) -> ScheduleItems:
-    """The trips of a route on one service date, by departure."""
+    """The trips of a route on one service date, by departure; of those on sale the free seats and the lowest price."""
     plan, local = _planned(request, route_id, "route")
     if local not in plan.timetable.routes:
         raise NotFound(f"no route {route_id!r}")
     day = _date(on, plan.timetable, parts_of(request).clock.now_ms())
     rows = [instance for instance in plan.timetable.instances_on(day) if instance.trip.route_id == local]
     start = offset_of(cursor)
-    items = [_schedule(plan.feed_id, instance) for instance in rows[start : start + limit]]
+    page = rows[start : start + limit]
+    sold = await _sold(parts_of(request), [trip_key(plan.feed_id, one.trip.trip_id, one.start_date) for one in page])
+    items = [_schedule(plan.feed_id, instance, sold) for instance in page]
     return ScheduleItems(items, str(start + limit) if start + limit < len(rows) else None)
 
 
@@ -393,15 +413,30 @@ def _pattern(plan: Plan, pattern: Pattern) -> PatternItem:
     )
 
 
-def _schedule(feed_id: str, instance: TripInstance) -> ScheduleItem:
+async def _sold(parts: Parts, trip_ids: list[str]) -> dict[str, Found]:
+    """What is sold of these trips; nothing where the database is away: a timetable is worth having without prices."""
+    if parts.booking is None or not trip_ids:
+        return {}
+    try:
+        return await parts.booking.search.trips(trip_ids)
+    except Unavailable:
+        return {}
+
+
+def _schedule(feed_id: str, instance: TripInstance, sold: dict[str, Found]) -> ScheduleItem:
     trip = instance.trip
+    key = trip_key(feed_id, trip.trip_id, instance.start_date)
+    found = sold.get(key)
     return ScheduleItem(
-        trip_key(feed_id, trip.trip_id, instance.start_date),
+        key,
         instance.start_date,
         trip.headsign,
         trip.pattern.direction_id,
         rfc3339(instance.departure_ms(0)),
         rfc3339(instance.arrival_ms(len(trip.arrival_s) - 1)),
+        None if found is None else found.on_sale,
+        None if found is None else found.free,
+        None if found is None else price_of(found),
     )
 
 

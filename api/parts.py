@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from engine.booking.desk import Desk
     from engine.booking.pricing import Pricing
     from engine.booking.rates import Rates
+    from engine.booking.search import Search
     from engine.booking.seatmaps import SeatMaps
     from engine.meter import Meter
     from engine.office.accounts import Devices
@@ -45,6 +46,7 @@ class BookingParts(msgspec.Struct, kw_only=True):
     tokens: HoldTokens
     rates: Rates
     maps: SeatMaps
+    search: Search
 
 
 class Parts(msgspec.Struct, kw_only=True):
