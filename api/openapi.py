@@ -47,10 +47,21 @@ CODES: Final[dict[str, tuple[str, ...]]] = {
         "PROMO_MIN_AMOUNT", "PROMO_USED_UP", "ANCILLARY_SOLD_OUT", "TOO_MANY_REQUESTS",
     ),
     "post /v1/bookings/lookup": ("TOO_MANY_REQUESTS",),
+    "post /v1/trips/{trip_id}/quotes": (
+        "IDEMPOTENCY_KEY_REUSED", "IDEMPOTENCY_IN_PROGRESS", "SALES_CLOSED", "NO_FARE", "PROMO_NOT_VALID", "PROMO_MIN_AMOUNT",
+        "TOO_MANY_REQUESTS",
+    ),
+    "get /v1/trips/{trip_id}/ancillaries": ("NO_FARE",),
+    **{f"post /v1/admin/{kind}": ("IDEMPOTENCY_KEY_REUSED", "IDEMPOTENCY_IN_PROGRESS") for kind in ("fare-plans", "promo-codes", "offers")},
+    **{
+        f"{method} /v1/admin/{thing}": ("PRECONDITION_FAILED", "CONFLICT")
+        for method in ("patch", "delete")
+        for thing in ("fare-plans/{plan_id}", "promo-codes/{code}", "offers/{route_id}")
+    },
 }  # fmt: skip
 DESK: Final = ("INVALID", "UNAUTHENTICATED", "NOT_FOUND", "BUSY", "UNAVAILABLE")
 # what the path of a call of the desk begins with, or "method path"
-OF_DESK: Final = ("/v1/holds", "/v1/bookings", "/v1/users/me/bookings")
+OF_DESK: Final = ("/v1/admin/fare-plans", "/v1/admin/promo-codes", "/v1/admin/offers", "/v1/holds", "/v1/bookings", "/v1/users/me/bookings")
 # path begins with -> it asks the database, and says 503 while that is away
 RECORD: Final = ("/v1/admin/", "/v1/devices/", "/v1/buses/{bus_id}/", "/v1/incidents", "/v1/events/publish", "/v1/events/dead", "/v1/audit")
 LEAVES: Final = (
@@ -69,6 +80,8 @@ PARAMETERS: Final[dict[str, str]] = {
     "route_id": "demo:104",
     "stop_id": "demo:END",
     "trip_id": "demo:104-END-0-031:20261121",
+    "plan_id": "coach",
+    "code": "SPRING",
     "feed": "demo",
     "near": "36.7538,3.0588",
     "from": "2026-11-21T06:00:00Z",
@@ -82,6 +95,26 @@ BODIES: Final[dict[str, Any]] = {
         "devices": [{"busId": "BUS-18"}, {"busIds": ["BUS-18", "BUS-19"], "kind": "GATEWAY"}],
     },
     "post /v1/admin/devices/{device_id}/rotate": {"graceS": 3600},
+    "post /v1/admin/fare-plans": {
+        "id": "coach",
+        "name": "Coaches",
+        "plan": {
+            "currency": "DZD",
+            "base": {"kind": "PER_KM", "perKm": 300, "start": 10000},
+            "step": 1000,
+            "classes": {"PREMIUM": 1350},
+            "types": {"ADULT": 1000, "CHILD": 500, "SENIOR": 800, "STUDENT": 850},
+            "demand": [{"fromPermille": 500, "permille": 1100}, {"fromPermille": 800, "permille": 1300}],
+            "lead": [{"fromHours": 0, "permille": 1100}, {"fromHours": 24, "permille": 1000}, {"fromHours": 168, "permille": 900}],
+            "ancillaries": [{"code": "BAG", "kind": "BAGGAGE", "name": "Second bag", "price": 30000, "stock": 20, "maxPerPassenger": 2}],
+        },
+    },
+    "patch /v1/admin/fare-plans/{plan_id}": {"name": "Coaches of the coast"},
+    "post /v1/admin/promo-codes": {"code": "SPRING", "kind": "PERCENT", "value": 100, "maxUses": 500, "maxUsesEach": 1},
+    "patch /v1/admin/promo-codes/{code}": {"maxUses": 1000, "validTo": None},
+    "post /v1/admin/offers": {"routeId": "demo:W1", "layoutId": "coach-49", "farePlanId": "coach", "openDays": 14, "closeS": 300},
+    "patch /v1/admin/offers/{route_id}": {"openDays": 30, "womenOnlySeats": ["1A", "1B"]},
+    "post /v1/trips/{trip_id}/quotes": {"count": 2, "from": "demo:ALG", "to": "demo:ORN", "passengers": ["ADULT", "CHILD"]},
     "post /v1/events/publish": {"topic": "system", "type": "ALERT", "data": {"alert": "ROAD_CLOSED", "road": "N5"}, "partnerId": "demo"},
     "post /v1/trips/{trip_id}/holds": {"seats": ["1A", "1B"], "from": "demo:ALG", "to": "demo:ORN"},
     "post /v1/bookings": {

@@ -100,9 +100,11 @@ class PlanBody(_Wire, frozen=True):
     types: dict[PassengerType, Annotated[int, msgspec.Meta(ge=0, le=2000)]] = msgspec.field(default_factory=lambda: {"ADULT": 1000})
     demand: Annotated[list[DemandStep], msgspec.Meta(max_length=20)] = []
     lead: Annotated[list[LeadStep], msgspec.Meta(max_length=20)] = []
-    bounds: Bounds = Bounds()
+    bounds: Bounds = msgspec.field(default_factory=Bounds)
     refundable: bool = True
-    cancellation: Annotated[tuple[FeeStep, ...], msgspec.Meta(max_length=20)] = (FeeStep(0, 500), FeeStep(24, 100))
+    cancellation: Annotated[list[FeeStep], msgspec.Meta(max_length=20)] = msgspec.field(
+        default_factory=lambda: [FeeStep(0, 500), FeeStep(24, 100)]
+    )
     modify_fee: Amount = 0
     booking_fee: Amount = 0  # once a booking, also of a return trip
     ancillaries: Annotated[list[Ancillary], msgspec.Meta(max_length=50)] = []
