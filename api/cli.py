@@ -506,6 +506,42 @@ def simulate(args: argparse.Namespace) -> int:
     return uvloop.run(simulate.run(args))
 
 
+# ------------------------------------------------------------------------------------------------ what is on sale
+
+
+def sales_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["open", "demo", "list"], help="open: one pass of the opener; demo: the demo's coach lines; list")
+    parser.add_argument("--feed-id", default="demo", metavar="ID", help="demo: the feed of the coach lines (default demo)")
+    parser.add_argument("--partner", metavar="ID", help="open, list: of this operator only")
+    parser.add_argument("--route", metavar="FEED:ID", help="list: of this route only")
+    parser.add_argument("--limit", type=int, default=20, metavar="N", help="list: so many, the next ones first (default 20)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def sales(args: argparse.Namespace) -> int:
+    from api import sales as steps
+
+    settings, clock = _settings(), SystemClock()
+    if args.what == "list":
+        rows = asyncio.run(steps.listed(settings, clock, args.partner, args.route, max(1, min(args.limit, 10_000))))
+        if args.json:
+            print(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
+        for row in () if args.json else rows:
+            OUT.print(f"{row.trip_id}  {row.departs_at}  {row.free:3d} seats free  {row.headsign or ''}", soft_wrap=True, markup=False)
+        return 0
+    if args.what == "demo":
+        report = asyncio.run(steps.demo(settings, clock, args.feed_id))
+    else:
+        report = asyncio.run(steps.opened(settings, clock, args.partner))
+    if args.json:
+        print(msgspec.json.encode(report).decode())
+    else:
+        OUT.print(f"{report.opened:,} trips opened, {report.known:,} were on sale already, of {report.offers} offered routes")
+        for fault in report.faults:
+            ERR.print(f"  {fault}", soft_wrap=True, markup=False)
+    return 1 if report.faults else 0
+
+
 # ------------------------------------------------------------------------------------------------ settings
 
 
@@ -549,6 +585,7 @@ COMMANDS: Final = (
     Command("import-gtfs", "take a GTFS feed into force", "timepoint import-gtfs feed.zip --feed-id city", import_arguments, import_gtfs),
     Command("device", "devices and their credentials", "timepoint device create BUS-17 --feed-id city", device_arguments, device),
     Command("user", "people: print an access token", "timepoint user token PARTNER_ADMIN --partner demo", user_arguments, user),
+    Command("sales", "what is on sale", "timepoint sales list", sales_arguments, sales),
     Command("simulate", "drive simulated buses into an engine", "timepoint simulate --buses 50", simulate_arguments, simulate),
     Command(
         "replay",

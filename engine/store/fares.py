@@ -6,14 +6,17 @@ audit row and the event go with the change. Raise `Unavailable` where the databa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import asyncpg
 import msgspec
 
 from engine.booking.fares import Quote
 from engine.booking.promos import Promo, PromoTerms
+from engine.errors import NotFound
 from engine.store.desk import DeskPool
 from engine.store.postgres import statements
 
@@ -96,7 +99,8 @@ class OfferBook:
         return await self._run.fetchrow(self._sql["fare_plan_for_update"], partner_id, plan_id)
 
     async def add_fare_plan(self, partner_id: str, plan_id: str, name: str, currency: str, body: Any) -> Any | None:
-        return await self._run.fetchrow(self._sql["add_fare_plan"], partner_id, plan_id, name, currency, body)
+        with _of_a_partner(partner_id):
+            return await self._run.fetchrow(self._sql["add_fare_plan"], partner_id, plan_id, name, currency, body)
 
     async def change_fare_plan(self, partner_id: str, plan_id: str, name: str, body: Any, retired_at: datetime | None) -> Any:
         return await self._run.fetchrow(self._sql["change_fare_plan"], partner_id, plan_id, name, body, retired_at)
@@ -110,10 +114,11 @@ class OfferBook:
     async def add_promo_code(self, partner_id: str, promo: Promo) -> Any | None:
         terms = promo.terms
         valid_to = None if promo.valid_to_ms is None else at(promo.valid_to_ms)
-        return await self._run.fetchrow(
-            self._sql["add_promo_code"], partner_id, terms.code, terms.kind, terms.value, promo.currency, terms.min_amount,
-            at(promo.valid_from_ms), valid_to, sorted(promo.route_ids), promo.max_uses, promo.max_uses_each,
-        )  # fmt: skip
+        with _of_a_partner(partner_id):
+            return await self._run.fetchrow(
+                self._sql["add_promo_code"], partner_id, terms.code, terms.kind, terms.value, promo.currency, terms.min_amount,
+                at(promo.valid_from_ms), valid_to, sorted(promo.route_ids), promo.max_uses, promo.max_uses_each,
+            )  # fmt: skip
 
     async def change_promo_code(self, partner_id: str, promo: Promo, retired_at: datetime | None) -> Any:
         valid_to = None if promo.valid_to_ms is None else at(promo.valid_to_ms)
@@ -154,6 +159,15 @@ class OfferBook:
     async def note(self, partner_id: str, actor: str, request_id: str, kind: str, what: str, version: int, before: Any, after: Any) -> None:
         """Audit row and event of the change, in its transaction."""
         await self._run.execute(self._sql["note_change"], partner_id, actor, request_id, kind, what, version, before, after)
+
+
+@contextlib.contextmanager
+def _of_a_partner(partner_id: str) -> Iterator[None]:
+    """Raises `NotFound` where there is no such partner."""
+    try:
+        yield
+    except asyncpg.ForeignKeyViolationError as fault:
+        raise NotFound(f"no partner {partner_id!r}") from fault
 
 
 def promo_of(row: Any) -> Promo:

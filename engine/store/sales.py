@@ -68,3 +68,7 @@ class Sales:
     async def on_sale(self, partner_id: str = ALL, route_id: str | None = None, limit: int = 100) -> list[Any]:
         """Trips on sale, the next ones first: trip_id, route_id, headsign, departs_at, closes_at, currency, status, free."""
         return await self._rows("on_sale", partner_id, route_id, limit, partner=partner_id)
+
+    async def add_layout(self, connection: Any, partner_id: str, layout_id: str, name: str, body: Any) -> bool:
+        """False: the operator has one of that id."""
+        return str(await connection.execute(self._sql["add_layout"], partner_id, layout_id, name, body)).endswith(" 1")

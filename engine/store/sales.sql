@@ -27,3 +27,7 @@ select i.trip_id, i.route_id, i.headsign, i.departs_at, i.closes_at, i.currency,
 from sale.trip_instance i join sale.seat_map m on m.trip_no = i.trip_no and m.map_version = i.map_version
 where i.sales_open and i.closes_at > clock_timestamp() and ($1 = '*' or i.partner_id = $1) and ($2::text is null or i.route_id = $2)
 order by i.departs_at, i.trip_id limit $3
+
+-- name: add_layout
+-- A seat layout, where the operator has none of that id.
+insert into sale.seat_layout (partner_id, layout_id, name, body) values ($1, $2, $3, $4) on conflict do nothing
