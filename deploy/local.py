@@ -28,6 +28,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -54,6 +55,7 @@ DEMO_FEED_LIFE_S = 180 * 86_400  # the demo calendar reaches 400 days ahead
 BUSES_LIFE_S = 3 * 86_400  # who drives is worked out for a fortnight ahead
 READER = "timepoint"  # the engine's own login at the broker
 TOKEN_LIFE_S = 86_400
+SOLD_LISTED, SOLD_AHEAD = 120, timedelta(hours=2)  # trip instances that run/info.json names: what leaves later than so soon
 READY_LIMIT_S, COMMAND_LIMIT_S = 60.0, 300.0
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.5, 10.0  # before a dead child is started again: doubled each time, back to the first after a minute of life
 LOG_MOST_BYTES = 16 * 1024 * 1024
@@ -203,6 +205,7 @@ class Run:
         self.workers: list[int] = []  # the engine's own processes
         self.devices: dict[str, str] = {}
         self.logins: dict[str, dict[str, str | None]] = {}
+        self.sold: list[str] = []  # trip instances on sale, the next ones first
 
     def start(self) -> None:
         """All of it, in order. Raises `NotStarted`."""
@@ -213,6 +216,7 @@ class Run:
         self._database()
         self._redis()
         self._network()
+        self._sales()
         self._broker_and_devices()
         self._people()
         self._engine()
@@ -283,6 +287,19 @@ class Run:
             self._command([self.timepoint, "import-gtfs", str(self.feed), "--feed-id", self.feed_id, "--partner", DEMO_PARTNER])
         if ours:
             stamp.write_text(wanted)
+
+    def _sales(self) -> None:
+        """The coaches of the demo network go on sale. Later days are opened by the engine itself."""
+        if self.feed != self.state / "demo.zip":
+            return
+        stamp, wanted = self.state / "sales.stamp", f"{digest(self.feed)} {date.today()}"
+        if os.environ.get("DATABASE_URL") or not stamp.exists() or stamp.read_text() != wanted:
+            with step("coaches on sale"):
+                self._command([self.timepoint, "sales", "demo", "--feed-id", self.feed_id])
+            stamp.write_text(wanted)
+        listed = json.loads(self._command([self.timepoint, "sales", "list", "--json", "--limit", str(SOLD_LISTED)]))
+        soon = datetime.now(UTC) + SOLD_AHEAD
+        self.sold = [trip["tripId"] for trip in listed if datetime.fromisoformat(trip["departsAt"]) > soon]
 
     def _broker_and_devices(self) -> None:
         """Buses and a device each in the database; then the broker, whose logins the engine keeps as the registry of devices says."""
@@ -416,7 +433,7 @@ class Run:
                 "mqttUrl": self.mqtt_url,
                 "logins": self.logins,
                 "devices": self.devices,
-                "tripInstances": [],
+                "tripInstances": self.sold,
             },
         )
 

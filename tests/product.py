@@ -94,6 +94,7 @@ def product(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFa
     }
     made = Product(f"http://127.0.0.1:{port}", env, folder, feed)
     made.command("import-gtfs", feed, "--feed-id", "demo", "--partner", "demo")
+    made.command("sales", "demo")
     listed = subprocess.run(
         [sys.executable, "-m", "bench.network", "buses", str(feed)], cwd=CHECKOUT, capture_output=True, text=True, check=True
     )
