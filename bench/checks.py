@@ -16,13 +16,13 @@ ALWAYS = ("overlaps", "stale_claims")
 AT_REST = (*ALWAYS, "partial", "orphans", "halves", "passengers", "events", "confirms", "answers")
 
 
-def read() -> dict[str, str]:
-    """The statements by name."""
-    parts = _NAME.split(Path(__file__).with_suffix(".sql").read_text(encoding="utf-8"))
+def statements(file: str) -> dict[str, str]:
+    """The statements of a .sql file of this folder by name."""
+    parts = _NAME.split(Path(__file__).with_name(f"{file}.sql").read_text(encoding="utf-8"))
     return dict(zip(parts[1::2], (body.strip().rstrip(";") for body in parts[2::2]), strict=True))
 
 
-STATEMENTS = read()
+STATEMENTS = statements("checks")
 
 
 async def wrong(connection: Any, names: tuple[str, ...] = AT_REST) -> dict[str, list[dict[str, Any]]]:

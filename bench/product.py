@@ -42,10 +42,13 @@ def memory_kb(pid: int) -> int:
 class Product:
     """Started on entry, stopped and thrown away on exit."""
 
-    def __init__(self, *, appendfsync: str = "no", feed: Path | None = None, workers: int = 1, **settings: str) -> None:
-        """`feed`: what is taken into force before it starts."""
+    def __init__(
+        self, *, appendfsync: str = "no", feed: Path | None = None, workers: int = 1, durable: bool = False, **settings: str
+    ) -> None:
+        """`feed`: what is taken into force before it starts. `durable`: PostgreSQL as it would be set up to keep data (fsync, autovacuum)."""
         self.settings, self.feed, self.workers = settings, feed, workers
-        self.postgres, self.redis = PostgresServer(throw_away_folder()), RedisServer(throw_away_folder(), appendfsync=appendfsync)
+        self.postgres = PostgresServer(throw_away_folder(), throw_away=not durable)
+        self.redis = RedisServer(throw_away_folder(), appendfsync=appendfsync)
         self.port = 0
         self.pid = 0  # of the first worker
         self.token = ""  # of an admin
@@ -57,7 +60,7 @@ class Product:
         self.postgres.create_database("timepoint")
         self.port = free_port()
         environ = os.environ | {
-            "DATABASE_URL": self.postgres.admin_url, "DATABASE_OWNER_URL": self.postgres.admin_url, "REDIS_URL": self.redis.url,
+            "DATABASE_URL": self.postgres.url, "DATABASE_OWNER_URL": self.postgres.admin_url, "REDIS_URL": self.redis.url,
             "PORT": str(self.port), "ROLES": "api", "DEMO": "1", "MQTT_URL": "", "DRAIN_S": "0.1", **self.settings,
         }  # fmt: skip
         self._ask(environ, "migrate")
@@ -91,6 +94,7 @@ class Product:
                 self.supervisor.wait(20)
             except subprocess.TimeoutExpired:
                 self.supervisor.kill()
+        self.postgres.throw_away = True
         self.postgres.remove()
         self.redis.remove()
         self.log.close()
