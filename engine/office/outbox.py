@@ -109,7 +109,7 @@ class Counts:
     def __init__(self, meter: Meter) -> None:
         self.said = meter.counter("timepoint_outbox_said_total", "events said", ("topic",))
         self.refused = meter.counter("timepoint_outbox_refused_total", "times that a sink refused an event", ("sink",))
-        self.buried = meter.counter("timepoint_dead_letters_total", "events that became dead letters", ("sink",))
+        self.buried = meter.counter("timepoint_office_dead_letters_total", "events that became dead letters", ("sink",))
         self.unlisted = meter.counter("timepoint_outbox_unlisted_total", "events of a type that is in no list", ("topic",))
         self.waits = meter.histogram("timepoint_outbox_wait_seconds", "from an event's row to its being said")
         self.oldest = meter.gauge("timepoint_outbox_oldest_seconds", "age of the oldest event that waits", ("part",))
