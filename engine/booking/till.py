@@ -61,7 +61,7 @@ class Result(msgspec.Struct, frozen=True, rename="camel"):
     was: str | None = None
     seat: str | None = None
     refund: int | None = None
-    offers: tuple[str, ...] = ()  # free seats, where the operator offers them
+    offers: list[str] = []  # free seats, where the operator offers them
 
 
 class StaleMap(Exception):  # no fault: look again
@@ -158,7 +158,7 @@ class Run:
         self._leases: dict[str, LeaseRow] = {}
         self._offers = False
         self._cancelled: set[int] = set()  # trips
-        self._seats_offered: dict[tuple[int, int, int], tuple[str, ...]] = {}
+        self._seats_offered: dict[tuple[int, int, int], list[str]] = {}
         self.before: dict[int, Known] = {}
         self.now: dict[int, Known] = {}
         self.sold_at_ms: dict[int, int] = {}  # of those that are new
@@ -356,19 +356,19 @@ class Run:
 
     async def _result(self, sale: Known) -> Result:
         owed = sale.result in (CONFLICT_REFUND, STANDBY) and sale.booking_id is not None
-        offers: tuple[str, ...] = ()
+        offers: list[str] = []
         if owed and self._offers and sale.trip_no not in self._cancelled:
             offers = await self._free(sale)
         return Result(
             sale.seq, sale.result, sale.reference, sale.code, seat=sale.given, refund=sale.amount if owed else None, offers=offers
         )  # fmt: skip
 
-    async def _free(self, sale: Known) -> tuple[str, ...]:
+    async def _free(self, sale: Known) -> list[str]:
         where = (sale.trip_no, sale.start, sale.end)
         if where not in self._seats_offered:
             trip = self._by_no[sale.trip_no]
             free = sorted(await self.store.free_seats(*where))
-            self._seats_offered[where] = tuple(trip.label_of(number) for number in free[:OFFERS_MAX])
+            self._seats_offered[where] = [trip.label_of(number) for number in free[:OFFERS_MAX]]
         return self._seats_offered[where]
 
     def corrections(self) -> list[Result]:
