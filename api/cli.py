@@ -86,7 +86,26 @@ def serve(args: argparse.Namespace) -> int:
 
 async def run_worker(settings: Settings, sock: socket.socket) -> int:
     """One worker: every part in the order in which it depends on the others, until SIGTERM or SIGINT; then the drain. The exit code."""
-    from api import asyncapi, booking, fares, feeds, fleet, incidents, network, office, ops, pages, promos, quotes, search, seats, tracking
+    from api import (
+        asyncapi,
+        booking,
+        fares,
+        feeds,
+        fleet,
+        incidents,
+        network,
+        office,
+        ops,
+        pages,
+        payments,
+        promos,
+        quotes,
+        search,
+        seats,
+        settlements,
+        tickets,
+        tracking,
+    )
     from api.app import make_app
     from api.auth import Tokens, may_listen
     from api.following import Followers, guests
@@ -170,10 +189,13 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         *booking.ROUTERS,
         *seats.ROUTERS,
         *search.ROUTERS,
+        *tickets.ROUTERS,
         *office.ROUTERS,
         *quotes.ROUTERS,
         *fares.ROUTERS,
         *promos.ROUTERS,
+        *payments.ROUTERS,
+        *settlements.ROUTERS,
     )
     guest_of = guests(desk.tokens, clock)
     streams = Streams(hub, settings.socket_buffer_max_bytes, tokens.principal, guest_of)
@@ -246,16 +268,22 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
 async def open_desk(settings: Settings, clock: Clock, redis: Redis, meter: Meter, secret: str) -> BookingParts:
     """The booking desk's shells, in the order in which they depend on each other."""
     from api.parts import BookingParts
+    from engine.booking.boarding import Boarding
     from engine.booking.callers import HoldTokens
     from engine.booking.catalogue import Catalogue
     from engine.booking.desk import Desk
+    from engine.booking.issuing import Issuer
+    from engine.booking.paying import Paying
     from engine.booking.pricing import Pricing
+    from engine.booking.providers import providers_of
     from engine.booking.rates import Rate, Rates
     from engine.booking.search import Search
     from engine.booking.seatmaps import SeatMaps
     from engine.store.bookings import Bookings
     from engine.store.desk import DeskPool
+    from engine.store.payments import Payments
     from engine.store.picks import Picks
+    from engine.store.simulator import SimulatorStore
 
     pool = await DeskPool.open(settings, clock)
     catalogue = Catalogue(pool, settings.sold_trips_max, meter)
@@ -266,16 +294,28 @@ async def open_desk(settings: Settings, clock: Clock, redis: Redis, meter: Meter
     limits = (
         {}
         if settings.demo
-        else {"hold": Rate(settings.address_holds_burst, 0.5), "lookup": Rate(10, 0.1), "pick": Rate(120, 4), "quote": Rate(60, 1)}
+        else {
+            "hold": Rate(settings.address_holds_burst, 0.5),
+            "lookup": Rate(10, 0.1),
+            "pick": Rate(120, 4),
+            "quote": Rate(60, 1),
+            "verify": Rate(120, 4),
+        }
     )
+    issuer = Issuer(pool, catalogue, secret_key=secret, alg=settings.ticket_alg, clock=clock)
+    await issuer.keys()
+    providers = providers_of(settings, secret, SimulatorStore(pool), clock)
+    paying = Paying(Payments(pool), providers, catalogue, clock=clock, settings=settings, meter=meter)
     return BookingParts(
         pool=pool,
+        boarding=Boarding(pool, catalogue, issuer, clock=clock, settings=settings, meter=meter),
         catalogue=catalogue,
         pricing=pricing,
         picks=picks,
         maps=maps,
         search=Search(pool, pricing),
         desk=desk,
+        paying=paying,
         tokens=tokens,
         rates=Rates(limits, clock, meter),
     )
@@ -285,18 +325,24 @@ def office_work(
     desk: BookingParts, redis: Redis, bell: Bell, clock: Clock, settings: Settings, meter: Meter
 ) -> dict[str, Coroutine[Any, Any, None]]:
     """What the office does for ever: the relay of the outbox and the sweeps, each on whichever worker has its lease."""
+    from engine.booking.providers import Simulated, deliver_for_ever
     from engine.office.outbox import Relay
     from engine.office.sweeps import Expiry, Retention
     from engine.store.lease import hold
     from engine.store.office import Office
 
     office = Office(desk.pool)
+    simulated = [one for one in desk.paying.providers.values() if isinstance(one, Simulated)]
     expiry = Expiry(office, clock=clock, settings=settings, meter=meter)
     retention = Retention(office, settings=settings, meter=meter)
+    assert desk.boarding is not None
     return {
+        "boarding": hold(redis, "boarding", settings, desk.boarding.run),
         "outbox": Relay(redis, office, desk.catalogue, bell, clock=clock, settings=settings, meter=meter).run(),
         "expiry": hold(redis, "expiry", settings, expiry.run),
         "retention": hold(redis, "retention", settings, retention.run),
+        "payments": hold(redis, "payments", settings, desk.paying.run),
+        "webhooks": hold(redis, "webhooks", settings, lambda: deliver_for_ever(simulated, desk.paying.posted)),
     }
 
 
@@ -444,6 +490,42 @@ def user(args: argparse.Namespace) -> int:
     return 0
 
 
+# ------------------------------------------------------------------------------------------------ tickets
+
+
+def key_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["list", "rotate"], help="rotate: a new key signs from now on, the others only verify")
+
+
+def key(args: argparse.Namespace) -> int:
+    from api import ticket_keys
+    from api.auth import Tokens
+
+    settings, clock = _settings(), SystemClock()
+    found = asyncio.run(ticket_keys.keys(settings, clock, Tokens(settings, clock).key, rotate=args.what == "rotate"))
+    print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    return 0
+
+
+def ticket_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["verify"])
+    parser.add_argument("qr", metavar="QR", help="the text of the QR code; -: from standard input")
+    parser.add_argument("--keys", type=Path, required=True, metavar="FILE", help="what GET /v1/tickets/keys answers, or a manifest")
+    parser.add_argument("--trip", metavar="ID", help="the trip at whose door it is shown (default: any)")
+    parser.add_argument("--at", metavar="TIME", help="RFC 3339 with its offset, or milliseconds since 1970 (default: now)")
+    parser.add_argument("--revoked", type=Path, metavar="FILE", help='a manifest, or a list of {"ticketId", "goodFromVersion"}')
+
+
+def ticket(args: argparse.Namespace) -> int:
+    """Works without database and settings. Exit code 0: VALID."""
+    from api import ticket_keys
+
+    qr = sys.stdin.read().strip("\r\n") if args.qr == "-" else args.qr
+    said = ticket_keys.verified(qr, SystemClock(), keys=args.keys, trip_id=args.trip, at=args.at, revoked=args.revoked)
+    print(json.dumps(said, indent=2))
+    return 0 if said["result"] == "VALID" else 1
+
+
 # ------------------------------------------------------------------------------------------------ devices and simulated buses
 
 
@@ -545,6 +627,21 @@ def sales(args: argparse.Namespace) -> int:
 # ------------------------------------------------------------------------------------------------ settings
 
 
+def auditor_arguments(parser: argparse.ArgumentParser) -> None:
+    from engine.office.auditor import INVARIANTS
+
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--limit-s", type=float, default=60.0, help="longest time for all of it: an open snapshot slows sales (default 60)")
+    parser.add_argument("--only", action="append", default=[], choices=INVARIANTS, metavar="NAME", help="ask this one; may be given again")
+
+
+def auditor(args: argparse.Namespace) -> int:
+    """Exit code 0: every invariant holds; 1: not so, or not asked."""
+    from api.auditing import run
+
+    return asyncio.run(run(_settings(), SystemClock(), OUT, as_json=args.json, limit_s=args.limit_s, only=args.only))
+
+
 def settings_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the values in force, secrets masked")
 
@@ -585,7 +682,10 @@ COMMANDS: Final = (
     Command("import-gtfs", "take a GTFS feed into force", "timepoint import-gtfs feed.zip --feed-id city", import_arguments, import_gtfs),
     Command("device", "devices and their credentials", "timepoint device create BUS-17 --feed-id city", device_arguments, device),
     Command("user", "people: print an access token", "timepoint user token PARTNER_ADMIN --partner demo", user_arguments, user),
+    Command("key", "keys that sign tickets", "timepoint key rotate", key_arguments, key),
+    Command("ticket", "verify a ticket offline", "timepoint ticket verify QR --keys keys.json", ticket_arguments, ticket),
     Command("sales", "what is on sale", "timepoint sales list", sales_arguments, sales),
+    Command("auditor", "what must be true of the books, on a live database", "timepoint auditor --json", auditor_arguments, auditor),
     Command("simulate", "drive simulated buses into an engine", "timepoint simulate --buses 50", simulate_arguments, simulate),
     Command(
         "replay",

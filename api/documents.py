@@ -11,7 +11,25 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from api import asyncapi, booking, fares, feeds, fleet, incidents, network, office, ops, promos, quotes, search, seats, tracking
+from api import (
+    asyncapi,
+    booking,
+    fares,
+    feeds,
+    fleet,
+    incidents,
+    network,
+    office,
+    ops,
+    payments,
+    promos,
+    quotes,
+    search,
+    seats,
+    settlements,
+    tickets,
+    tracking,
+)
 from api.app import make_app
 from api.openapi import described
 from api.parts import Parts
@@ -47,10 +65,13 @@ def openapi() -> str:
             *booking.ROUTERS,
             *seats.ROUTERS,
             *search.ROUTERS,
+            *tickets.ROUTERS,
             *office.ROUTERS,
             *quotes.ROUTERS,
             *fares.ROUTERS,
             *promos.ROUTERS,
+            *payments.ROUTERS,
+            *settlements.ROUTERS,
         ),
         roots=(*ops.ROOTS, *feeds.ROOTS),
     )

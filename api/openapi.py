@@ -14,7 +14,7 @@ import msgspec
 from litestar import Request
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from api.auth import AGENT, PARTNER_ADMIN, ROLES, SUPER_ADMIN
+from api.auth import AGENT, DRIVER, PARTNER_ADMIN, ROLES, SUPER_ADMIN
 from api.problems import MEDIA_TYPE, Problem
 from engine import errors
 from engine.booking.refusals import REFUSALS
@@ -32,6 +32,10 @@ WHO: Final[dict[str, tuple[str, ...]]] = {
     "/v1/events/publish": MANAGERS,
     "/v1/events/dead-letters": MANAGERS,
     "/v1/audit": MANAGERS,
+    "post /v1/tickets/scans": (DRIVER, AGENT, PARTNER_ADMIN, SUPER_ADMIN),
+    "get /v1/trips/{trip_id}/manifest": (DRIVER, AGENT, PARTNER_ADMIN, SUPER_ADMIN),
+    "post /v1/trips/{trip_id}/start": (DRIVER, PARTNER_ADMIN, SUPER_ADMIN),
+    "post /v1/trips/{trip_id}/end": (DRIVER, PARTNER_ADMIN, SUPER_ADMIN),
 }
 KEYED: Final = ("IDEMPOTENCY_KEY_REQUIRED", "IDEMPOTENCY_KEY_REUSED", "IDEMPOTENCY_IN_PROGRESS")
 # "method path" -> what the desk may refuse it with (engine/booking/refusals.py), besides what every call of the desk may answer (DESK)
@@ -47,6 +51,23 @@ CODES: Final[dict[str, tuple[str, ...]]] = {
         "PROMO_MIN_AMOUNT", "PROMO_USED_UP", "ANCILLARY_SOLD_OUT", "TOO_MANY_REQUESTS",
     ),
     "post /v1/bookings/lookup": ("TOO_MANY_REQUESTS",),
+    "post /v1/payments/initiate": (
+        *KEYED, "CARD_NUMBER_REFUSED", "HOLD_EXPIRED", "NOTHING_DUE", "PAYMENT_FAILED", "PAYMENT_IN_PROGRESS", "PROVIDER_SILENT", "WRONG_STATE",
+    ),
+    "post /v1/payments/confirm": (
+        *KEYED, "CARD_NUMBER_REFUSED", "OFFER_OTHER_SEATS", "PAYMENT_FAILED", "PAYMENT_REFUNDED", "PROVIDER_SILENT",
+    ),
+    "post /v1/payments/{payment_id}/seats": (*KEYED, "NOTHING_OFFERED", "SEATS_DO_NOT_FIT", "SEAT_TAKEN"),
+    "post /v1/payments/refund": (*KEYED, "CARD_NUMBER_REFUSED", "REFUND_TOO_MUCH", "WRONG_CURRENCY"),
+    "post /v1/settlements": (*KEYED, "NOTHING_TO_SETTLE"),
+    "get /v1/bookings/{ref}/ticket": ("NOT_CONFIRMED",),
+    "post /v1/bookings/{ref}/check-in": ("NOT_CONFIRMED", "CHECK_IN_CLOSED", "WRONG_STATE"),
+    "get /v1/tickets/keys": (),
+    "post /v1/tickets/verify": ("TOO_MANY_REQUESTS",),
+    "post /v1/tickets/scans": (),
+    "get /v1/trips/{trip_id}/manifest": (),
+    "post /v1/trips/{trip_id}/start": ("WRONG_STATE",),
+    "post /v1/trips/{trip_id}/end": ("WRONG_STATE",),
     "post /v1/trips/{trip_id}/quotes": (
         "IDEMPOTENCY_KEY_REUSED", "IDEMPOTENCY_IN_PROGRESS", "SALES_CLOSED", "NO_FARE", "PROMO_NOT_VALID", "PROMO_MIN_AMOUNT",
         "TOO_MANY_REQUESTS",
@@ -61,7 +82,10 @@ CODES: Final[dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 DESK: Final = ("INVALID", "UNAUTHENTICATED", "NOT_FOUND", "BUSY", "UNAVAILABLE")
 # what the path of a call of the desk begins with, or "method path"
-OF_DESK: Final = ("/v1/admin/fare-plans", "/v1/admin/promo-codes", "/v1/admin/offers", "/v1/holds", "/v1/bookings", "/v1/users/me/bookings")
+OF_DESK: Final = (
+    "/v1/admin/fare-plans", "/v1/admin/promo-codes", "/v1/admin/offers", "/v1/holds", "/v1/bookings", "/v1/users/me/bookings", "/v1/payments",
+    "/v1/settlements",
+)  # fmt: skip
 # path begins with -> it asks the database, and says 503 while that is away
 RECORD: Final = ("/v1/admin/", "/v1/devices/", "/v1/buses/{bus_id}/", "/v1/incidents", "/v1/events/publish", "/v1/events/dead", "/v1/audit")
 LEAVES: Final = (
@@ -82,6 +106,8 @@ PARAMETERS: Final[dict[str, str]] = {
     "trip_id": "demo:104-END-0-031:20261121",
     "plan_id": "coach",
     "code": "SPRING",
+    "payment_id": "0195c0de-0001-7000-8000-000000000004",
+    "provider": "SIMULATED_CARD",
     "feed": "demo",
     "near": "36.7538,3.0588",
     "from": "2026-11-21T06:00:00Z",
@@ -125,6 +151,18 @@ BODIES: Final[dict[str, Any]] = {
         ],
         "contact": {"email": "amal@example.org"},
     },
+    "post /v1/tickets/verify": {"qr": "V50H0C0A1", "tripId": "demo:104-END-0-031:20261121"},
+    "post /v1/tickets/scans": {
+        "deviceId": "door-7",
+        "deviceTimeMs": 1795248060000,
+        "scans": [{"seq": 41, "qr": "V50H0C0A1", "tripId": "demo:104-END-0-031:20261121", "scannedAtMs": 1795248000000}],
+    },
+    "post /v1/bookings/{ref}/check-in": {"tripId": "demo:104-END-0-031:20261121"},
+    "post /v1/payments/initiate": {"bookingRef": "K7MWXQ", "provider": "SIMULATED_CARD"},
+    "post /v1/payments/confirm": {"paymentId": "0195c0de-0001-7000-8000-000000000004"},
+    "post /v1/payments/{payment_id}/seats": {"trips": [{"tripId": "demo:104-END-0-031:20261121", "seats": ["2A", "2B"]}]},
+    "post /v1/payments/refund": {"bookingRef": "K7MWXQ", "amount": {"amount": 5000, "currency": "DZD"}, "reason": "the bus was late"},
+    "post /v1/settlements": {"partnerId": "demo", "currency": "DZD", "to": "2026-11-01T00:00:00Z"},
     "post /v1/bookings/lookup": {"ref": "K7MWXQ", "lastName": "Benaïssa"},
     "patch /v1/incidents/{incident_id}": {"state": "ASSIGNED", "assignedTo": "night desk"},
 }

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from api.lag import LoopLag
     from api.live import Sockets
     from api.realtime import RealtimeFeed
+    from engine.booking.boarding import Boarding
     from engine.booking.callers import HoldTokens
     from engine.booking.catalogue import Catalogue
     from engine.booking.desk import Desk
+    from engine.booking.paying import Paying
     from engine.booking.pricing import Pricing
     from engine.booking.rates import Rates
     from engine.booking.search import Search
@@ -43,10 +45,12 @@ class BookingParts(msgspec.Struct, kw_only=True):
     pricing: Pricing
     picks: Picks
     desk: Desk
+    paying: Paying
     tokens: HoldTokens
     rates: Rates
     maps: SeatMaps
     search: Search
+    boarding: Boarding | None = None
 
 
 class Parts(msgspec.Struct, kw_only=True):

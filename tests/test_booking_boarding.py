@@ -43,7 +43,7 @@ class House:
         house.clock = Later()
         house.issuer = house.another()
         house.boarding = Boarding(house.world.pool, house.world.catalogue, house.issuer, clock=house.clock, settings=house.world.settings)
-        house.manifests = Manifests(house.world.pool, house.world.catalogue, house.issuer, house.clock)
+        house.manifests = house.boarding.manifests
         await house.issuer.keys()
         return house
 

@@ -21,6 +21,8 @@ from engine.booking.booking import CHECKED_IN, COMPLETED, CONFIRMED, NO_SHOW, SO
 from engine.booking.callers import Caller
 from engine.booking.catalogue import Catalogue, SoldTrip
 from engine.booking.issuing import BACK, Issuer, ms, name_of
+from engine.booking.manifest import Manifests
+from engine.booking.press import Press
 from engine.booking.refusals import Refused
 from engine.booking.scans import Scan, Standing, corrected_ms, fold_scans
 from engine.clock import Clock
@@ -80,6 +82,7 @@ class Boarding:
         self, pool: DeskPool, catalogue: Catalogue, issuer: Issuer, *, clock: Clock, settings: Settings, meter: Meter | None = None
     ) -> None:
         self.pool, self.catalogue, self.issuer = pool, catalogue, issuer
+        self.manifests, self.press = Manifests(pool, catalogue, issuer, clock), Press()
         self._clock, self._settings = clock, settings
         self._sql = statements("tickets")
         meter = meter or Meter()

@@ -23,7 +23,7 @@ from engine.errors import Unauthenticated
 _MAC: Final = 16  # bytes of the HMAC kept: 2^128 guesses
 _SIZE: Final = 16 + 16 + 6 + _MAC
 DESK_ROLES: Final = frozenset({"AGENT", "PARTNER_ADMIN"})  # sell for their partner
-STAFF_ROLES: Final = frozenset({"AGENT", "PARTNER_ADMIN", "DRIVER"})  # see who travels
+STAFF_ROLES: Final = frozenset({"AGENT", "PARTNER_ADMIN", "DRIVER", "DEVICE"})  # see who travels; a device scans tickets
 
 
 class Opened(msgspec.Struct, frozen=True):
