@@ -103,6 +103,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     address_holds_burst: Annotated[
         int, _d("holds that guests of one address may ask for at once, refilled one each 2 s; over it 429 (demo mode counts none)", ge=1)
     ] = 30
+    sales_pass_s: Annotated[float, _d("pause between two passes of the opener, which puts trips on sale", gt=0)] = 30.0
+    trip_over_s: Annotated[int, _d("a trip that nobody ended is over so long after its planned arrival", ge=0)] = 3_600
     sold_trips_max: Annotated[int, _d("trip instances on sale that a worker keeps in memory", ge=10)] = 4_000
 
     # payments

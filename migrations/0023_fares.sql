@@ -82,7 +82,7 @@ begin
     end loop;
   end if;
   insert into sale.promo_use (partner_id, code, person, lead_id, amount)
-    select p_partner, p_code, who_, p_lead, p_amount from unnest(p_persons || '') who_ group by who_ on conflict do nothing;
+    select p_partner, p_code, who_, p_lead, p_amount from unnest(array_append(p_persons, '')) who_ group by who_ on conflict do nothing;
   if found then update sale.promo_code set uses = n + 1 where partner_id = p_partner and code = p_code; end if;
 end $$;
 
