@@ -162,13 +162,15 @@ end $$;
 -- ------------------------------------------------------------------------------------------------ exchange
 
 -- A fresh hold becomes a row of a booking that is paid for already: it joins its lead under its reference, with passengers of its own.
-create function booking.join_lead(p_new uuid, p_lead uuid, p_reference text, p_contact jsonb, p_total bigint, p_passengers jsonb) returns void
-language plpgsql volatile as $$
+-- p_quote: the terms that it keeps; null: those it was held at.
+create function booking.join_lead(p_new uuid, p_lead uuid, p_reference text, p_contact jsonb, p_total bigint, p_passengers jsonb,
+  p_quote jsonb default null) returns void language plpgsql volatile as $$
 begin
   insert into booking.passenger (booking_id, seat, partner_id, first_name, last_name, type, price, detail)
     select p_new, (p->>'seat')::int2, b.partner_id, p->>'first_name', p->>'last_name', p->>'type', (p->>'price')::bigint, p->'detail'
     from jsonb_array_elements(p_passengers) p, booking.booking b where b.booking_id = p_new;
-  update booking.booking set lead_id = p_lead, reference = p_reference, contact = p_contact, total = p_total where booking_id = p_new;
+  update booking.booking set lead_id = p_lead, reference = p_reference, contact = p_contact, total = p_total, quote = coalesce(p_quote, quote)
+    where booking_id = p_new;
 end $$;
 
 -- Whether a booking that somebody has just paid for may be confirmed: an exchange only while what it replaces is what it was.
@@ -278,16 +280,18 @@ begin
   return jsonb_build_object('status', 'CANCELLED', 'version', t.version);
 end $$;
 
--- One booking of a cancelled trip: its row on that trip is CANCELLED, its tickets are good no more, what it cost goes back in full.
--- Answers the refunds that are to be asked for. Does nothing where that was done already.
+-- One booking of a cancelled trip: its row on that trip is CANCELLED, its tickets are good no more, what it cost goes back in full. One that
+-- nobody has paid for goes with both ways. Answers the refunds that are to be asked for. Does nothing where that was done already.
 create function booking.cancel_for_trip(p_trip bigint, p_lead uuid) returns uuid[] language plpgsql volatile as $$
-declare c booking.trip_cancellation; b booking.booking; v_refunds uuid[] := '{}'; v_back bigint;
+declare c booking.trip_cancellation; b booking.booking; v_refunds uuid[] := '{}'; v_back bigint; v_unpaid bool;
 begin
   perform set_config('tp.partner', '*', true);
   select * into c from booking.trip_cancellation where trip_no = p_trip;
   if not found then return v_refunds; end if;
-  for b in select * from booking.locked(p_lead) loop
-    continue when b.trip_no <> p_trip or b.state not in ('HELD', 'PENDING_PAYMENT', 'CONFIRMED', 'CHECKED_IN', 'BOARDED');
+  perform from booking.locked(p_lead);
+  v_unpaid := exists (select from booking.booking where lead_id = p_lead and trip_no = p_trip and state = 'PENDING_PAYMENT');
+  for b in select * from booking.booking where lead_id = p_lead and (trip_no = p_trip or (v_unpaid and state = 'PENDING_PAYMENT'))
+      and state in ('HELD', 'PENDING_PAYMENT', 'CONFIRMED', 'CHECKED_IN', 'BOARDED') order by booking_id loop
     perform ticket.revoke(array[b.booking_id], null, c.actor, c.request_id);
     perform booking.move(array[b.booking_id], 'CANCELLED', c.actor, c.request_id, null, jsonb_build_object('reason', 'TRIP_CANCELLED'));
     v_back := 0;

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from engine.booking.callers import Caller
+from engine.booking.cancelled_trips import CancelledTrips
 from engine.booking.changes import Changes
 from engine.booking.exchanges import Exchanges
-from tests.booking_world import FlatPrices, World
+from engine.booking.seats import layout_of
+from engine.booking.swaps import Swaps
+from tests.booking_world import PARTNER, FlatPrices, World
 
 DRAWER = "till-1"
 
@@ -21,12 +24,33 @@ class ChangingWorld(World):
         assert isinstance(world, cls)
         world.changes = Changes(world.pool, world.desk, world.clock)
         world.exchanges = Exchanges(world.pool, world.desk, FlatPrices(), world.clock, world.settings)
+        world.swaps = Swaps(world.pool, world.catalogue, world.clock, world.settings)
+        world.cancelled_trips = CancelledTrips(world.pool, world.catalogue)
         return world
 
     def __init__(self) -> None:
         super().__init__()
         self.changes: Changes
         self.exchanges: Exchanges
+        self.swaps: Swaps
+        self.cancelled_trips: CancelledTrips
+
+    def admin(self, partner: str = PARTNER) -> Caller:
+        return self.agent(partner, role="PARTNER_ADMIN")
+
+    async def draw(self, layout_id: str, rows: int, letters: str = "ABCD", first: int = 1) -> None:
+        """A seat layout of the operator: rows of seats around an aisle."""
+        columns = dict(zip(letters, (0, 1, 3, 4), strict=False))
+        drawn = {
+            "decks": [{"rows": rows, "columns": 5, "aisles": [2]}],
+            "seats": [
+                {"label": f"{row + first}{letter}", "row": row, "column": columns[letter]} for row in range(rows) for letter in letters
+            ],
+        }
+        await self.run(
+            """insert into sale.seat_layout (partner_id, layout_id, name, body) values ($1, $2, $2, $3) on conflict (partner_id, layout_id)
+            do update set body = excluded.body, version = sale.seat_layout.version + 1""", PARTNER, layout_id, layout_of(drawn).body(),
+        )  # fmt: skip
 
     async def sold(self, *labels: str, who: Caller | None = None, **more: Any) -> Any:
         """A booking that was paid for, as `show` tells it."""

@@ -233,8 +233,7 @@ class Exchanges:
             return self._said(reference, rows, 0) | answer
         if not same_trip:
             await self._give(change, swap)
-        passengers = swap.bodies()
-        await change.all("join_lead", swap.new_id, old.lead_id, old.reference, old.contact, swap.price, passengers)
+        await change.all("join_lead", swap.new_id, old.lead_id, old.reference, old.contact, swap.price, swap.bodies(), None)
         await self._take_extras(change, swap)
         await change.move([swap.new_id], CONFIRMED, None, {"insteadOf": swap.ride.trip.trip_id})
         await change.issue([swap.new_id])

@@ -20,9 +20,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
+
+from engine.booking.booking import HELD
+from engine.booking.refusals import Refused
+from engine.booking.seats import Layout
 
 KEEP, POSITION, TOGETHER, PINNED = "KEEP", "POSITION", "TOGETHER", "PINNED"
 
@@ -217,3 +221,75 @@ def _overflow(keys: Iterable[tuple[str, int]]) -> tuple[Overflow, ...]:
     for booking_id, seat in sorted(keys):
         parties.setdefault(booking_id, []).append(seat)
     return tuple(Overflow(booking_id, tuple(seats)) for booking_id, seats in parties.items())
+
+
+# ------------------------------------------------------------------------------------------------ from what is kept
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """What somebody has of a trip: one claim."""
+
+    booking_id: str
+    lead_id: str
+    reference: str | None
+    state: str
+    channel: str
+    seat: int
+    legs: int
+    over: bool
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """A plan as it is kept."""
+
+    plan_id: str
+    map_version: int
+    layout_id: str
+    layout_version: int
+    bus_id: str | None
+    moves: list[tuple[str, int, int, int]]  # booking, old seat, new seat, legs
+    overflow: list[tuple[str, int, int]]  # booking, old seat, legs
+    answer: dict[str, Any] | None
+
+
+def seats_of(layout: Layout) -> list[Seat]:
+    """All seats of a layout as the planner sees them. What a seat is kept for is part of its kind: nobody loses it or gets it unasked."""
+    made = []
+    for number, seat in enumerate(layout.seats, 1):
+        kept = [feature for feature in ("ACCESSIBLE", "WOMEN_ONLY") if seat.has(feature)]
+        made.append(Seat(number, seat.label, "+".join([seat.kind, *kept]), seat.deck, seat.row, seat.column))
+    return made
+
+
+def parties_of(claims: Iterable[Taken]) -> list[Party]:
+    """Who sits together: the rows of the claims."""
+    found: dict[str, tuple[int, dict[int, int]]] = {}
+    for claim in claims:
+        rank = LEASED if claim.channel == "LEASE" else RANKS.get(claim.state, RANKS[HELD])
+        _, mine = found.setdefault(claim.booking_id, (rank, {}))
+        mine[claim.seat] = mine.get(claim.seat, 0) | claim.legs
+    return [Party(booking_id, rank, tuple(sorted(mine.items()))) for booking_id, (rank, mine) in found.items()]
+
+
+def pins_of(shown: Shown, claims: Sequence[Taken]) -> dict[tuple[str, int], int | None]:
+    """What of a shown plan still stands. Raises `Refused` PLAN_STALE where a booking of it sits elsewhere or rides elsewhere by now.
+
+    A hold or a lease may have changed (a point of sale sells from its lease all day): its seats that are as they were stay pinned.
+    """
+    planned: dict[tuple[str, int], tuple[int | None, int]] = {(b, seat): (to, legs) for b, seat, to, legs in shown.moves}
+    planned |= {(b, seat): (None, legs) for b, seat, legs in shown.overflow}
+    known = {booking for booking, _ in planned}
+    pins: dict[tuple[str, int], int | None] = {}
+    for party in parties_of(claims):
+        booked = next(claim.reference is not None for claim in claims if claim.booking_id == party.booking_id)
+        for seat, legs in party.seats:
+            to, was = planned.get((party.booking_id, seat), (None, 0))
+            if was == legs:
+                pins[party.booking_id, seat] = to
+            elif booked and party.booking_id in known:
+                raise stale("a booking has changed since")
+    return pins
+
+
+def stale(why: str) -> Refused:
+    return Refused("PLAN_STALE", f"{why}: ask for a new plan, look at it, and commit that one")

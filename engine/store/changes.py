@@ -7,7 +7,7 @@ themselves; they ask for locked rows (`locked`, or `lock_trip` and `lock_leads` 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ import asyncpg
 import msgspec
 
 from engine.booking.refusals import Refused
+from engine.store.desk import REFUSING
 from engine.store.postgres import statements
 
 SQL: Final = statements("changes")
@@ -102,6 +103,17 @@ class Change:
 
     async def value(self, statement: str, *args: Any) -> Any:
         return await self._run.fetchval(SQL[statement], *args)
+
+    @contextlib.asynccontextmanager
+    async def attempt(self) -> AsyncIterator[None]:
+        """What is done inside is undone alone where it raises, by a savepoint. A refusal of the database raises `Refused`."""
+        try:
+            async with self._run.transaction():
+                yield
+        except asyncpg.PostgresError as fault:
+            if fault.sqlstate not in REFUSING:
+                raise
+            raise Refused(str(fault.args[0]), fault.detail or "") from fault
 
     # --- moves ---
 

@@ -94,7 +94,7 @@ where i.trip_no = $1
 
 -- name: join_lead
 -- A fresh hold becomes a row of a booking that is paid for.
-select booking.join_lead($1, $2, $3, $4, $5, $6)
+select booking.join_lead($1, $2, $3, $4, $5, $6, $7)
 
 -- name: put_exchange
 -- A booking that replaces a row once it is paid, and what that row's money counts for.
@@ -124,6 +124,10 @@ select c.booking_id, c.seat, lower(c.legs) as start, upper(c.legs) as "end", b.l
 from (select booking_id, seat, legs from booking.seat_claim where trip_no = $1 and map_version = $2 and active offset 0) c,
   lateral (select * from booking.booking where booking_id = c.booking_id offset 0) b
 order by c.booking_id, c.seat, c.legs
+
+-- name: leads_of
+-- The bookings that some rows belong to.
+select distinct lead_id from booking.booking where booking_id = any($1::uuid[])
 
 -- name: trips_of_leads
 -- The trips that some bookings have rows on.
@@ -179,9 +183,9 @@ select booking.cancel_trip($1, $2, $3, $4)
 select trip_no from booking.trip_cancellation where finished_at is null order by started_at limit 20
 
 -- name: bookings_left
--- Bookings of a cancelled trip that still have seats.
+-- Bookings of a cancelled trip that still have seats, after one of them.
 select distinct lead_id from booking.booking
-where trip_no = $1 and state in ('HELD', 'PENDING_PAYMENT', 'CONFIRMED', 'CHECKED_IN', 'BOARDED') order by lead_id limit $2
+where trip_no = $1 and lead_id > $3 and state in ('HELD', 'PENDING_PAYMENT', 'CONFIRMED', 'CHECKED_IN', 'BOARDED') order by lead_id limit $2
 
 -- name: cancel_for_trip
 -- One of them is dealt with: cancelled, and its money on its way back.
