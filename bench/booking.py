@@ -1,0 +1,152 @@
+"""From free seat to ticketed booking through HTTP, one worker, the generator on the same cores: hold, book, initiate, confirm.
+
+    python -m bench.booking                              the bars: about half a minute
+    python -m bench.booking --seconds 20 --lanes 24      longer, with more callers at once
+    python -m bench.booking --roles api,office           the worker also relays the events of every booking
+    python -m bench.booking --out booking.json           the figures as JSON too
+
+Every caller is a guest who takes the next free seat for one leg and pays with SIMULATED_CARD without faults; only a round whose four calls were
+all answered 2xx counts. Closed loop for the rate, then by the clock at the bar's rate for the times of each call. PostgreSQL is durable
+(fsync, autovacuum) and as large as after a season: 50,000 sold seats. CPU per booking of each process as the kernel counts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from bench import checks, sold
+from bench.lanes import Lanes, Script, request
+from bench.product import Product, table
+from bench.seat_rush import LEGS, Held, bound, described, over_ones, play, say
+
+BAR_BOOKINGS, BAR_MS = 200.0, 200.0
+TRIPS = 40
+CALLS = ("hold", "book", "initiate", "confirm")
+
+
+class Booked(msgspec.Struct):
+    """What we need of an answered booking."""
+
+    ref: str
+
+
+class Paying(msgspec.Struct):
+    """What we need of an answered payment."""
+
+    id: str
+
+
+_HELD, _BOOKED, _PAYING = (msgspec.json.Decoder(kind) for kind in (Held, Booked, Paying))
+
+
+def free_seats() -> Iterator[tuple[int, int, str]]:
+    """(trip, leg, seat): each once; neighbours in time are not neighbours on a bus."""
+    names = sold.labels()
+    for leg in range(LEGS):
+        for name in names:
+            for trip in range(1, TRIPS + 1):
+                yield trip, leg, name
+
+
+def booking(seats: Iterator[tuple[int, int, str]]) -> Script:
+    """A guest after the other, each with a seat of their own. A call that is refused ends the round."""
+    for trip, leg, seat in seats:
+        wanted = f'{{"seats":["{seat}"],"from":"{sold.stop_id(leg)}","to":"{sold.stop_id(leg + 1)}"}}'.encode()
+        status, body = yield "hold", request("POST", f"/v1/trips/{sold.trip_id(trip)}/holds", wanted, Idempotency_Key=uuid.uuid4())  # type: ignore[misc]
+        if status == 201:
+            held = _HELD.decode(body)
+            who = {"X_Hold_Token": held.hold_token}
+            passenger = f'{{"seat":"{seat}","firstName":"Amal","lastName":"Benali","type":"ADULT"}}'
+            wanted = f'{{"holdId":"{held.id}","passengers":[{passenger}],"contact":{{"email":"amal@example.org"}}}}'.encode()
+            status, body = yield "book", request("POST", "/v1/bookings", wanted, Idempotency_Key=uuid.uuid4(), **who)
+        if status == 201:
+            wanted = f'{{"bookingRef":"{_BOOKED.decode(body).ref}","provider":"SIMULATED_CARD"}}'.encode()
+            status, body = yield "initiate", request("POST", "/v1/payments/initiate", wanted, Idempotency_Key=uuid.uuid4(), **who)
+        if status == 201:
+            wanted = f'{{"paymentId":"{_PAYING.decode(body).id}"}}'.encode()
+            yield "confirm", request("POST", "/v1/payments/confirm", wanted, Idempotency_Key=uuid.uuid4(), **who)
+        yield None
+
+
+async def measure(args: argparse.Namespace) -> dict[str, Any]:
+    say("starting a product of its own; selling 200 x 250 seats beside the trips")
+    with Product(durable=True, ROLES=args.roles, RUSH_THRESHOLD_PER_S="0") as product:
+        await sold.sell(product.postgres.admin_url, TRIPS, full=args.full)
+        seats = free_seats()
+        lanes = Lanes(product.port, args.lanes, lambda _: booking(seats))
+        await lanes.open()
+        tally, cost, rate = await play(product, "confirm", lanes, args.seconds)
+        timed, timed_cost, kept = await play(product, "confirm", lanes, args.seconds, BAR_BOOKINGS)
+        lanes.close()
+        say("checking what is there")
+        return {
+            "rate": rate, "us": cost, "refused": tally.bad() | timed.bad(),
+            "ms": {call: [tally.p(call, 0.5), tally.p(call, 0.95)] for call in CALLS},
+            "at_the_bar": {"rate": kept, "late": timed.late, "us": timed_cost, "ms": {c: [timed.p(c, 0.5), timed.p(c, 0.95)] for c in CALLS}},
+            "wrong": await judged(product),
+        }  # fmt: skip
+
+
+async def judged(product: Product) -> list[str]:
+    """Names of the checks of bench/checks.sql that find something wrong in what this bench left behind."""
+    import asyncpg
+
+    admin = await asyncpg.connect(product.postgres.admin_url)
+    try:
+        return sorted(await checks.wrong(admin, ("overlaps", "partial", "orphans")))
+    finally:
+        await admin.close()
+
+
+def report(found: dict[str, Any]) -> bool:
+    """Prints the table; whether every bar is met."""
+    timed = found["at_the_bar"]
+    worst = max(p95 for _, p95 in timed["ms"].values())
+    verdicts = over_ones(found["rate"], BAR_BOOKINGS), "pass" if worst < BAR_MS and not timed["late"] else "SHORT"
+    rows = [("bookings confirmed /s", f"{found['rate']:.0f}", f">= {BAR_BOOKINGS:.0f}", verdicts[0], bound(found["us"], found["rate"]))]
+    rows += [
+        (
+            f"worst p95 of a call at {BAR_BOOKINGS:.0f}/s, ms",
+            f"{worst:.1f}",
+            f"< {BAR_MS:.0f}",
+            verdicts[1],
+            f"{timed['rate']:.0f}/s confirmed",
+        )
+    ]
+    for call in CALLS:
+        there, here = timed["ms"][call], found["ms"][call]
+        rows += [(f"  {call}: p50 / p95 ms", f"{there[0]:.1f} / {there[1]:.1f}", "", "", f"closed loop {here[0]:.1f} / {here[1]:.1f}")]
+    wrong = ", ".join(found["wrong"]) or "nothing"
+    rows += [("wrong in the database afterwards", wrong, "nothing", "pass" if not found["wrong"] else "SHORT", "")]
+    table("hold, book, initiate, confirm through HTTP, one worker, generator on the same cores", rows)
+    print("  CPU a booking: " + described(found["us"]))
+    return verdicts == ("pass", "pass") and not found["wrong"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.booking", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each measurement (default 10)")
+    parser.add_argument("--lanes", type=int, default=16, metavar="N", help="callers at once (default 16)")
+    parser.add_argument("--full", type=int, default=250, metavar="N", help="trips that are sold out beside them (default 250)")
+    parser.add_argument("--roles", default="api", help="roles of the worker (default api)")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the figures")
+    args = parser.parse_args()
+    found = uvloop.run(measure(args))
+    if args.out is not None:
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+    sys.exit(0 if report(found) else 1)
+
+
+if __name__ == "__main__":
+    main()
