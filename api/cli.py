@@ -101,6 +101,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         promos,
         quotes,
         search,
+        seat_maps,
         seats,
         settlements,
         tickets,
@@ -194,6 +195,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         *quotes.ROUTERS,
         *fares.ROUTERS,
         *promos.ROUTERS,
+        *seat_maps.ROUTERS,
         *payments.ROUTERS,
         *settlements.ROUTERS,
     )

@@ -73,17 +73,24 @@ CODES: Final[dict[str, tuple[str, ...]]] = {
         "TOO_MANY_REQUESTS",
     ),
     "get /v1/trips/{trip_id}/ancillaries": ("NO_FARE",),
-    **{f"post /v1/admin/{kind}": ("IDEMPOTENCY_KEY_REUSED", "IDEMPOTENCY_IN_PROGRESS") for kind in ("fare-plans", "promo-codes", "offers")},
+    "get /v1/trips/{trip_id}/seats": (),
+    "post /v1/trips/{trip_id}/picks": ("SEAT_PICKED", "SALES_CLOSED", "TOO_MANY_REQUESTS"),
+    "delete /v1/trips/{trip_id}/picks/{pick_id}": (),
+    "delete /v1/trips/{trip_id}/picks": (),
+    "get /v1/routes": (),
+    "get /v1/routes/popular": (),
+    "get /v1/places": (),
+    **{f"post /v1/admin/{kind}": ("IDEMPOTENCY_KEY_REUSED", "IDEMPOTENCY_IN_PROGRESS") for kind in ("fare-plans", "promo-codes", "offers", "seat-maps")},
     **{
         f"{method} /v1/admin/{thing}": ("PRECONDITION_FAILED", "CONFLICT")
         for method in ("patch", "delete")
-        for thing in ("fare-plans/{plan_id}", "promo-codes/{code}", "offers/{route_id}")
+        for thing in ("fare-plans/{plan_id}", "promo-codes/{code}", "offers/{route_id}", "seat-maps/{layout_id}")
     },
 }  # fmt: skip
 DESK: Final = ("INVALID", "UNAUTHENTICATED", "NOT_FOUND", "BUSY", "UNAVAILABLE")
 # what the path of a call of the desk begins with, or "method path"
 OF_DESK: Final = (
-    "/v1/admin/fare-plans", "/v1/admin/promo-codes", "/v1/admin/offers", "/v1/holds", "/v1/bookings", "/v1/users/me/bookings", "/v1/payments",
+    "/v1/admin/fare-plans", "/v1/admin/promo-codes", "/v1/admin/offers", "/v1/admin/seat-maps", "/v1/holds", "/v1/bookings", "/v1/users/me/bookings", "/v1/payments",
     "/v1/settlements",
 )  # fmt: skip
 # path begins with -> it asks the database, and says 503 while that is away
@@ -105,6 +112,10 @@ PARAMETERS: Final[dict[str, str]] = {
     "stop_id": "demo:END",
     "trip_id": "demo:104-END-0-031:20261121",
     "plan_id": "coach",
+    "layout_id": "small",
+    "pick_id": "rQ8tVfN2c0Zk4yXw",
+    "pickId": "rQ8tVfN2c0Zk4yXw",
+    "q": "alger",
     "code": "SPRING",
     "payment_id": "0195c0de-0001-7000-8000-000000000004",
     "provider": "SIMULATED_CARD",
@@ -139,10 +150,25 @@ BODIES: Final[dict[str, Any]] = {
     "post /v1/admin/promo-codes": {"code": "SPRING", "kind": "PERCENT", "value": 100, "maxUses": 500, "maxUsesEach": 1},
     "patch /v1/admin/promo-codes/{code}": {"maxUses": 1000, "validTo": None},
     "post /v1/admin/offers": {"routeId": "demo:W1", "layoutId": "coach-49", "farePlanId": "coach", "openDays": 14, "closeS": 300},
+    "post /v1/admin/seat-maps": {
+        "id": "small",
+        "name": "Small bus",
+        "layout": {
+            "decks": [{"rows": 3, "columns": 4, "aisles": [2], "driver": {"row": 0, "column": 0}, "doors": [{"row": 0, "column": 3}]}],
+            "seats": [
+                {"label": "1A", "row": 1, "column": 0},
+                {"label": "1B", "row": 1, "column": 1},
+                {"label": "1C", "row": 1, "column": 3, "features": ["ACCESSIBLE"]},
+                {"label": "2A", "row": 2, "column": 0, "kind": "PREMIUM"},
+            ],
+        },
+    },
+    "patch /v1/admin/seat-maps/{layout_id}": {"name": "Small bus with a ramp"},
     "patch /v1/admin/offers/{route_id}": {"openDays": 30, "womenOnlySeats": ["1A", "1B"]},
     "post /v1/trips/{trip_id}/quotes": {"count": 2, "from": "demo:ALG", "to": "demo:ORN", "passengers": ["ADULT", "CHILD"]},
     "post /v1/events/publish": {"topic": "system", "type": "ALERT", "data": {"alert": "ROAD_CLOSED", "road": "N5"}, "partnerId": "demo"},
     "post /v1/trips/{trip_id}/holds": {"seats": ["1A", "1B"], "from": "demo:ALG", "to": "demo:ORN"},
+    "post /v1/trips/{trip_id}/picks": {"seats": ["1A", "1B", "2A"], "from": "demo:ALG", "to": "demo:ORN"},
     "post /v1/bookings": {
         "holdId": "0195c0de-0001-7000-8000-000000000003",
         "passengers": [

@@ -168,6 +168,15 @@ class Paying:
             self._facts.add(1, provider, "SETTLED" if known else "UNKNOWN_PAYMENT")
         return len(facts)
 
+    async def posted(self, provider: str, headers: dict[str, str], body: bytes) -> bool:
+        """The way in for webhooks of simulated providers in this process; False: not accepted, to be posted again."""
+        try:
+            await self.webhook(provider, headers, body, f"webhook-{self._clock.uuid7()}")
+        except EngineError as fault:
+            log.warning("a webhook of %s was not taken: %s", provider, fault.detail)
+            return False
+        return True
+
     # --- other seats ---
 
     async def choose_seats(self, caller: Caller, key: Key | None, payment_id: str, wanted: Mapping[str, list[str]]) -> Answer:

@@ -22,7 +22,9 @@ each call is a function from memory to memory. `Simulated` is the shell around i
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, Protocol
 
 import msgspec
@@ -43,7 +45,10 @@ from engine.booking.payments import (
     ProviderSilent,
 )
 from engine.clock import Clock
-from engine.errors import Invalid
+from engine.errors import EngineError, Invalid
+from engine.settings import Settings
+
+log = logging.getLogger(__name__)
 
 CARD, MOBILE_MONEY = "SIMULATED_CARD", "SIMULATED_MOBILE_MONEY"
 NAMES: Final = (CARD, MOBILE_MONEY)
@@ -57,6 +62,9 @@ THREE_DAYS_MS: Final = 3 * 86_400_000
 CHARGEBACK_MS: Final = 1_000  # after the money
 REORDER_MS: Final = 400  # the newest webhook of a payment comes first, each older one so much later
 SAVES: Final = 20  # tries of a change that others overtake
+DELIVER_S: Final = 0.2  # pause between two looks for webhooks to post
+
+Poster = Callable[[str, dict[str, str], bytes], Awaitable[bool]]  # (provider, headers, body) -> accepted
 
 
 class Memory(msgspec.Struct, kw_only=True):
@@ -255,7 +263,7 @@ class Simulated:
         payments.check_signature(self._secret, headers.get(payments.SIGNATURE), body, now_ms)
         return payments.read_webhook(body)
 
-    async def deliver(self, post: Callable[[str, dict[str, str], bytes], Awaitable[bool]], limit: int = 50) -> int:
+    async def deliver(self, post: Poster, limit: int = 50) -> int:
         """Posts the webhooks that are due: `post(provider, headers, body) -> accepted`. How many were accepted."""
         now_ms = self._clock.now_ms()
         done = []
@@ -286,3 +294,30 @@ class Simulated:
 
 def _until(memory: Memory, now_ms: int) -> list[Fact]:
     return [fact for fact in memory.facts if fact.at_ms <= now_ms]
+
+
+def providers_of(settings: Settings, secret_key: str, memories: Memories, clock: Clock) -> dict[str, Simulated]:
+    """The providers that settings name, each with its webhook secret. Raises `Invalid` for an unknown one, and for a secret too short."""
+    given = {}
+    for pair in filter(None, (part.strip() for part in settings.payment_webhook_secrets.split(","))):
+        name, _, secret = pair.partition("=")
+        if len(secret) < 32:
+            raise Invalid(f"PAYMENT_WEBHOOK_SECRETS: the secret of {name[:40]!r} needs at least 32 characters")
+        given[name] = secret.encode()
+    names = [name.strip() for name in settings.payment_providers.split(",") if name.strip()]
+    return {
+        name: Simulated(name, memories, clock, given.get(name) or payments.webhook_secret(secret_key, name), settings.simulator_answer_ms)
+        for name in names
+    }
+
+
+async def deliver_for_ever(providers: Iterable[Simulated], post: Poster) -> None:
+    """What the simulated providers do by themselves: post their webhooks, and post again what was not accepted."""
+    while True:
+        count = 0
+        for provider in providers:
+            try:
+                count += await provider.deliver(post)
+            except EngineError as fault:
+                log.warning("webhooks of %s are posted later: %s", provider.name, fault.detail)
+        await asyncio.sleep(0 if count else DELIVER_S)
