@@ -19,6 +19,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from engine import errors
+from engine.booking.refusals import Refused
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ TITLES: Final[dict[type[errors.EngineError], tuple[str, int]]] = {
     errors.TooLarge: ("Too large", BAD_MESSAGE),
     errors.TooMany: ("Too many requests", TOO_MANY),
     errors.Unavailable: ("Not available right now", RESTARTING),
+    Refused: ("The desk refuses it", BAD_MESSAGE),  # each code has its own title: engine/booking/refusals.py
     errors.FeedRejected: ("The feed has errors; nothing of it was taken", BAD_MESSAGE),
 }
 
@@ -114,7 +116,7 @@ def problem_of(fault: Exception, instance: str, request_id: str) -> tuple[Proble
     """The document of any exception, and the headers that go with it (Retry-After, WWW-Authenticate, Allow)."""
     headers: dict[str, str] = {}
     if isinstance(fault, errors.EngineError):
-        title, _ = title_and_close_code(type(fault))
+        title = fault.title if isinstance(fault, Refused) else title_and_close_code(type(fault))[0]
         code, status, retryable, detail = fault.code, fault.status, fault.retryable, fault.detail
         listed = [Fault(e.get("pointer", ""), e.get("code", "INVALID_VALUE"), e.get("detail", "")) for e in fault.errors]
         if fault.retry_after_s is not None:

@@ -156,7 +156,7 @@ class Desk:
                 await self.room.check(trip_id, wish.queue_token)
             if not numbers:
                 numbers = await self._choose(trip, start, end, wish)
-            await self._not_picked(trip, numbers, start, end, wish.pick_id)
+            await self._not_picked(trip, numbers, start, end, wish)
             if wish.quote_id is not None:
                 quote = await self.pricing.recall(wish.quote_id, trip, start, end, numbers)
             else:
@@ -188,7 +188,7 @@ class Desk:
                     self.catalogue.forget(trip_id)
                 if again and attempt + 1 < TRIES:
                     continue
-                raise self._worded(refusal, trip, start, end) from refusal
+                raise self._worded(refusal, trip, start, end, wish) from refusal
             if wish.pick_id is not None:
                 await self._drop_pick(trip, wish.pick_id)
             return await self._held(caller, held)
@@ -211,12 +211,12 @@ class Desk:
             raise Refused("TOO_FEW_SEATS", f"{trip.trip_id} has no {wish.count} free seats like that between these stops")
         return sorted(found)
 
-    async def _not_picked(self, trip: SoldTrip, numbers: Sequence[int], start: int, end: int, owner: str | None) -> None:
+    async def _not_picked(self, trip: SoldTrip, numbers: Sequence[int], start: int, end: int, wish: Wish) -> None:
         if self.picks is None:
             return
         labels = [trip.label_of(n) for n in numbers]
         try:
-            others = await self.picks.others(trip, labels, start, end, owner)
+            others = await self.picks.others(trip, labels, start, end, wish.pick_id)
         except Unavailable:
             self._blind.add()
             return
@@ -225,7 +225,7 @@ class Desk:
                 "SEAT_PICKED",
                 f"somebody else is choosing {', '.join(others)} right now; try again in a minute or take other seats",
                 retry_after_s=5,
-                errors=[_seat_fault(label, "SEAT_PICKED", "somebody else is choosing it") for label in others],
+                errors=[_seat_fault(wish, label, "SEAT_PICKED", "somebody else is choosing it") for label in others],
             )
 
     async def _drop_pick(self, trip: SoldTrip, pick_id: str) -> None:
@@ -235,13 +235,13 @@ class Desk:
             except Unavailable:
                 self._blind.add()  # it ends by itself
 
-    def _worded(self, refusal: Refused, trip: SoldTrip, start: int, end: int) -> Exception:
+    def _worded(self, refusal: Refused, trip: SoldTrip, start: int, end: int, wish: Wish) -> Exception:
         """A refusal of the database in words, its seats by label."""
         code, facts = refusal.code, refusal.facts
         if code == "SEAT_TAKEN":
             labels = [trip.label_of(n) for n in facts["seats"]]
             here = f"between {trip.stops[start].name} and {trip.stops[end].name}"
-            faults = [_seat_fault(label, "SEAT_TAKEN", f"taken {here}") for label in labels]
+            faults = [_seat_fault(wish, label, "SEAT_TAKEN", f"taken {here}") for label in labels]
             return Refused(code, f"{', '.join(labels)} on {trip.trip_id}: taken {here}; nothing is held", errors=faults)
         if code == "SALES_CLOSED":
             return sales_closed(trip.trip_id, str(facts.get("trip", "")))
@@ -403,12 +403,13 @@ def _numbers(trip: SoldTrip, wish: Wish, most: int) -> list[int]:
         )
     if len(set(wish.labels)) != len(wish.labels):
         twice = sorted({label for label in wish.labels if wish.labels.count(label) > 1})
-        raise Invalid("a seat is named twice", errors=[_seat_fault(label, "SEAT_TWICE", "named twice") for label in twice])
+        raise Invalid("a seat is named twice", errors=[_seat_fault(wish, label, "SEAT_TWICE", "named twice") for label in twice])
     return sorted(trip.number_of(label, f"/seats/{index}") for index, label in enumerate(wish.labels))
 
 
-def _seat_fault(label: str, code: str, detail: str) -> dict[str, str]:
-    return {"pointer": f"/seats/{label}", "code": code, "detail": f"{label}: {detail}"}
+def _seat_fault(wish: Wish, label: str, code: str, detail: str) -> dict[str, str]:
+    pointer = f"/seats/{wish.labels.index(label)}" if label in wish.labels else "/seats"
+    return {"pointer": pointer, "code": code, "detail": f"{label}: {detail}"}
 
 
 def _unseated(named: Sequence[Named], seated: Sequence[Sequence[tuple[int, Named]]]) -> list[dict[str, str]]:
