@@ -90,7 +90,8 @@ CODES: Final[dict[str, tuple[str, ...]]] = {
 DESK: Final = ("INVALID", "UNAUTHENTICATED", "NOT_FOUND", "BUSY", "UNAVAILABLE")
 # what the path of a call of the desk begins with, or "method path"
 OF_DESK: Final = (
-    "/v1/admin/fare-plans", "/v1/admin/promo-codes", "/v1/admin/offers", "/v1/admin/seat-maps", "/v1/holds", "/v1/bookings", "/v1/users/me/bookings", "/v1/payments",
+    "/v1/admin/fare-plans", "/v1/admin/promo-codes", "/v1/admin/offers", "/v1/admin/seat-maps",
+    "/v1/holds", "/v1/bookings", "/v1/users/me/bookings", "/v1/payments",
     "/v1/settlements",
 )  # fmt: skip
 # path begins with -> it asks the database, and says 503 while that is away

@@ -156,7 +156,7 @@ def test_accessible_seats_are_offered_last_or_kept_where_the_layout_says_so() ->
     first = set(numbers(COACH, "1A", "1B"))
     assert best_available(COACH, first | set(numbers(COACH, "9C", "9D")), 2) == numbers(COACH, "9C", "9D")
     assert best_available(COACH, first, 2) == sorted(first)
-    kept = layout_of({**COACH.body(), "accessible_only": True})
+    kept = layout_of({**COACH.body(), "accessibleOnly": True})
     assert best_available(kept, first, 2) == []
     assert best_available(kept, set(kept.sellable), 2, ["ACCESSIBLE"]) == sorted(first)
     assert best_available(kept, set(kept.sellable) - first, 1, ["ACCESSIBLE"]) == []
@@ -236,7 +236,7 @@ def test_a_women_only_seat_needs_a_woman() -> None:
 
 
 def test_an_accessible_seat_that_is_kept_takes_who_needs_it_and_the_companion() -> None:
-    kept = layout_of({**COACH.body(), "accessible_only": True})
+    kept = layout_of({**COACH.body(), "accessibleOnly": True})
     a, b, c = numbers(kept, "1A", "1B", "1C")
     check_passengers(COACH, [(a, None)])
     check_passengers(kept, [(a, {"accessible": True}), (b, None), (c, None)])

@@ -63,7 +63,7 @@ class Seat(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.features is not None and feature in self.features
 
 
-class Layout(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
+class Layout(msgspec.Struct, frozen=True, dict=True, omit_defaults=True, rename="camel"):
     """A layout that holds together. Made by `layout_of`."""
 
     decks: Annotated[tuple[Deck, ...], msgspec.Meta(min_length=1, max_length=3)]

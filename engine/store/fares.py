@@ -92,6 +92,11 @@ class OfferBook:
     def __init__(self, connection: Any) -> None:
         self._run, self._sql = connection, statements("fares")
 
+    @property
+    def connection(self) -> Any:
+        """For what another book changes in the same transaction."""
+        return self._run
+
     async def fare_plans(self, partner_id: str, after: tuple[str, str], limit: int, *, retired: bool) -> list[Any]:
         return list(await self._run.fetch(self._sql["fare_plans"], partner_id, *after, limit, retired))
 
