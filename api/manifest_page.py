@@ -58,7 +58,7 @@ def _passengers(passengers: list[Travels], zone: ZoneInfo) -> str:
         f'<tr data-state="{one.state}"><th scope="row" class="mono">{escape(one.seat)}</th>'
         f'<td class="who"><bdi>{escape(one.passenger)}</bdi> <span class="soft">{escape(one.type.lower())}</span></td>'
         f'<td data-label="from"><bdi>{escape(one.from_)}</bdi></td><td data-label="to"><bdi>{escape(one.to)}</bdi></td>'
-        f'<td class="state">{STATES.get(one.state, one.state.lower())} <span class="mono">{_time(one.boarded_at, zone)}</span></td>'
+        f'<td class="standing">{STATES.get(one.state, one.state.lower())} <span class="mono">{_time(one.boarded_at, zone)}</span></td>'
         f'<td class="mono">{escape(one.reference or "")}</td><td class="mono">{escape(one.phone or "")}</td></tr>'
         for one in passengers
     ) + "</tbody></table></div>"  # fmt: skip
