@@ -89,6 +89,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     from api import (
         asyncapi,
         booking,
+        changes,
         fares,
         feeds,
         fleet,
@@ -188,6 +189,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         *incidents.ROUTERS,
         *fleet.ROUTERS,
         *booking.ROUTERS,
+        *changes.ROUTERS,
         *seats.ROUTERS,
         *search.ROUTERS,
         *tickets.ROUTERS,
@@ -272,8 +274,11 @@ async def open_desk(settings: Settings, clock: Clock, redis: Redis, meter: Meter
     from api.parts import BookingParts
     from engine.booking.boarding import Boarding
     from engine.booking.callers import HoldTokens
+    from engine.booking.cancelled_trips import CancelledTrips
     from engine.booking.catalogue import Catalogue
+    from engine.booking.changes import Changes
     from engine.booking.desk import Desk
+    from engine.booking.exchanges import Exchanges
     from engine.booking.issuing import Issuer
     from engine.booking.paying import Paying
     from engine.booking.pricing import Pricing
@@ -281,6 +286,7 @@ async def open_desk(settings: Settings, clock: Clock, redis: Redis, meter: Meter
     from engine.booking.rates import Rate, Rates
     from engine.booking.search import Search
     from engine.booking.seatmaps import SeatMaps
+    from engine.booking.swaps import Swaps
     from engine.store.bookings import Bookings
     from engine.store.desk import DeskPool
     from engine.store.payments import Payments
@@ -316,6 +322,10 @@ async def open_desk(settings: Settings, clock: Clock, redis: Redis, meter: Meter
         picks=picks,
         maps=maps,
         search=Search(pool, pricing),
+        changes=Changes(pool, desk, clock),
+        exchanges=Exchanges(pool, desk, pricing, clock, settings),
+        swaps=Swaps(pool, catalogue, clock, settings, picks),
+        cancelled_trips=CancelledTrips(pool, catalogue, meter),
         desk=desk,
         paying=paying,
         tokens=tokens,
@@ -340,6 +350,7 @@ def office_work(
     assert desk.boarding is not None
     return {
         "boarding": hold(redis, "boarding", settings, desk.boarding.run),
+        "cancelled trips": hold(redis, "cancelled-trips", settings, desk.cancelled_trips.run),
         "outbox": Relay(redis, office, desk.catalogue, bell, clock=clock, settings=settings, meter=meter).run(),
         "expiry": hold(redis, "expiry", settings, expiry.run),
         "retention": hold(redis, "retention", settings, retention.run),

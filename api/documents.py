@@ -14,6 +14,7 @@ from typing import Final
 from api import (
     asyncapi,
     booking,
+    changes,
     fares,
     feeds,
     fleet,
@@ -64,6 +65,7 @@ def openapi() -> str:
             *incidents.ROUTERS,
             *fleet.ROUTERS,
             *booking.ROUTERS,
+            *changes.ROUTERS,
             *seats.ROUTERS,
             *search.ROUTERS,
             *tickets.ROUTERS,

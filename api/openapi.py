@@ -36,6 +36,10 @@ WHO: Final[dict[str, tuple[str, ...]]] = {
     "get /v1/trips/{trip_id}/manifest": (DRIVER, AGENT, PARTNER_ADMIN, SUPER_ADMIN),
     "post /v1/trips/{trip_id}/start": (DRIVER, PARTNER_ADMIN, SUPER_ADMIN),
     "post /v1/trips/{trip_id}/end": (DRIVER, PARTNER_ADMIN, SUPER_ADMIN),
+    "post /v1/trips/{trip_id}/swap-bus": MANAGERS,
+    "post /v1/trips/{trip_id}/cancel": MANAGERS,
+    "get /v1/trips/{trip_id}/cancellation": MANAGERS,
+    "post /v1/trips/{trip_id}/sales": MANAGERS,
 }
 KEYED: Final = ("IDEMPOTENCY_KEY_REQUIRED", "IDEMPOTENCY_KEY_REUSED", "IDEMPOTENCY_IN_PROGRESS")
 # "method path" -> what the desk may refuse it with (engine/booking/refusals.py), besides what every call of the desk may answer (DESK)
@@ -62,6 +66,17 @@ CODES: Final[dict[str, tuple[str, ...]]] = {
     "post /v1/settlements": (*KEYED, "NOTHING_TO_SETTLE"),
     "get /v1/bookings/{ref}/ticket": ("NOT_CONFIRMED",),
     "post /v1/bookings/{ref}/check-in": ("NOT_CONFIRMED", "CHECK_IN_CLOSED", "WRONG_STATE"),
+    "patch /v1/bookings/{ref}/cancel": (
+        *KEYED[1:], "OFFER_EXPIRED", "OFFER_STALE", "PAYMENT_IN_PROGRESS", "PRECONDITION_FAILED", "REFUND_TOO_MUCH", "TOO_LATE", "WRONG_STATE",
+    ),
+    "post /v1/bookings/{ref}/modify": (
+        *KEYED[1:], "ANCILLARY_SOLD_OUT", "NO_FARE", "OTHER_CLASS", "PAYMENT_IN_PROGRESS", "PRECONDITION_FAILED", "SALES_CLOSED",
+        "SEAT_ACCESSIBLE_ONLY", "SEAT_TAKEN", "SEAT_WOMEN_ONLY", "TOO_LATE", "WRONG_CURRENCY", "WRONG_STATE",
+    ),
+    "post /v1/trips/{trip_id}/swap-bus": (*KEYED[1:], "OVERFLOW_UNDECIDED", "PLAN_STALE", "TRIP_OVER"),
+    "post /v1/trips/{trip_id}/cancel": (*KEYED, "TRIP_OVER"),
+    "get /v1/trips/{trip_id}/cancellation": (),
+    "post /v1/trips/{trip_id}/sales": (*KEYED[1:], "SALES_CLOSED"),
     "get /v1/tickets/keys": (),
     "post /v1/tickets/verify": ("TOO_MANY_REQUESTS",),
     "post /v1/tickets/scans": (),
@@ -190,6 +205,11 @@ BODIES: Final[dict[str, Any]] = {
     "post /v1/payments/{payment_id}/seats": {"trips": [{"tripId": "demo:104-END-0-031:20261121", "seats": ["2A", "2B"]}]},
     "post /v1/payments/refund": {"bookingRef": "K7MWXQ", "amount": {"amount": 5000, "currency": "DZD"}, "reason": "the bus was late"},
     "post /v1/settlements": {"partnerId": "demo", "currency": "DZD", "to": "2026-11-01T00:00:00Z"},
+    "patch /v1/bookings/{ref}/cancel": {"seats": ["1B"]},
+    "post /v1/bookings/{ref}/modify": {"seats": {"1A": "2A"}},
+    "post /v1/trips/{trip_id}/swap-bus": {"layoutId": "minibus-19", "busId": "BUS-17", "plan": True},
+    "post /v1/trips/{trip_id}/cancel": {"reason": "the road is closed by snow"},
+    "post /v1/trips/{trip_id}/sales": {"open": False},
     "post /v1/bookings/lookup": {"ref": "K7MWXQ", "lastName": "Benaïssa"},
     "patch /v1/incidents/{incident_id}": {"state": "ASSIGNED", "assignedTo": "night desk"},
 }

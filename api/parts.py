@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from api.realtime import RealtimeFeed
     from engine.booking.boarding import Boarding
     from engine.booking.callers import HoldTokens
+    from engine.booking.cancelled_trips import CancelledTrips
     from engine.booking.catalogue import Catalogue
+    from engine.booking.changes import Changes
     from engine.booking.desk import Desk
+    from engine.booking.exchanges import Exchanges
     from engine.booking.paying import Paying
     from engine.booking.pricing import Pricing
     from engine.booking.rates import Rates
     from engine.booking.search import Search
     from engine.booking.seatmaps import SeatMaps
+    from engine.booking.swaps import Swaps
     from engine.meter import Meter
     from engine.office.accounts import Devices
     from engine.store.desk import DeskPool
@@ -50,6 +54,10 @@ class BookingParts(msgspec.Struct, kw_only=True):
     rates: Rates
     maps: SeatMaps
     search: Search
+    changes: Changes
+    exchanges: Exchanges
+    swaps: Swaps
+    cancelled_trips: CancelledTrips
     boarding: Boarding | None = None
 
 
