@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from litestar import Request, Response, delete, get, post
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from api.booking import SeatLabel, StopWord
@@ -41,10 +42,12 @@ class PickOut(msgspec.Struct, frozen=True, rename="camel"):
     until_ms: int
 
 
-@get("/trips/{trip_id:str}/seats", tags=["booking"])
-async def read_seats(
-    request: Request[Any, Any, Any], trip_id: FromPath[str], start: From = None, end: To = None
-) -> Response[SeatMap] | Response[None]:
+SHOWN: Final = ResponseSpec(SeatMap, generate_examples=False, description="the seat map")
+SAME: Final = ResponseSpec(None, generate_examples=False, description="it is what If-None-Match names")
+
+
+@get("/trips/{trip_id:str}/seats", tags=["booking"], responses={200: SHOWN, 304: SAME})
+async def read_seats(request: Request[Any, Any, Any], trip_id: FromPath[str], start: From = None, end: To = None) -> Response[Any]:
     """Every seat of the trip between two stops: free, being chosen, taken or blocked, and its price. `version` and `epoch` say where the
     channel `seats:{tripId}` stood: subscribe with since {"e": epoch, "o": version} and nothing is missed."""
     shown = await booking_of(parts_of(request)).maps.show(trip_id, stop_word(start), stop_word(end))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from engine.booking.layouts import READY
 from engine.booking.refusals import Refused
 from engine.booking.seats import FEATURES, Layout, best_available, check_passengers, layout_of, seat_messages
 from engine.errors import Invalid
+from engine.office.outbox import Seats
+from engine.office.topics import event_of
 
 LAYOUTS = {name: layout_of(body) for name, body in READY.items()}
 COACH = LAYOUTS["coach-49"]
@@ -284,3 +287,11 @@ def test_a_seat_of_an_older_map_is_nobodys_business() -> None:
 
 def test_every_feature_has_a_mark() -> None:
     assert set(COACH.marks) >= FEATURES
+
+
+def test_after_a_swap_of_the_bus_the_seat_channel_says_to_read_the_map_again() -> None:
+    data = {"tripId": "demo:T:20261121", "tripNo": 7, "mapVersion": 2}
+    event = event_of("trip", "BUS_SWAPPED", "0195c0de-0001-7000-8000-000000000001", 3, "north", 0, data)
+    [said] = Seats().lines(event, data, None)
+    assert said.channel == "seats:demo:T:20261121"
+    assert msgspec.json.decode(said.payload) == {"t": "notice", "d": {"what": "MAP_CHANGED", "mapVersion": 2}}

@@ -37,7 +37,7 @@ class Cell(msgspec.Struct, frozen=True, gc=False):
     column: Place
 
 
-class Deck(msgspec.Struct, frozen=True, omit_defaults=True):
+class Deck(msgspec.Struct, frozen=True):
     """A floor of the bus. A column that is an aisle may still have a seat: the bench at the back goes across."""
 
     rows: Annotated[int, msgspec.Meta(ge=1, le=64)]

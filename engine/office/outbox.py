@@ -58,11 +58,14 @@ class Sink(Protocol):
 
 
 class Seats:
-    """`seats:{tripId}`: every map of the trip."""
+    """`seats:{tripId}`: every map of the trip. After a swap of the bus what was told is worth nothing: a notice says to read the map again."""
 
     name = "seats"
 
     def lines(self, event: Event, body: Mapping[str, Any], trip: Any | None) -> Sequence[Line]:
+        if event.topic == "trip" and event.type == "BUS_SWAPPED":
+            notice = {"t": "notice", "d": {"what": "MAP_CHANGED", "mapVersion": body["mapVersion"]}}
+            return (Saying("seats:" + body["tripId"], event.id, _ENCODE(notice)),)
         if trip is None:
             return ()
         channel = "seats:" + trip.trip_id
