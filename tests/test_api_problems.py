@@ -10,9 +10,12 @@ from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFou
 
 from api import problems
 from engine import errors
+from engine.booking.refusals import REFUSALS, Refused
 
 
 def leaves(kind: type[errors.EngineError]) -> list[type[errors.EngineError]]:
+    if kind is Refused:
+        return []  # one class for a table of codes, each with a row of its own
     return [kind, *(leaf for sub in kind.__subclasses__() for leaf in leaves(sub))]
 
 
@@ -24,6 +27,18 @@ def test_every_leaf_has_a_row_of_its_own_or_of_an_ancestor(leaf: type[errors.Eng
     assert (problem.status, problem.code, problem.retryable) == (leaf.status, leaf.code, leaf.retryable)
     if leaf is not errors.EngineError:
         assert title != problems.TITLES[errors.EngineError][0], "an ancestor nearer than the root"
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+def test_a_refusal_speaks_with_the_title_and_status_of_its_code(code: str) -> None:
+    problem, _ = problems.problem_of(Refused(code, "because"), "/v1/x", "rid-1234")
+    meaning = REFUSALS[code]
+    assert (problem.title, problem.status, problem.code, problem.retryable) == (meaning.title, meaning.status, code, meaning.retryable)
+    assert problems.close_code(Refused(code, "because")) == 4400
+
+
+def test_the_table_of_refusals_is_in_order() -> None:
+    assert list(REFUSALS) == sorted(REFUSALS)
 
 
 def test_the_document_is_that_of_the_contract() -> None:
