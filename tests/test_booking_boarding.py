@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,7 +18,7 @@ from engine.booking.manifest import Manifests, as_csv
 from engine.booking.refusals import Refused
 from engine.clock import SystemClock
 from engine.errors import NotFound
-from tests.booking_world import OTHER, SECRET, World
+from tests.booking_world import LAYOUT, OTHER, SECRET, World
 
 HOUR_MS = 3_600_000
 
@@ -135,6 +136,9 @@ async def test_reissue_after_cancel_leaves_the_old_qr_superseded(house: House) -
     shown, (old,) = await house.sold("1A")
     assert await house.edge(shown, "select ticket.revoke($1, '{1}', 'test', 'test')") == 1
     assert await result(house, old) == "REVOKED"
+    with pytest.raises(Refused) as refused:
+        await house.tickets(shown)
+    assert refused.value.code == "TICKETS_REVOKED", "reading brings nothing back"
     assert await house.edge(shown, "select ticket.issue($1, 'test', 'test')") == 1
     (new,) = await house.tickets(shown)
     assert new.ticket_id == old.ticket_id and new.version == 2 and new.qr != old.qr
@@ -144,14 +148,45 @@ async def test_reissue_after_cancel_leaves_the_old_qr_superseded(house: House) -
     assert [(row[0], row[1]) for row in events] == [("ISSUED", 1), ("REVOKED", 2), ("ISSUED", 3), ("SCANNED", 4), ("SCANNED", 5)]
 
 
+async def test_a_cancelled_booking_shows_no_ticket_and_its_qr_is_revoked(house: House) -> None:
+    shown, (mine,) = await house.sold("1A")
+    await house.cancel(shown)
+    with pytest.raises(Refused) as refused:
+        await house.tickets(shown)
+    assert refused.value.code == "NOT_CONFIRMED"
+    assert await result(house, mine) == "REVOKED"
+
+
 async def test_a_renumbered_bus_keeps_the_qr_valid_and_the_manifest_tells_the_seat(house: House) -> None:
+    """A swap on which two passengers of one booking change places, onto a bus that calls its seats otherwise."""
     shown, (first, second) = await house.sold("1A", "1B")
-    await house.edge(shown, "select ticket.reseat(($1::uuid[])[1], '{1,2}', '{2,1}')")  # they change places: no moment with two on one seat
+    trip = await house.world.catalogue.trip(house.world.trip_id)
+    labels = [f"{number}" for number in range(101, 113)]
+    drawn = json.loads(json.dumps(LAYOUT))
+    for seat, label in zip(drawn["decks"][0]["seats"], labels, strict=True):
+        seat["label"] = label
+
+    async def swap(connection: Any) -> None:
+        await connection.execute("select booking.lock_trip($1, true)", trip.trip_no)
+        rows = await connection.fetch("select booking_id, seats from booking.locked($1, true)", shown["lead"])
+        await connection.execute(
+            "select booking.swap($1, 1, $2, $3, $4, 'twelve', 'BUS-9', $5, $6, $7, 'test', 'test')", trip.trip_no,
+            [rows[0]["booking_id"]] * 2, [1, 2], [2, 1], list(range(1, 13)), labels, drawn,
+        )  # fmt: skip
+
+    await house.world.pool.run("*", swap)
+    house.world.catalogue.forget(trip.trip_id)
     one, two = await house.tickets(shown)
-    assert {one.qr, two.qr} == {first.qr, second.qr}
-    assert one.ticket_id == second.ticket_id and one.seat == "1A"
+    assert (one.seat, one.qr) == ("101", second.qr) and (two.seat, two.qr) == ("102", first.qr)
     assert await result(house, first) == "VALID"
-    assert (await house.issuer.seen(first.qr, None)).seat == "1B"
+    assert (await house.issuer.seen(first.qr, trip.trip_id)).seat == "102"
+    driver = house.world.agent(role="DRIVER")
+    (done,) = await house.boarding.scan(driver, "door", None, [ScanIn(first.qr, trip.trip_id)])
+    assert (done.result, done.seat) == ("BOARDED", "102")
+    manifest = await house.manifests.of(trip)
+    assert (manifest.bus_id, manifest.map_version) == ("BUS-9", 2)
+    assert [(one.seat, one.state) for one in manifest.passengers] == [("101", "BOOKED"), ("102", "BOARDED")]
+    assert not manifest.revoked
 
 
 async def test_a_ticket_altered_and_one_forged_have_their_own_codes(house: House) -> None:

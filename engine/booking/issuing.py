@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from engine.booking import tickets
-from engine.booking.booking import SOLD, shown_state
+from engine.booking.booking import HELD, PENDING_PAYMENT, SOLD, shown_state
 from engine.booking.callers import Caller
 from engine.booking.catalogue import Catalogue, SoldStop, SoldTrip
 from engine.booking.refusals import Refused
@@ -138,9 +138,9 @@ class Issuer:
     # --- the tickets of a booking ---
 
     async def tickets(self, shown: Any, caller: Caller) -> list[Ticket]:
-        """Those in force of a booking (as `booking.shown` tells it), signed. Raises `Refused` NOT_CONFIRMED where there are none."""
-        if not any(row["state"] in SOLD for row in shown["rows"]):
-            state = shown_state(row["state"] for row in shown["rows"])
+        """Those in force of a booking (as `booking.shown` tells it), signed. Raises `Refused` NOT_CONFIRMED, TICKETS_REVOKED."""
+        state = shown_state(row["state"] for row in shown["rows"])
+        if state in (HELD, PENDING_PAYMENT):
             raise Refused("NOT_CONFIRMED", f"booking {shown['ref']} is {state}: there are tickets when it is paid for")
         keys = await self.keys()
         current = max(keys.ours)
@@ -157,6 +157,9 @@ class Issuer:
             return list(rows)
 
         rows = await self.pool.run(shown["partner"], step)
+        if not rows:
+            code = "TICKETS_REVOKED" if state in SOLD else "NOT_CONFIRMED"
+            raise Refused(code, f"booking {shown['ref']} is {state}, and none of its tickets is good")
         operator = await self.operator(shown["partner"])
         return [await self._ticket(row, keys, current, operator) for row in rows]
 

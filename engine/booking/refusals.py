@@ -69,6 +69,7 @@ REFUSALS: Final[dict[str, Meaning]] = {
     "SESSION_CLOSED": Meaning(409, "The cash session is closed"),
     "SESSION_OPEN": Meaning(409, "The drawer is open already"),
     "STALE_MAP": Meaning(409, "The seat map has changed"),
+    "TICKETS_REVOKED": Meaning(409, "The tickets of this booking were taken back"),
     "TOO_FEW_SEATS": Meaning(409, "There are not so many free seats"),
     "TOO_LATE": Meaning(409, "The bus has left"),
     "TRIP_NOT_FOUND": Meaning(404, "No such trip"),

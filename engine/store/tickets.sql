@@ -41,10 +41,10 @@ where b.lead_id = $1::uuid and t.state <> 'REVOKED'
 order by b.booking_id <> b.lead_id, t.booking_id, t.seat
 
 -- name: unissued
--- Rows of a booking that are paid for and have a passenger without a ticket.
-select distinct b.booking_id::text from booking.booking b join booking.passenger p using (booking_id)
-where b.lead_id = $1::uuid and b.state in ('CONFIRMED', 'CHECKED_IN', 'BOARDED') and p.state <> 'CANCELLED'
-  and not exists (select from ticket.ticket t where t.booking_id = b.booking_id and t.seat = p.seat and t.state <> 'REVOKED')
+-- Rows of a booking that are paid for and never had a ticket. (Tickets that were taken back stay so until somebody issues them again.)
+select b.booking_id::text from booking.booking b
+where b.lead_id = $1::uuid and b.state in ('CONFIRMED', 'CHECKED_IN', 'BOARDED')
+  and not exists (select from ticket.ticket t where t.booking_id = b.booking_id)
 
 -- name: operator
 -- What a partner calls itself.
