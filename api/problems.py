@@ -144,7 +144,9 @@ def problem_of(fault: Exception, instance: str, request_id: str) -> tuple[Proble
 def _listed(fault: HTTPException) -> list[Fault]:
     """The single complaints of a request that did not validate; the framework keeps them as `extra` or as the cause."""
     if isinstance(fault.__cause__, msgspec.ValidationError):
-        return [fault_of(str(fault.__cause__))]
+        one = fault_of(str(fault.__cause__))  # of the handler's arguments, of which the body is the one called `data`
+        inside = re.match(r"/data(?=/|$)", one.pointer)
+        return [one if inside is None else msgspec.structs.replace(one, pointer=one.pointer[inside.end() :])]
     extra = fault.extra if isinstance(fault, ValidationException) else None
     found = []
     for item in extra if isinstance(extra, list) else []:
