@@ -307,9 +307,6 @@ async def test_what_could_not_be_asked_in_time_says_so_and_is_not_called_sound(b
 
 
 async def test_the_auditor_cannot_change_anything(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        statements("auditor"), "drawers_are_counted", "select booking.lock_key(gen_random_uuid())::text as entity, '' as said"
-    )
     monkeypatch.setitem(statements("auditor"), "ledger_balances", "select nextval('money.txn')::text as entity, '' as said")
     found = await books.findings()
     assert "ReadOnlySQLTransaction" in (found["ledger_balances"].fault or "")

@@ -255,6 +255,16 @@ async def test_what_redis_itself_refuses_of_one_event_is_poison_of_that_event_al
     assert dead.sink == "seats" and "WRONGTYPE" in dead.error
 
 
+async def test_a_stream_that_redis_refuses_is_everybodys_and_no_event_dies_of_it(desk: Desk) -> None:
+    await desk.redis.calls.set(EVENTS, b"somebody put a text where the stream belongs")
+    await desk.publish(1, 1)
+    with pytest.raises(Unavailable, match="WRONGTYPE"):
+        await desk.say()
+    await desk.redis.calls.delete(EVENTS)
+    assert await desk.say() == 1
+    assert await desk.office.dead_letters(PARTNER) == []
+
+
 async def test_a_sink_that_keeps_a_queue_writes_it_with_the_mark(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[str] = []
 

@@ -288,8 +288,8 @@ class Redis:
         """
         tag = f"{{{channel}}}"
         keys = [f"meta:{tag}", f"log:{tag}", f"seen:{tag}"]
-        args = [event_id, payload, ORDERED + channel, self.clock.token(6), ORDERED_LOG, ORDERED_LIFE_S]
-        return int(await self.ask("publish_ordered", lambda: self.script("say")(keys=keys, args=args)))
+        args = [ORDERED + channel, self.clock.token(6), ORDERED_LOG, ORDERED_LIFE_S, event_id, payload]
+        return int((await self.ask("publish_ordered", lambda: self.script("say")(keys=keys, args=args)))[0])
 
     async def channel_log(self, channel: str, since: int) -> ChannelLog:
         """Messages after offset `since`. Whether `since` is of this epoch is the caller's to compare."""
