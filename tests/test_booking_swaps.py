@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from engine.booking.desk import Named
 from engine.booking.refusals import Refused
 from engine.booking.swap import Shown, Taken, legs_mask, pins_of
 from engine.errors import Invalid, NotFound
@@ -166,6 +167,17 @@ async def test_where_no_trip_has_room_the_money_goes_back(world: ChangingWorld) 
     said = await swap(world, "one-row", "REBOOK")
     assert [(one["ref"], one["done"]) for one in said["overflow"]] == [(alone["ref"], "REFUNDED")]
     assert await world.states(alone["lead"]) == ["CANCELLED"]
+
+
+async def test_a_swap_during_an_open_hold_takes_it_along_and_it_can_be_booked(world: ChangingWorld) -> None:
+    guest = world.guest()
+    held = await world.hold("3D", "3C", frm="demo:A", to="demo:C", who=guest)
+    await swap(world, "eight")
+    named = [Named(seat=label, first_name="Amal", last_name="Kaci") for label in await labels(world, held.held.booking)]
+    shown, _ = await world.desk.book(world.guest(held.token), world.key(), [held.held.booking], named, {"email": "a@example.org"})
+    assert await world.pay(shown["lead"])
+    assert [(legs, state) for _, _, legs, state in await world.claims()] == [("0-2", "SOLD"), ("0-2", "SOLD")]
+    await sound(world)
 
 
 async def test_a_hold_that_came_after_the_plan_does_not_make_it_stale(world: ChangingWorld) -> None:

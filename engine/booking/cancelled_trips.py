@@ -9,6 +9,7 @@ twice, for what is dealt with has no seats any more. Also here: sales of a trip 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from datetime import datetime
 from typing import Any, Final
@@ -25,6 +26,7 @@ from engine.store.desk import ALL, Answer, DeskPool, Key
 log = logging.getLogger(__name__)
 
 LOOK_S: Final = 1.0  # between two looks for trips whose bookings wait
+TIDY_LOOKS: Final = 600  # looks between two times that old offers are dropped
 PAUSE_MOST_S: Final = 30.0  # between two tries while the database is away
 SLICE: Final = 20  # bookings found at a time
 FIRST: Final = "00000000-0000-0000-0000-000000000000"
@@ -100,11 +102,13 @@ class CancelledTrips:
     # --- what follows ---
 
     async def run(self) -> None:
-        """For ever: deal with what is left of every cancelled trip."""
+        """For ever: deal with what is left of every cancelled trip; and drop the offers of cancellations that ended a week ago."""
         pause_s = LOOK_S
-        while True:
+        for look in itertools.count(1):
             try:
                 await self.step()
+                if look % TIDY_LOOKS == 0:
+                    await self._read("drop_offers")
                 pause_s = LOOK_S
             except EngineError as fault:
                 log.warning("cancelled trips: %s", fault.detail)

@@ -282,7 +282,7 @@ class Changes:
         versions = {one.booking_id: one.version for one in rows}
         until = await change.value(
             "put_offer", offer_id, row.lead_id, row.partner_id, versions, msgspec.to_builtins(parts), fee, refund, row.currency,
-            OFFER_LIFE, answer,
+            OFFER_LIFE, answer, change.actor, change.request_id,
         )  # fmt: skip
         offered = {
             "offerId": offer_id,
@@ -337,14 +337,6 @@ class Changes:
             "refund": {"amount": sum(part.refund for part in parts), "currency": currency},
             "seats": labels,
         }
-
-    async def tidy(self) -> None:
-        """Drops offers that ended long ago."""
-
-        async def work(connection: Any) -> None:
-            await Change(connection, "system", "tidy").all("drop_offers")
-
-        await self._pool.run("*", work)
 
 
 async def give_up(change: Change, ride: Ride, seats: Sequence[int], more: Mapping[str, Any]) -> None:

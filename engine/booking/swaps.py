@@ -86,8 +86,9 @@ class Swaps:
             overflow = [(o.booking_id, seat, legs[o.booking_id, seat]) for o in made.overflow for seat in o.seats]
             plan_id = digest([trip.trip_no, now["map_version"], layout_id, bus.version, bus_id, moves, overflow])
             await change.all(
-                "put_plan", trip.trip_no, plan_id, now["partner_id"], now["map_version"], layout_id, bus.version, bus_id, moves, overflow
-            )
+                "put_plan", trip.trip_no, plan_id, now["partner_id"], now["map_version"], layout_id, bus.version, bus_id, moves, overflow,
+                change.actor, change.request_id,
+            )  # fmt: skip
             return made, claims, bus, plan_id, now
 
         made, claims, bus, plan_id, now = await self._pool.run(trip.partner_id, work)

@@ -60,6 +60,15 @@ _TICKET: Final = {"bookingRef": "7GK2QX", "tripId": "demo:C1-0:20261121", "seat"
 _TRIP: Final = {"tripId": "demo:C1-0:20261121", "busId": "BUS-17"}
 _PARCEL: Final = {"parcel": "P-104", "from": "demo:ALG", "to": "demo:ORN"}
 _DRIVER: Final = {"driverId": "DRV-4"}
+_WAIT: Final = {"tripNo": 7, "count": 2, "from": 0, "to": 3, "state": "WAITING", "holdId": None}
+_WAITS: Final = {
+    "JOINED": "somebody waits for seats",
+    "OFFERED": "freed seats are held for them",
+    "TAKEN": "they booked what was offered",
+    "LAPSED": "they did not; it is passed on",
+    "LEFT": "they wait no longer",
+    "CLOSED": "the trip is no longer sold",
+}
 
 # topic -> type -> what it means. The order is the one in which they are listed.
 TOPICS: Final[dict[str, dict[str, Kind]]] = {
@@ -80,6 +89,8 @@ TOPICS: Final[dict[str, dict[str, Kind]]] = {
         "COMPLETED": Kind("it has ended", _TRIP),
         "CANCELLED": Kind("it will not run", _TRIP),
         "BUS_SWAPPED": Kind("another bus drives it; seats may have moved", {**_TRIP, "mapVersion": 2}),
+        "SALES_CLOSED": Kind("it can be bought no more", _TRIP),
+        "SALES_OPENED": Kind("it can be bought again", _TRIP),
     },
     "driver": {
         "STATUS_CHANGED": Kind("a driver came on duty or went off it", {**_DRIVER, "status": "ON_DUTY"}),
@@ -102,6 +113,9 @@ TOPICS: Final[dict[str, dict[str, Kind]]] = {
         "NO_SHOW": Kind("the bus left without them", _seats("NO_SHOW")),
         "EXCHANGED": Kind("another booking took its place", _seats("EXCHANGED")),
         "REFUNDED": Kind("the money has gone back", _seats("REFUNDED")),
+        "WAITLIST_OFFERED": Kind(
+            "freed seats are held for who waits", _seats("HELD", entryId="0195c0de-0001-7000-8000-000000000007", **_HOLD)
+        ),
     },
     "payment": {
         "INITIATED": Kind("a provider was asked for money", _PAID),
@@ -126,6 +140,18 @@ TOPICS: Final[dict[str, dict[str, Kind]]] = {
     "partner": {
         "PERFORMANCE_UPDATED": Kind("an operator's figures were made anew", {"onTime": 0.94}),
         "CAPACITY_CHANGED": Kind("an operator has more or fewer seats to sell", {"seats": 1200}),
+    },
+    "pos": {
+        "SYNCED": Kind("a device uploaded sales", {"deviceId": "till-7", "counts": {"CONFIRMED": 3, "CONFLICT_REFUND": 1}}),
+        "SEATED": Kind("a sale that waited has a seat", {"deviceId": "till-7", "seq": 12, "seat": "4A"}),
+        "SESSION_OPENED": Kind("a drawer was opened", {"deviceId": "till-7", "float": {"amount": 500000, "currency": "DZD"}}),
+        "SESSION_CLOSED": Kind("a drawer was counted", {"deviceId": "till-7", "expected": 650000, "counted": 649000, "difference": -1000}),
+        "DEVICE_CHANGED": Kind("a device has a new token, or none", {"deviceId": "till-7", "name": "north gate"}),
+        "POLICY_CHANGED": Kind("what becomes of sales whose seat is gone", {"onConflict": "OFFER"}),
+    },
+    "waitlist": {
+        **{kind: Kind(meaning, _WAIT) for kind, meaning in _WAITS.items()},
+        "ROOM_SWITCHED": Kind("an operator closed or opened a waiting room", {"tripNo": 7, "mode": "ON", "admitPerS": 10}),
     },
     "system": {
         "ALERT": Kind("somebody should look", {"alert": "EVENT_DEAD", "eventId": "booking:0195c0de-0001-7000-8000-000000000001:3"}),

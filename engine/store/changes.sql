@@ -56,7 +56,11 @@ select booking.shrink($1, $2, $3, $4, $5, $6, $7)
 select booking.reseat($1, $2, $3, $4, $5, $6)
 
 -- name: put_offer
--- A cancellation as it is offered.
+-- A cancellation as it is offered, and that it was.
+with a as (
+  insert into office.audit (partner_id, actor, request_id, action, entity_kind, entity_id, diff)
+  values ($3::text, $11, $12, 'booking.CANCEL_OFFERED', 'booking', $2::uuid,
+    jsonb_build_object('offerId', $1::uuid, 'fee', $6::bigint, 'refund', $7::bigint)))
 insert into booking.offer (offer_id, lead_id, partner_id, versions, parts, fee, refund, currency, expires_at, used_at, answer)
 values ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp() + $9, case when $10::jsonb is not null then clock_timestamp() end, $10)
 returning expires_at
@@ -142,7 +146,11 @@ select * from booking.booking where lead_id = any($1::uuid[]) order by booking_i
 select booking.expire($1, $2)
 
 -- name: put_plan
--- A swap as it was shown; the same plan again stays as it is.
+-- A swap as it was shown, and that it was; the same plan again stays as it is.
+with a as (
+  insert into office.audit (partner_id, actor, request_id, action, entity_kind, entity_id, diff)
+  select $3::text, $10, $11, 'trip.SWAP_PLANNED', 'trip', md5('trip:' || trip_id)::uuid, jsonb_build_object('planId', $2::text, 'layoutId', $5::text)
+  from sale.trip_instance where trip_no = $1::bigint)
 insert into sale.swap_plan (trip_no, plan_id, partner_id, map_version, layout_id, layout_version, bus_id, moves, overflow)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 on conflict (trip_no, plan_id) do update set bus_id = excluded.bus_id where sale.swap_plan.answer is null
