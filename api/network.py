@@ -19,6 +19,7 @@ from api.etags import unchanged
 from api.ids import public_id, split_id, split_trip, trip_key
 from api.parts import Parts, parts_of
 from api.search import RideItems, Sort, day_of, price_of, search_rides
+from engine.booking.catalogue import SoldTrip
 from engine.booking.search import Found
 from engine.booking.seatmaps import Money
 from engine.errors import Invalid, NotFound, Unavailable
@@ -133,12 +134,13 @@ class TripDetail(msgspec.Struct, frozen=True, rename="camel"):
     route_name: str
     start_date: str
     headsign: str | None
-    status: str  # SCHEDULED | RUNNING | COMPLETED, by what is live, else by the timetable
+    status: str  # SCHEDULED | RUNNING | COMPLETED, by what is live, else by the timetable; CANCELLED by the operator
     bus_id: str | None
     map_version: int
     timezone: str
     stops: list[TripStop]
     geometry: dict[str, Any]
+    on_sale: bool
 
 
 class TripLive(Pos, frozen=True, rename="camel"):
@@ -267,14 +269,17 @@ def read_departures(request: Request[Any, Any, Any], stop_id: FromPath[str], lim
 # ------------------------------------------------------------------------------------------------ trips
 
 
-@get("/trips/{trip_id:str}", tags=["trips"], sync_to_thread=False)
-def read_trip(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> TripDetail:
-    """One trip instance: its stops with planned times, its line, and who drives it now."""
+@get("/trips/{trip_id:str}", tags=["trips"])
+async def read_trip(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> TripDetail:
+    """One trip instance: its stops with planned times, its line, who drives it now, and whether it is on sale."""
     parts = parts_of(request)
     plan, instance = _instance(request, trip_id)
     position = on_trip(parts, trip_id)
     now_ms = parts.clock.now_ms()
-    if position is not None and position.stop_index is not None:  # None: it has done this trip and has no other yet
+    sold = await _on_sale(parts, trip_id)
+    if sold is not None and sold.status == "CANCELLED":
+        status = "CANCELLED"
+    elif position is not None and position.stop_index is not None:  # None: it has done this trip and has no other yet
         status = "RUNNING"
     elif position is not None or now_ms > instance.arrival_ms(len(instance.trip.arrival_s) - 1):
         status = "COMPLETED"
@@ -304,11 +309,12 @@ def read_trip(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> TripDe
         instance.start_date,
         trip.headsign,
         status,
-        position.bus_id if position is not None else None,
-        1,
+        position.bus_id if position is not None else None if sold is None else sold.bus_id,
+        1 if sold is None else sold.map_version,
         str(plan.timetable.tz),
         stops,
         _line(pattern),
+        sold is not None and sold.sales_open and sold.status == "SCHEDULED" and sold.closes_at_ms > now_ms,
     )
 
 
@@ -335,6 +341,16 @@ def read_trip_live(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> T
 
 
 # ------------------------------------------------------------------------------------------------ how they are made
+
+
+async def _on_sale(parts: Parts, trip_id: str) -> SoldTrip | None:
+    """The trip as the desk knows it; None where it is not on sale, and while the database is away: the timetable is read without it."""
+    if parts.booking is None:
+        return None
+    try:
+        return await parts.booking.catalogue.find(trip_id)
+    except Unavailable:
+        return None
 
 
 def on_trip(parts: Parts, trip_id: str) -> Position | None:

@@ -121,6 +121,7 @@ class Catalogue:
         self._sql = statements("catalogue")
         self._trips: OrderedDict[str, SoldTrip] = OrderedDict()
         self._ids: dict[int, str] = {}
+        self._unsold: OrderedDict[str, int] = OrderedDict()  # trip id -> until when (UTC ms) it need not be looked for again
         self._maps: OrderedDict[tuple[int, int], tuple[str, ...]] = OrderedDict()
         meter = meter or Meter()
         self._reads = meter.counter("timepoint_catalogue_reads_total", "sold trips read from the database")
@@ -131,6 +132,19 @@ class Catalogue:
         if known is not None and self._clock.now_ms() - known.read_at_ms < KEEP_MS:
             return known
         return await self._read("trip_by_id", trip_id)
+
+    async def find(self, trip_id: str) -> SoldTrip | None:
+        """The trip, or None for one that is not on sale; that too is remembered for KEEP_MS."""
+        now_ms = self._clock.now_ms()
+        if self._unsold.get(trip_id, 0) > now_ms:
+            return None
+        try:
+            return await self.trip(trip_id)
+        except NotFound:
+            self._unsold[trip_id] = now_ms + KEEP_MS
+            if len(self._unsold) > self._most:
+                self._unsold.popitem(last=False)
+            return None
 
     async def by_no(self, trip_no: int) -> SoldTrip:
         """The same by the number that claims and events carry."""
