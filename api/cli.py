@@ -99,6 +99,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         ops,
         pages,
         payments,
+        pos,
         promos,
         quotes,
         search,
@@ -107,6 +108,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         settlements,
         tickets,
         tracking,
+        waiting,
     )
     from api.app import make_app
     from api.auth import Tokens, may_listen
@@ -160,6 +162,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     desk = await open_desk(settings, clock, redis, meter, tokens.key)
     bell = Bell(redis)
     desk.pool.changed = bell.ring
+    assert desk.room is not None
 
     # the way out
     table = LiveTable(meter)
@@ -197,6 +200,8 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         *quotes.ROUTERS,
         *fares.ROUTERS,
         *promos.ROUTERS,
+        *pos.ROUTERS,
+        *waiting.ROUTERS,
         *seat_maps.ROUTERS,
         *payments.ROUTERS,
         *settlements.ROUTERS,
@@ -217,6 +222,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         "hub": hub.run(),
         "ordered channels": ordered.run(),
         "loop lag": lag.run(),
+        "waiting rooms": desk.room.run(),
     }
     if "track" in roles:
         running["areas"] = shares.run()
@@ -278,27 +284,35 @@ async def open_desk(settings: Settings, clock: Clock, redis: Redis, meter: Meter
     from engine.booking.catalogue import Catalogue
     from engine.booking.changes import Changes
     from engine.booking.desk import Desk
+    from engine.booking.drawers import Drawers
     from engine.booking.exchanges import Exchanges
     from engine.booking.issuing import Issuer
+    from engine.booking.leases import Leases
     from engine.booking.paying import Paying
     from engine.booking.pricing import Pricing
     from engine.booking.providers import providers_of
     from engine.booking.rates import Rate, Rates
+    from engine.booking.room import Room
     from engine.booking.search import Search
     from engine.booking.seatmaps import SeatMaps
     from engine.booking.swaps import Swaps
+    from engine.booking.till import Till
+    from engine.booking.waitlist import Waitlist
     from engine.store.bookings import Bookings
     from engine.store.desk import DeskPool
     from engine.store.payments import Payments
     from engine.store.picks import Picks
+    from engine.store.queue import Queue
     from engine.store.simulator import SimulatorStore
+    from engine.store.waiting import Rooms
 
     pool = await DeskPool.open(settings, clock)
     catalogue = Catalogue(pool, settings.sold_trips_max, meter)
     tokens, pricing = HoldTokens(secret), Pricing(pool, clock, trips_max=settings.sold_trips_max, meter=meter)
     picks = Picks(redis, clock, ttl_s=settings.pick_ttl_s, meter=meter)
     maps = SeatMaps(pool, catalogue, picks, pricing)
-    desk = Desk(Bookings(pool), catalogue, pricing, tokens, clock=clock, settings=settings, meter=meter, picks=picks, maps=maps)
+    room = Room(Queue(redis), Rooms(pool), secret, clock=clock, settings=settings, meter=meter)
+    desk = Desk(Bookings(pool), catalogue, pricing, tokens, clock=clock, settings=settings, meter=meter, picks=picks, maps=maps, room=room)
     limits = (
         {}
         if settings.demo
@@ -307,7 +321,9 @@ async def open_desk(settings: Settings, clock: Clock, redis: Redis, meter: Meter
             "lookup": Rate(10, 0.1),
             "pick": Rate(120, 4),
             "quote": Rate(60, 1),
+            "queue": Rate(30, 1),
             "verify": Rate(120, 4),
+            "waitlist": Rate(10, 0.2),
         }
     )
     issuer = Issuer(pool, catalogue, secret_key=secret, alg=settings.ticket_alg, clock=clock)
@@ -330,6 +346,11 @@ async def open_desk(settings: Settings, clock: Clock, redis: Redis, meter: Meter
         paying=paying,
         tokens=tokens,
         rates=Rates(limits, clock, meter),
+        till=Till(pool, catalogue, clock, meter),
+        leases=Leases(pool, catalogue, pricing, clock=clock, settings=settings),
+        drawers=Drawers(pool, clock),
+        waitlist=Waitlist(pool, catalogue, pricing, tokens, secret, clock=clock, settings=settings, meter=meter),
+        room=room,
     )
 
 
@@ -348,10 +369,12 @@ def office_work(
     expiry = Expiry(office, clock=clock, settings=settings, meter=meter)
     retention = Retention(office, settings=settings, meter=meter)
     assert desk.boarding is not None
+    assert desk.waitlist is not None
     return {
         "boarding": hold(redis, "boarding", settings, desk.boarding.run),
         "cancelled trips": hold(redis, "cancelled-trips", settings, desk.cancelled_trips.run),
-        "outbox": Relay(redis, office, desk.catalogue, bell, clock=clock, settings=settings, meter=meter).run(),
+        "outbox": Relay(redis, office, desk.catalogue, bell, clock=clock, settings=settings, meter=meter, keep=[desk.waitlist.keep]).run(),
+        "waitlist": desk.waitlist.run(),
         "expiry": hold(redis, "expiry", settings, expiry.run),
         "retention": hold(redis, "retention", settings, retention.run),
         "payments": hold(redis, "payments", settings, desk.paying.run),

@@ -23,6 +23,7 @@ from api import (
     office,
     ops,
     payments,
+    pos,
     promos,
     quotes,
     search,
@@ -31,6 +32,7 @@ from api import (
     settlements,
     tickets,
     tracking,
+    waiting,
 )
 from api.app import make_app
 from api.openapi import described
@@ -73,6 +75,8 @@ def openapi() -> str:
             *quotes.ROUTERS,
             *fares.ROUTERS,
             *promos.ROUTERS,
+            *pos.ROUTERS,
+            *waiting.ROUTERS,
             *seat_maps.ROUTERS,
             *payments.ROUTERS,
             *settlements.ROUTERS,

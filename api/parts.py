@@ -24,13 +24,18 @@ if TYPE_CHECKING:
     from engine.booking.catalogue import Catalogue
     from engine.booking.changes import Changes
     from engine.booking.desk import Desk
+    from engine.booking.drawers import Drawers
     from engine.booking.exchanges import Exchanges
+    from engine.booking.leases import Leases
     from engine.booking.paying import Paying
     from engine.booking.pricing import Pricing
     from engine.booking.rates import Rates
+    from engine.booking.room import Room
     from engine.booking.search import Search
     from engine.booking.seatmaps import SeatMaps
     from engine.booking.swaps import Swaps
+    from engine.booking.till import Till
+    from engine.booking.waitlist import Waitlist
     from engine.meter import Meter
     from engine.office.accounts import Devices
     from engine.store.desk import DeskPool
@@ -59,6 +64,11 @@ class BookingParts(msgspec.Struct, kw_only=True):
     swaps: Swaps
     cancelled_trips: CancelledTrips
     boarding: Boarding | None = None
+    till: Till | None = None  # offline sales come in
+    leases: Leases | None = None
+    drawers: Drawers | None = None
+    waitlist: Waitlist | None = None
+    room: Room | None = None  # waiting rooms of a rush
 
 
 class Parts(msgspec.Struct, kw_only=True):

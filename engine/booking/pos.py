@@ -29,6 +29,7 @@ TRIP_CANCELLED, PAY_ONLINE, RESEATED, SEQ_REUSED = "TRIP_CANCELLED", "PAY_ONLINE
 
 SALES_MAX: Final = 500  # of one batch: one transaction of about a second
 SEQ_MAX: Final = 2**53 - 1  # what every JSON reader can count to
+TIME_MAX_MS: Final = 2**47  # the year 6429
 SLACK_MS: Final = 120_000  # either side of a lease: a clock corrected by one request is right to within the request's journey
 
 
@@ -54,7 +55,7 @@ class Sale(msgspec.Struct, frozen=True, rename="camel"):
     amount: int
     currency: Annotated[str, msgspec.Meta(max_length=3)]
     method: Literal["CASH", "CARD_TOKEN"] = "CASH"
-    passenger: Rider = Rider()
+    passenger: Rider = msgspec.field(default_factory=Rider)
     void: bool = False
 
     def fingerprint(self) -> bytes:
@@ -118,7 +119,7 @@ def settle(room: Mapping[str, int], sales: Iterable[Wanted]) -> tuple[dict[int, 
 
 def corrected(sold_at_ms: int, device_time_ms: int, received_at_ms: int) -> int:
     """When a sale was made, by our clock: the device's clock is as wrong as it was when it sent. Never later than it arrived."""
-    return min(sold_at_ms + received_at_ms - device_time_ms, received_at_ms)
+    return max(0, min(sold_at_ms + received_at_ms - device_time_ms, received_at_ms))
 
 
 class Tariff(msgspec.Struct, frozen=True):

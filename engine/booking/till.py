@@ -213,6 +213,8 @@ class Run:
                 return sale.seq, Result(sale.seq, REJECTED, code="UNKNOWN_TRIP")
             if not 0 <= sale.amount <= AMOUNT_MAX:
                 return sale.seq, Result(sale.seq, REJECTED, code="INVALID_AMOUNT")
+            if not 0 <= sale.sold_at_ms <= pos.TIME_MAX_MS:
+                return sale.seq, Result(sale.seq, REJECTED, code="INVALID_TIME")
             if sale.currency != trip.currency:
                 return sale.seq, Result(sale.seq, REJECTED, code=pos.WRONG_CURRENCY)  # no drawer of ours has such money in it
             try:
@@ -299,7 +301,7 @@ class Run:
             if sale.void or got:
                 await store.pay_out(was.booking_id, self.device_id)
         if sale.void:
-            return msgspec.structs.replace(sale, result=VOIDED, given=None)
+            return msgspec.structs.replace(sale, result=VOIDED, code=None if code == pos.SEAT_TAKEN else code, given=None)
         if got and number is not None:
             sold = await self._sell(msgspec.structs.replace(sale, code=None), number)
             if sold is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from engine.booking.callers import Caller, HoldTokens
@@ -158,15 +158,21 @@ class Waitlist:
 
     async def round(self, *, everything: bool = False) -> int:
         """One look at trips of which something was let go, or at all that somebody waits for; how many offers were made."""
-        trips = await self._pool.run(ALL, lambda connection: Waiting(connection).take_freed(TRIPS_MAX))
+        trips = await self._quietly(lambda store: store.take_freed(TRIPS_MAX))
         if everything:
-            trips = sorted({*trips, *await self._pool.run(ALL, lambda connection: Waiting(connection).waited_for())})
+            trips = sorted({*trips, *await self._quietly(lambda store: store.waited_for())})
         made = 0
         for trip_no in trips:
             while await self._offer_one(trip_no):
                 made += 1
         self._offers.add(made)
         return made
+
+    async def _quietly(self, look: Callable[[Waiting], Awaitable[list[int]]]) -> list[int]:
+        """A look for all partners that wakes no relay: it writes no event."""
+        async with self._pool.connection() as connection, connection.transaction():
+            await connection.execute(self._pool.sql["tenant"], ALL)
+            return await look(Waiting(connection))
 
     async def _offer_one(self, trip_no: int) -> bool:
         """The first of the line whose wish fits is offered seats. False: there is nobody, or somebody else looks after this trip."""
