@@ -242,7 +242,7 @@ PROMO = Promo(PromoTerms("SPRING", "FIXED", 100, min_amount=1_000), "DZD", 1_000
     ],
 )  # fmt: skip
 def test_a_promo_code_is_good_where_and_when_it_says(change: dict[str, Any], asked: dict[str, Any], code: str | None) -> None:
-    given_ = {"route_id": "demo:W1", "currency": "DZD", "now_ms": 1_500, "fares": 1_000} | asked
+    given_: dict[str, Any] = {"route_id": "demo:W1", "currency": "DZD", "now_ms": 1_500, "fares": 1_000} | asked
     promo = msgspec.structs.replace(PROMO, **change)
     if code is None:
         assert judged(promo, "SPRING", **given_) == promo.terms

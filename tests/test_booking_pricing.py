@@ -46,7 +46,7 @@ class Shop(World):
 
     def open(self) -> None:
         self.shifted, self.meter = ShiftedClock(self.clock), Meter()
-        self.pricing = self.desk.pricing = Pricing(self.pool, self.shifted, meter=self.meter)  # type: ignore[assignment]
+        self.pricing = self.desk.pricing = Pricing(self.pool, self.shifted, meter=self.meter)
 
     async def plan(self, **more: Any) -> None:
         """The operator writes the fare plan anew; the worker remembers nothing."""

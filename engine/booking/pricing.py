@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
+import re
 from collections import OrderedDict
 from collections.abc import Coroutine, Sequence
 from itertools import pairwise
@@ -39,6 +39,7 @@ EARLY: Final = 2  # what is older than a half of its life is read again while it
 QUOTE_S: Final = 300  # a quote that was asked for is good for so long
 WAYS_MAX: Final = 256  # prices remembered of one trip: pairs of stops x kinds of seats x codes
 PLANS_MAX: Final = 1_000
+QUOTE_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class _Remembered(msgspec.Struct):
@@ -178,11 +179,9 @@ class Pricing:
 
     async def recall(self, quote_id: str, trip: SoldTrip, start: int, end: int, numbers: Sequence[int]) -> Quote:
         """A quote that was given for this ride and these kinds of seats. Raises `Refused` QUOTE_EXPIRED: over, unknown, or for others."""
-        try:
-            wanted = str(uuid.UUID(quote_id))
-        except ValueError:
-            raise _gone(quote_id) from None
-        kept = await self._fares.quote(trip.partner_id, wanted, trip.trip_no)
+        if not QUOTE_ID.fullmatch(quote_id):
+            raise _gone(quote_id)
+        kept = await self._fares.quote(trip.partner_id, quote_id, trip.trip_no)
         kinds = [trip.layout.seat(number).kind for number in numbers]
         if kept is None or (kept["from"], kept["to"]) != (start, end) or sorted(kept["kinds"]) != sorted(kinds):
             raise _gone(quote_id)
