@@ -260,6 +260,12 @@ BODIES: Final[dict[str, Any]] = {
     "post /v1/bookings/lookup": {"ref": "K7MWXQ", "lastName": "Benaïssa"},
     "patch /v1/incidents/{incident_id}": {"state": "ASSIGNED", "assignedTo": "night desk"},
 }
+# "method path" -> what it answers besides JSON, by Accept
+MEDIA: Final[dict[str, tuple[str, ...]]] = {
+    "get /v1/bookings/{ref}/ticket": ("application/pdf", "image/png", "image/svg+xml"),
+    "get /v1/trips/{trip_id}/manifest": ("text/csv", "text/html"),
+}
+BODY_OPTIONAL: Final = ("post /v1/bookings/{ref}/check-in",)
 ZIP: Final = {"required": True, "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}
 
 
@@ -325,6 +331,11 @@ def _describe(method: str, path: str, call: dict[str, Any]) -> None:
     elif f"{method} {path}" in BODIES:
         for content in call["requestBody"]["content"].values():
             content["example"] = BODIES[f"{method} {path}"]
+    if f"{method} {path}" in BODY_OPTIONAL:
+        call["requestBody"]["required"] = False
+    for kind in MEDIA.get(f"{method} {path}", ()):
+        form = {} if kind.startswith("text/") or kind.endswith("+xml") else {"format": "binary"}
+        call["responses"]["200"]["content"][kind] = {"schema": {"type": "string"} | form}
 
 
 class Schema(JsonRenderPlugin):

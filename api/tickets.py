@@ -170,9 +170,7 @@ class TripTurned(msgspec.Struct, frozen=True, rename="camel"):
     tags=["booking"],
     response_headers=[ResponseHeader(name="ETag", description="of the print", documentation_only=True)],
 )
-async def read_tickets(
-    request: Request[Any, Any, Any], ref: FromPath[str], seat: FromQuery[str | None] = None
-) -> Response[TicketsOut] | Response[bytes]:
+async def read_tickets(request: Request[Any, Any, Any], ref: FromPath[str], seat: FromQuery[str | None] = None) -> Response[TicketsOut]:
     """The tickets of a booking that is paid for, as JSON, PDF (a page each), PNG or SVG by `Accept`; of one seat with `seat`."""
     parts = parts_of(request)
     boarding = boarding_of(parts)
@@ -189,20 +187,20 @@ async def read_tickets(
         return Response(TicketsOut(shown["ref"], [_ticket_out(one) for one in mine]), headers=headers)
     headers["ETag"] = tag = f'"{boarding.press.tag(kind, mine)}"'
     if unchanged(request, tag):
-        return Response(b"", status_code=304, headers=headers)
+        return _plain(b"", None, headers, status=304)
     headers["Content-Disposition"] = f'inline; filename="ticket-{shown["ref"]}.{PRINTS[kind]}"'
-    return Response(await boarding.press.print(kind, mine), media_type=kind, headers=headers)
+    return _plain(await boarding.press.print(kind, mine), kind, headers)
 
 
 @get("/tickets/keys", tags=["boarding"])
-async def read_keys(request: Request[Any, Any, Any]) -> Response[KeyFile] | Response[None]:
+async def read_keys(request: Request[Any, Any, Any]) -> Response[KeyFile]:
     """The public keys of tickets, also of those that sign no more: all that verifying offline needs."""
     keys = await boarding_of(parts_of(request)).issuer.published()
     newest = keys.keys[-1] if keys.keys else None
     tag = f'"{len(keys.keys)}-{newest.public_key[:12] if newest else ""}"'
     headers = {"ETag": tag, "Cache-Control": "public, max-age=300"}
     if unchanged(request, tag):
-        return Response(None, status_code=304, headers=headers)
+        return _plain(b"", None, headers, status=304)
     return Response(keys, headers=headers)
 
 
@@ -244,7 +242,7 @@ async def scan_tickets(request: Request[Any, Any, Any], data: JSONBody[ScansIn])
 
 
 @get("/trips/{trip_id:str}/manifest", tags=["boarding"])
-async def read_manifest(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> Response[Manifest] | Response[str]:
+async def read_manifest(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> Response[Manifest]:
     """Who travels, by seat; with the keys and revocations that an offline scanner needs. JSON, CSV, or a page to print, by `Accept`."""
     parts = parts_of(request)
     boarding = boarding_of(parts)
@@ -254,9 +252,9 @@ async def read_manifest(request: Request[Any, Any, Any], trip_id: FromPath[str])
     if kind == CSV:
         name = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in trip_id)
         headers["Content-Disposition"] = f'attachment; filename="manifest-{name}.csv"'
-        return Response(as_csv(manifest), media_type="text/csv; charset=utf-8; header=present", headers=headers)
+        return _plain(as_csv(manifest).encode(), "text/csv; charset=utf-8; header=present", headers)
     if kind == HTML:
-        return Response(manifest_page.page(manifest), media_type="text/html; charset=utf-8", headers=headers)
+        return _plain(manifest_page.page(manifest).encode(), "text/html; charset=utf-8", headers)
     return Response(manifest, headers=headers)
 
 
@@ -311,6 +309,11 @@ def scanner_of(parts: Parts, request: Request[Any, Any, Any]) -> Caller:
 def _crew(parts: Parts, request: Request[Any, Any, Any]) -> Caller:
     need(principal_of(parts, request), DRIVER, PARTNER_ADMIN, SUPER_ADMIN)
     return caller_of(request)
+
+
+def _plain(body: bytes, kind: str | None, headers: dict[str, str], status: int = 200) -> Response[Any]:
+    """An answer that is no JSON: the schema of a call is that of its JSON; api/openapi.py names its other media types."""
+    return Response(body, status_code=status, media_type=kind, headers=headers)
 
 
 def _ticket_out(one: Ticket) -> TicketOut:
