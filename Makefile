@@ -1,7 +1,7 @@
 # Everything one does with a checkout. Needs Debian or Ubuntu (or a Mac) with make and Python 3.11 or newer; `make setup` does the rest.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-timescale docs lint lock bench clean
+.PHONY: help setup run test test-timescale torture docs lint lock bench clean
 
 PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -25,6 +25,9 @@ test: ## every test, on throw-away servers of their own (ARGS='-k hold' for some
 test-timescale: setup ## the history tests against TimescaleDB in a Debian 13 folder (TIMESCALE_URL: against that server)
 	@bash deploy/test-timescale
 
+torture: setup ## five minutes of buyers against servers that are killed, stopped and frozen (SECONDS=300 SEED=7)
+	@$(BIN)/python -m bench.torture --seconds $(or $(SECONDS),300) --seed $(or $(SEED),7)
+
 docs: setup ## the documents that are made from the code: docs/openapi.json, asyncapi.json, settings.md
 	@$(BIN)/python -m api.documents
 
@@ -40,7 +43,7 @@ lock: setup ## renew the locked versions and digests of all packages
 		--custom-compile-command "make lock" deploy/$$set.in -o deploy/$$set.lock; done
 	@if [ -f api/web/package.json ]; then cd api/web && npm install --package-lock-only --ignore-scripts --no-audit --no-fund; fi
 
-BENCHES := fold history fanout idle_sockets slow_readers whole_path age
+BENCHES := fold history fanout idle_sockets slow_readers whole_path age seat_rush booking
 
 bench: setup ## the speed figures, one after the other (BENCHES='age fanout' for some; FEED=file.zip: import of that feed too)
 	@for one in $(BENCHES); do $(BIN)/python -m bench.$$one || echo "bench.$$one: a bar is missed or it failed ($$?)"; done

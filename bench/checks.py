@@ -1,7 +1,8 @@
 """What must be true of the bookings, asked of the database itself: the judges of the torture run and of the tests that build mutants.
 
 The statements stand in checks.sql beside this file, written apart from the product's own. `ALWAYS` is cheap and asked during a run (an end
-state that looks sound can hide a seat that was sold twice for a second); `AT_REST` is asked once, over all bookings.
+state that looks sound can hide a seat that was sold twice for a second); `AT_REST` is asked once, over all
+bookings; `MONEY` once everything that was under way has ended.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 _NAME = re.compile(r"^-- name: (\w+)\s*$", re.M)
 ALWAYS = ("overlaps", "stale_claims")
+MONEY = ("ledger", "paid_without_seat", "seat_without_money", "refunded_too_much")
 AT_REST = (*ALWAYS, "partial", "orphans", "halves", "passengers", "events", "confirms", "answers")
 
 

@@ -83,10 +83,6 @@ limit 20;
 -- How many deadlocks the server had to break in this database.
 select deadlocks from pg_stat_database where datname = current_database();
 
--- name: backends
--- The application's connections: whom the nemesis may kill.
-select pid from pg_stat_activity where datname = current_database() and application_name like 'timepoint%' and pid <> pg_backend_pid();
-
 -- name: kill
 -- The end of one of them.
 select pg_terminate_backend($1);
@@ -94,3 +90,61 @@ select pg_terminate_backend($1);
 -- name: committed
 -- Of the aggregates the events that were committed, by the id under which they are said.
 select topic || ':' || aggregate || ':' || version from office.outbox where aggregate = any($1::uuid[]);
+
+-- name: ledger
+-- A transaction of the ledger whose debits and credits differ.
+select txn, currency, sum(debit)::bigint as debit, sum(credit)::bigint as credit from money.ledger
+group by txn, currency having sum(debit) <> sum(credit)
+limit 20;
+
+-- name: paid_without_seat
+-- Money that was taken and kept for a booking that never got its seats, or lost them by time.
+select p.payment_id::text as payment, p.captured, p.refunded, p.state, array_agg(b.state)::text as rows
+from money.payment p join booking.booking b on b.lead_id = p.lead_id
+where p.captured > p.refunded + p.charged_back and p.state = 'CONFIRMED'
+group by p.payment_id, p.captured, p.refunded, p.state
+having bool_and(b.state in ('HELD', 'PENDING_PAYMENT', 'EXPIRED', 'RELEASED'))
+limit 20;
+
+-- name: seat_without_money
+-- Seats sold over the counter of the web for which no money was ever taken.
+select b.lead_id::text as lead, b.reference, b.state, b.total from booking.booking b
+where b.state in ('CONFIRMED', 'CHECKED_IN', 'BOARDED') and b.channel = 'WEB' and b.total > 0
+  and not exists (select from money.payment p where p.lead_id = b.lead_id and p.captured > 0)
+  and not exists (select from money.credit c where c.lead_id = b.lead_id)
+limit 20;
+
+-- name: refunded_too_much
+-- More given back than was taken.
+select payment_id::text as payment, captured, refunded, charged_back from money.payment
+where refunded > captured or captured < 0
+limit 20;
+
+-- name: unfinished
+-- What a house at rest has not: events that wait, holds and unpaid bookings past their time, payments and refunds under way.
+select (select count(*) from office.outbox where delivered_at is null) as events,
+  (select count(*) from booking.booking where state in ('HELD', 'PENDING_PAYMENT') and channel <> 'LEASE') as unpaid,
+  (select count(*) from money.payment where state in ('INITIATED', 'IN_PROGRESS', 'REFUNDING')) as payments,
+  (select count(*) from money.refund where state in ('PENDING', 'RUNNING')) as refunds;
+
+-- name: states
+-- Every booking row: what it stands at, and whether it was ever confirmed.
+select b.booking_id::text as id, b.lead_id::text as lead, b.reference, b.state,
+  exists (select from office.outbox o where o.topic = 'booking' and o.aggregate = b.booking_id and o.kind = 'CONFIRMED') as confirmed
+from booking.booking b;
+
+-- name: held_by_request
+-- Which holds a request of that id made.
+select request_id, entity_id::text as id from office.audit where action = 'booking.HELD';
+
+-- name: counted
+-- What a run left behind.
+select (select count(*) from booking.booking) as bookings, (select count(*) from booking.seat_claim) as claims,
+  (select count(*) from office.outbox) as events, (select count(*) from office.audit) as audit_rows,
+  (select count(*) from office.outbox where kind = 'CONFIRMED' and topic = 'booking') as confirms,
+  (select count(*) from money.ledger) as ledger_lines,
+  (select deadlocks from pg_stat_database where datname = current_database()) as deadlocks;
+
+-- name: some_backends
+-- Some of the application's connections, by chance.
+select pid from pg_stat_activity where usename = 'timepoint_app' and datname = current_database() order by random() limit $1;

@@ -6,6 +6,7 @@ Written straight into the tables by a superuser (sold.sql), so that a bench meas
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from bench.checks import statements
@@ -36,8 +37,11 @@ def stop_id(place: int) -> str:
     return f"bench:S{place}"
 
 
-async def sell(admin_url: str, trips: int, *, full: int = 0, rows: int = ROWS, stops: int = STOPS) -> None:
-    """`trips` empty ones (numbers from 1), and `full` more that are sold out; the tables are analysed. `admin_url`: a superuser's."""
+async def sell(
+    admin_url: str, trips: int, *, full: int = 0, rows: int = ROWS, stops: int = STOPS, layouts: Mapping[str, Any] | None = None
+) -> None:
+    """`trips` empty ones (numbers from 1), and `full` more that are sold out; the tables are analysed. `layouts`: more of them, by id, for
+    swaps. `admin_url`: a superuser's."""
     import asyncpg
 
     admin = await asyncpg.connect(admin_url)
@@ -45,6 +49,8 @@ async def sell(admin_url: str, trips: int, *, full: int = 0, rows: int = ROWS, s
         drawn = json.dumps(layout(rows))
         await admin.execute("set statement_timeout = 0")
         await admin.fetch(STATEMENTS["operator"], drawn, json.dumps(PLAN))
+        for layout_id, body in (layouts or {}).items():
+            await admin.fetch(STATEMENTS["layout"], layout_id, json.dumps(body))
         await admin.fetch(STATEMENTS["trips"], trips + full, 1, stops)
         await admin.fetch(STATEMENTS["stops"])
         await admin.fetch(STATEMENTS["maps"], labels(rows), drawn)

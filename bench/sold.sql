@@ -55,3 +55,7 @@ select booking.release(p_key => $1::uuid, p_print => $2, p_lead => $3::uuid, p_a
 -- name: trip_no
 -- The number of a trip on sale.
 select trip_no from sale.trip_instance where trip_id = $1;
+
+-- name: layout
+-- Another layout of the operator, for a swap of the bus: $1 id, $2 body.
+insert into sale.seat_layout (partner_id, layout_id, name, body) values ('demo', $1, $1, $2::jsonb) on conflict do nothing;
