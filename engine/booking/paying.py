@@ -21,7 +21,7 @@ from engine.booking import payments
 from engine.booking.callers import DESK_ROLES, Caller
 from engine.booking.catalogue import Catalogue
 from engine.booking.money import Money
-from engine.booking.payments import Charge, Fact, Provider, ProviderRefused, ProviderSilent
+from engine.booking.payments import AUTHORIZED, CREATED, PENDING, Charge, Fact, Provider, ProviderRefused, ProviderSilent
 from engine.booking.refusals import Refused
 from engine.clock import Clock
 from engine.errors import EngineError, Invalid, NotFound
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 SYSTEM: Final = "system"
+PREPARED: Final = frozenset({CREATED, PENDING, AUTHORIZED})  # facts that are not about money yet
 EVERYBODY: Final = {"all": True}  # whose bookings the system may open
 DUE_MOST: Final = 50  # payments or refunds that one round of the reconciler looks at
 
@@ -78,6 +79,8 @@ class Paying:
         if known is not None:
             return known
         facts = await self._ask(key, provider, self.providers[provider].create(_charge(began)))
+        if all(fact.kind in PREPARED for fact in facts):
+            return self._answer(await self.store.prepared(began["payment"], facts, began["ref"]), 201)
         settled = await self._settle(began["payment"], facts, caller.actor, caller.request_id)
         return self._answer(settled, 201)
 

@@ -68,7 +68,7 @@ def fold(facts: Iterable[Fact], currency: str) -> Folded:
     once = sorted({fact.event_id: fact for fact in facts if fact.currency == currency and fact.kind in RANKS}.values(), key=_event)
     if not once:
         return Folded(None, None, 0, 0, None)
-    failures = [fact.reason for fact in once if fact.kind == FAILED]
+    failures = sorted(fact.reason for fact in once if fact.kind == FAILED and fact.reason is not None)
     captures = [fact.amount for fact in once if fact.kind == CAPTURED]
     return Folded(
         top=max(once, key=lambda fact: RANKS[fact.kind]).kind,

@@ -108,10 +108,14 @@ class Payments:
         self, payment_id: str, facts: Sequence[Fact], offer_s: float, actor: str, request_id: str, *, provider: str | None = None,
         give_up: bool = False,
     ) -> Any:  # fmt: skip
-        """{"status", "body", "top", "refunds"}, or {"status": "NOT_FOUND"}."""
+        """{"status", "body", "refunds"}, or {"status": "NOT_FOUND"}."""
         return await self.pool.call(
             self._sql["settle"], payment_id, provider, said_as_json(facts), give_up, timedelta(seconds=offer_s), actor, request_id
         )
+
+    async def prepared(self, payment_id: str, facts: Sequence[Fact], reference: str) -> Any:
+        """What a provider said when it prepared a charge, none of it about money; as `settle` answers."""
+        return await self.pool.call(self._sql["prepared"], payment_id, said_as_json(facts), reference)
 
     async def hear(self, provider: str, reference: str, facts: Sequence[Fact]) -> int:
         return int(await self.pool.call(self._sql["hear"], provider, reference, said_as_json(facts)))

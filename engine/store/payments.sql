@@ -14,6 +14,10 @@ select money.let_go($1)
 -- What a provider said and what follows from it; the second transaction.
 select money.settle($1, $2, $3, $4, $5, $6, $7)
 
+-- name: prepared
+-- The provider has prepared a charge.
+select money.prepared($1, $2, $3)
+
 -- name: hear
 -- Facts of a payment that is not known (yet); how many were new.
 select money.hear($1, $2, $3)

@@ -2,18 +2,26 @@
 -- What a provider remembers of a payment.
 select body, version from simulator.charge where provider = $1 and key = $2
 
--- name: save
--- Memory as it now is, if nobody changed it since version $4 (0: there was none), with the webhooks to come; true if it was stored.
+-- name: make
+-- A new payment, if there is none with that key; null else.
+insert into simulator.charge (provider, key, body, version) values ($1, $2, $3, 1) on conflict do nothing returning version
+
+-- name: change
+-- Memory as it now is, if nobody changed it since version $4; null else.
+update simulator.charge set body = $3, version = version + 1 where provider = $1 and key = $2 and version = $4 returning version
+
+-- name: post
+-- Webhooks to come, of a change that is stored in the same statement: as `make` and `change`, by version $4 (0: make).
 with made as (
   insert into simulator.charge (provider, key, body, version) select $1, $2, $3, 1 where $4 = 0
-  on conflict do nothing returning key),
+  on conflict do nothing returning version),
 changed as (
-  update simulator.charge set body = $3, version = version + 1 where $4 > 0 and provider = $1 and key = $2 and version = $4 returning key),
-stored as (select key from made union all select key from changed),
+  update simulator.charge set body = $3, version = version + 1 where $4 > 0 and provider = $1 and key = $2 and version = $4 returning version),
+stored as (select version from made union all select version from changed),
 posts as (
   insert into simulator.delivery (provider, due_at_ms, body)
   select $1, due, $2 || ' ' || event from stored, unnest($5::bigint[], $6::text[]) with ordinality p(due, event, place) order by place)
-select exists (select from stored)
+select version from stored
 
 -- name: due
 -- Webhooks that are due at $2, each put off for a minute until it is said to be sent.
