@@ -330,14 +330,15 @@ def unbase45(text: str) -> bytes:
     """Raises `Invalid` for a letter outside the alphabet, a length that no bytes have, a group past its bytes: each text has one meaning."""
     if len(text) % 3 == 1:
         raise Invalid("base45 has no text of this length")
-    out = bytearray()
     try:
-        for at in range(0, len(text), 3):
-            group = [_VALUE[letter] for letter in text[at : at + 3]]
-            number = sum(value * weight for value, weight in zip(group, (1, 45, 2025), strict=False))
-            out += number.to_bytes(len(group) - 1, "big")
+        values = [_VALUE[letter] for letter in text]
     except KeyError as fault:
         raise Invalid(f"base45 has no letter {fault}") from fault
-    except OverflowError as fault:
-        raise Invalid("a group of base45 is past its bytes") from fault
-    return bytes(out)
+    whole = len(values) - len(values) % 3
+    numbers = [
+        low + 45 * middle + 2025 * high for low, middle, high in zip(values[0:whole:3], values[1:whole:3], values[2:whole:3], strict=True)
+    ]
+    last = values[whole] + 45 * values[whole + 1] if whole < len(values) else 0
+    if last > 255 or (numbers and max(numbers) > 65_535):
+        raise Invalid("a group of base45 is past its bytes")
+    return struct.pack(f">{len(numbers)}H", *numbers) + (bytes([last]) if whole < len(values) else b"")
