@@ -17,6 +17,7 @@ from engine.booking.refusals import Refused
 from engine.clock import Clock
 from engine.errors import Unavailable
 from engine.meter import Meter
+from engine.store.convoy import Convoy, Script
 from engine.store.redis import ORDERED, ORDERED_LIFE_S, ORDERED_LOG, Redis
 
 ASK_TIMEOUT_S: Final = 0.25  # a hold waits for picks no longer than this, and then goes without
@@ -50,13 +51,9 @@ class Interval(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     start: int
     end: int
-    until: str  # UTC ms
+    until_ms: int
     owner: str
     ride: str  # "from":..,"to":.. as JSON text
-
-    @property
-    def until_ms(self) -> int:
-        return int(self.until)
 
 
 class Picture(msgspec.Struct, frozen=True):
@@ -72,6 +69,7 @@ class Picks:
 
     def __init__(self, redis: Redis, clock: Clock, *, ttl_s: float, meter: Meter | None = None) -> None:
         self._redis, self._clock, self._ttl_ms = redis, clock, round(ttl_s * 1000)
+        self._convoy, self._pick, self._drop = Convoy(redis, "picks"), Script("pick"), Script("unpick")
         self._decode = msgspec.msgpack.Decoder(list[Interval])
         self._deaf_until_ms = 0
         self._picks = (meter or Meter()).counter("timepoint_picks_total", "picks asked for, by what became of them", ("outcome",))
@@ -82,8 +80,9 @@ class Picks:
         now_ms = self._clock.now_ms()
         until_ms, owner = now_ms + self._ttl_ms, pick_id or self._clock.token(ID_BYTES)
         keys, channel = _keys(trip.trip_id)
-        args = [now_ms, until_ms, owner, start, end, _ride(trip, start, end), channel, self._clock.token(6), ORDERED_LOG, ORDERED_LIFE_S]
-        said = await self._redis.ask("pick", lambda: self._redis.script("pick")(keys=keys, args=[*args, *labels]))
+        ride, chance = _ride(trip, start, end), self._clock.token(6)
+        asked = now_ms, until_ms, owner, start, end, ride, channel, chance, ORDERED_LOG, ORDERED_LIFE_S, labels
+        said = await self._convoy.script(self._pick, keys, msgspec.msgpack.encode(asked))
         if isinstance(said, list):
             self._picks.add(1, "SEAT_PICKED")
             taken = [label.decode() for label in said]
@@ -106,7 +105,7 @@ class Picks:
     async def _unpick(self, trip: PickedTrip, owner: str, labels: Sequence[str], say: str) -> int:
         keys, channel = _keys(trip.trip_id)
         args = [self._clock.now_ms(), owner, say, channel, self._clock.token(6), ORDERED_LOG, ORDERED_LIFE_S, *labels]
-        return int(await self._redis.ask("unpick", lambda: self._redis.script("unpick")(keys=keys, args=args)))
+        return int(await self._convoy.script(self._drop, keys, *args))
 
     async def others(self, trip: PickedTrip, labels: Sequence[str], start: int, end: int, owner: str | None) -> list[str]:
         """Those of the seats that somebody else is choosing for some of these legs. Raises `Unavailable` within ASK_TIMEOUT_S."""
@@ -115,12 +114,10 @@ class Picks:
             raise Unavailable("Redis did not answer a moment ago", retry_after_s=1)
         key = _keys(trip.trip_id)[0][0]
         try:
-            found = await self._redis.ask(
-                "picks", lambda: asyncio.wait_for(self._redis.calls.hmget(key, list(labels)), ASK_TIMEOUT_S), attempts=1
-            )
-        except Unavailable:
+            found = await asyncio.wait_for(self._convoy.call("HMGET", key, *labels), ASK_TIMEOUT_S)
+        except (Unavailable, TimeoutError) as silent:
             self._deaf_until_ms = now_ms + DEAF_MS
-            raise
+            raise Unavailable("Redis does not answer (picks)", retry_after_s=1) from silent
         return [
             label
             for label, raw in zip(labels, found, strict=True)

@@ -11,7 +11,7 @@ for i = 1, #all, 2 do
   local label, others, changed = all[i], {}, false
   if #ARGV < 8 or only[label] then
     for _, pick in ipairs(cmsgpack.unpack(all[i + 1])) do
-      local over = tonumber(pick[3]) <= now
+      local over = pick[3] <= now
       if pick[4] == owner or over then
         changed = true
         if not over then gone[#gone + 1] = {label, pick[5]} end

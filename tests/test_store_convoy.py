@@ -1,0 +1,64 @@
+"""Calls that travel together: in order, each with its own answer or fault, whatever becomes of the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from redis import exceptions as fault
+
+from deploy.servers import RedisServer
+from engine.errors import Unavailable
+from engine.settings import Settings
+from engine.store.convoy import MOST, Convoy, Script
+from engine.store.redis import Redis
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    redis = await Redis.connect(Settings(redis_url=redis_url))
+    yield redis
+    await redis.close()
+
+
+async def test_many_callers_get_their_own_answers_in_the_order_in_which_they_asked(redis: Redis) -> None:
+    convoy = Convoy(redis, "test")
+    assert await asyncio.gather(*(convoy.call("INCR", "n") for _ in range(3 * MOST))) == list(range(1, 3 * MOST + 1))
+
+
+async def test_a_call_that_redis_refuses_spoils_no_other(redis: Redis) -> None:
+    convoy = Convoy(redis, "test")
+    first, wrong, last = await asyncio.gather(
+        convoy.call("SET", "text", "x"), convoy.call("INCR", "text"), convoy.call("GET", "text"), return_exceptions=True
+    )
+    assert isinstance(wrong, fault.ResponseError)
+    assert (first, last) == (b"OK", b"x")
+
+
+async def test_a_server_that_forgot_our_script_is_given_it(redis: Redis) -> None:
+    convoy, script = Convoy(redis, "test"), Script("beat")
+    for _ in range(2):
+        await redis.calls.script_flush()
+        assert await asyncio.gather(*(convoy.script(script, ["workers"], f"w{n}", 60_000) for n in range(3)))
+
+
+async def test_who_gives_up_holds_nobody_back(redis: Redis) -> None:
+    convoy = Convoy(redis, "test")
+    impatient = asyncio.create_task(convoy.call("INCR", "n"))
+    patient = asyncio.create_task(convoy.call("INCR", "n"))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    assert await patient == 2
+
+
+async def test_a_server_that_is_away_is_said_to_all_and_found_again(own_redis: RedisServer) -> None:
+    redis = await Redis.connect(Settings(redis_url=own_redis.url))
+    convoy = Convoy(redis, "test")
+    assert await convoy.call("INCR", "n") == 1
+    own_redis.stop()
+    for said in await asyncio.gather(*(convoy.call("INCR", "n") for _ in range(3)), return_exceptions=True):
+        assert isinstance(said, Unavailable)
+    own_redis.start()
+    assert await convoy.call("INCR", "n") == 2
+    await redis.close()
