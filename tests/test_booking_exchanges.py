@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from engine.booking.changes import Reader
 from engine.booking.exchanges import NewName, OtherTrip
 from engine.booking.refusals import Refused
 from engine.errors import Invalid, NotFound
+from engine.store.changes import Change
 from tests.booking_world import LAYOUT
 from tests.changes_world import ChangingWorld
 
@@ -160,6 +162,23 @@ async def test_for_a_dearer_trip_the_old_seat_stays_until_the_difference_is_paid
     done = (await world.changes.cancel(world.customer(), None, shown["ref"], offer_id=offer["offerId"])).body
     assert done["refund"]["amount"] == 45_000  # of both payments
     assert await world.balance() == []
+
+
+async def test_who_read_a_booking_before_its_exchange_ended_changes_all_of_it_or_asks_again(world: ChangingWorld) -> None:
+    shown, said, _ = await dearer(world)
+    trips = await Reader(world.catalogue, world.clock).trips(shown)
+    new = await world.bookings.shown(reference=said["payRef"])
+    await world.pay(new["lead"])
+
+    async def work(connection: Any) -> None:
+        reader, change = Reader(world.catalogue, world.clock), Change(connection, "test", "test")
+        rows = await reader.rows(change, shown["lead"])
+        assert {row.lead_id for row in rows} == {new["lead"]} and len(rows) == 2
+        await reader.rides(change, rows, trips)
+
+    with pytest.raises(Refused) as refusal:
+        await world.pool.run("*", work)
+    assert refusal.value.code == "BUSY" and refusal.value.retryable
 
 
 async def test_an_exchange_whose_old_booking_was_cancelled_meanwhile_is_not_confirmed(world: ChangingWorld) -> None:

@@ -162,16 +162,23 @@ class Reader:
             found[row["tripNo"], row["map"]] = trip, await self.catalogue.labels(trip, row["map"])
         return found
 
+    async def rows(self, change: Change, lead_id: str) -> list[Row]:
+        """All of a booking, locked. Raises `NotFound` where it is gone."""
+        rows = await change.locked(lead_id)
+        if not rows:
+            raise NotFound("the booking is gone")
+        return rows
+
     async def rides(
         self, change: Change, rows: Sequence[Row], trips: Mapping[tuple[int, int], tuple[SoldTrip, Sequence[str]]]
     ) -> list[Ride]:
-        """Raises `Refused` BUSY where a bus was swapped since `trips` were read."""
+        """Raises `Refused` BUSY where a trip came in or a bus was swapped since `trips` were read."""
         ids = [row.booking_id for row in rows]
         passengers, extras = await change.passengers(ids), await change.extras(ids)
         found = []
         for row in rows:
             if (row.trip_no, row.map_version) not in trips:
-                raise Refused("BUSY", "its bus was swapped just now; ask again", retry_after_s=1)
+                raise Refused("BUSY", "it was exchanged or its bus was swapped just now; ask again", retry_after_s=1)
             trip, labels = trips[row.trip_no, row.map_version]
             mine = tuple(one for one in passengers if one.booking_id == row.booking_id and one.state != OUT)
             beside = {seat: amount for (row_id, seat), amount in extras.items() if row_id == row.booking_id}
@@ -224,7 +231,7 @@ class Changes:
 
         async def work(connection: Any) -> tuple[int, Any]:
             change = Change(connection, caller.actor, caller.request_id)
-            rows = await change.locked(shown["lead"])
+            rows = await self._reader.rows(change, shown["lead"])
             if offer_id is not None:
                 return 200, await self._confirm(change, rows, trips, reference, offer_id, must_be)
             check_version(rows, must_be)

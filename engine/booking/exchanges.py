@@ -316,7 +316,7 @@ class Exchanges:
 
     async def _rides(self, change: Change, shown: Any, trips: Any, must_be: str | None) -> tuple[list[Row], list[Ride]]:
         """(all rows, rides that can still be changed). Raises `Refused` WRONG_STATE, TOO_LATE, PAYMENT_IN_PROGRESS."""
-        rows = await change.locked(shown["lead"])
+        rows = await self._reader.rows(change, shown["lead"])
         check_version(rows, must_be)
         rides = [ride for ride in await self._reader.rides(change, rows, trips) if ride.row.state in CHANGING]
         if not rides:
