@@ -47,7 +47,7 @@ class Convoy:
             return await self.call(*call)
 
     async def call(self, *command: Any) -> Any:
-        """The raw answer of one command. Raises `Unavailable`, or what Redis said."""
+        """The answer of one command, as the client reads it. Raises `Unavailable`, or what Redis said."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((command, future))
         if self._driver is None or self._driver.done():
