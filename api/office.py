@@ -123,8 +123,8 @@ async def publish_event(request: Request[Any, Any, Any], data: JSONBody[Publicat
         raise Invalid("partnerId is missing", errors=[_fault("/partnerId", "MISSING_FIELD", "a super admin says whose event it is")])
     if data.partner_id not in (None, partner) or not await office.is_partner(partner):
         raise NotFound(f"no partner {data.partner_id or partner!r}")
-    if data.type not in TOPICS[data.topic]:
-        listed = ", ".join(f"{topic} {kind}" for topic in sorted(PUBLISHABLE) for kind in TOPICS[topic])
+    if data.type not in PUBLISHABLE[data.topic]:
+        listed = ", ".join(f"{topic} {kind}" for topic, kinds in PUBLISHABLE.items() for kind in kinds)
         raise Invalid(f"no type {data.type!r} of topic {data.topic}; there are {listed}", errors=[_fault("/type", "UNKNOWN_TYPE", listed)])
     if len(msgspec.json.encode(data.data)) > DATA_MAX:
         raise Invalid(f"data has at most {DATA_MAX} bytes", errors=[_fault("/data", "TOO_LARGE", f"at most {DATA_MAX} bytes of JSON")])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import resource
 from collections.abc import AsyncIterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -14,17 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.servers import RedisServer
+from engine.booking.booking import STATES
 from engine.clock import ManualClock
 from engine.errors import Unavailable
 from engine.meter import Meter
 from engine.office import outbox
 from engine.office.outbox import PARTS, SINKS, Counts, Dispatcher, Relay, runs
-from engine.office.topics import Event
+from engine.office.topics import PUBLISHABLE, TOPICS, Event, plain_data
 from engine.settings import Settings
 from engine.store.office import Office, Waiting, consume
 from engine.store.outlet import EVENTS, Bell, Entry, Line, Outlet
 from engine.store.redis import Redis
 from tests.booking_world import PARTNER, World
+from tests.product import CHECKOUT
 
 
 class Desk:
@@ -308,6 +312,24 @@ async def test_after_a_swap_the_relay_reads_the_new_map_at_once(desk: Desk) -> N
     assert await desk.seats() == [("X1A", "TAKEN")]
 
 
+async def test_another_bus_is_a_notice_on_the_seat_channel_and_our_numbers_stay_inside(desk: Desk) -> None:
+    world = desk.world
+    await world.run(
+        "select office.record($1, 't', 't', 'trip', 'BUS_SWAPPED', gen_random_uuid(), 2, $2)",
+        PARTNER, {"tripId": world.trip_id, "tripNo": world.trip_no, "mapVersion": 2},
+    )  # fmt: skip
+    await world.run(
+        "select office.record($1, 't', 't', 'ticket', 'ISSUED', gen_random_uuid(), 1, $2)", PARTNER, {"tripNo": world.trip_no, "seat": 5}
+    )
+    await desk.say()
+    log = await desk.redis.channel_log("seats:" + world.trip_id, 0)
+    (notice,) = [json.loads(message.payload) for message in log.messages]
+    assert (notice["t"], notice["d"]) == ("notice", {"what": "MAP_CHANGED", "mapVersion": 2})
+    data = {event.topic: event.data for event in await desk.stream()}
+    assert data["ticket"] == {"tripId": world.trip_id, "seat": "2A"}
+    assert "tripNo" not in data["trip"]
+
+
 async def test_a_flushed_redis_in_mid_sale_loses_nothing_that_was_not_yet_said(desk: Desk) -> None:
     await desk.world.hold("1A")
     await desk.say()
@@ -374,11 +396,64 @@ async def test_a_thousand_events_cost_this_much(desk: Desk) -> None:
     print(f"{cpu / 1500 * 1e6:.0f} us of CPU an event (two seats and the stream: three messages)")
 
 
+# ------------------------------------------------------------------------------------------------ the list of types
+
+_SAID = re.compile(r"office\.record\((?:[^()']|\([^()]*\)|'[^']*'(?!,\s*'[A-Z]))*?'([a-z]+)',\s*'([A-Z_]+)'")
+_BOOKING = re.compile(
+    r"booking\.(?:note|move|shrink)\((?:[^()']|\([^()]*\)|'[^A-Z'][^']*')*?'([A-Z_]+)'(?:, p_actor, p_request, '([A-Z_]+)')?"
+)
+
+
+def test_whatever_our_statements_say_is_in_the_list_of_types() -> None:
+    said: set[tuple[str, str]] = set()
+    for path in (*(CHECKOUT / "migrations").glob("*.sql"), *(CHECKOUT / "engine/store").glob("*.sql")):
+        text = path.read_text(encoding="utf-8")
+        said |= set(_SAID.findall(text))
+        said |= {("booking", kind or state) for state, kind in _BOOKING.findall(text)}
+    assert len(said) > 15, "the statements are read"
+    assert {(topic, kind) for topic, kind in said if kind not in TOPICS.get(topic, {})} == set()
+
+
+def test_every_state_of_a_booking_has_its_event() -> None:
+    assert {state for state in STATES if state != "PENDING_PAYMENT"} <= TOPICS["booking"].keys()
+
+
+def test_every_type_of_operations_is_listed() -> None:
+    """The taxonomy that consumers were promised; more may come, none may go."""
+    promised = {
+        "vehicle": "LOCATION_UPDATED STATUS_CHANGED MAINTENANCE_DUE",
+        "route": "OPTIMIZED DEVIATION COMPLETED",
+        "trip": "SCHEDULED STARTED DELAYED COMPLETED CANCELLED BUS_SWAPPED",
+        "driver": "STATUS_CHANGED LOCATION_UPDATED HOS_VIOLATION",
+        "booking": "HELD CREATED CONFIRMED CANCELLED EXPIRED MODIFIED BOARDED",
+        "payment": "INITIATED CONFIRMED FAILED REFUNDED",
+        "ticket": "ISSUED SCANNED REVOKED",
+        "parcel": "CREATED ASSIGNED PICKED_UP IN_TRANSIT DELIVERED CANCELLED DELAYED",
+        "partner": "PERFORMANCE_UPDATED CAPACITY_CHANGED",
+        "system": "ALERT ANOMALY_SUSPECTED PREDICTION",
+    }
+    for topic, kinds in promised.items():
+        assert set(kinds.split()) <= TOPICS[topic].keys()
+    for topic, publishable in PUBLISHABLE.items():
+        assert set(publishable) <= TOPICS[topic].keys()
+
+
 # ------------------------------------------------------------------------------------------------ pure
 
 
 def row(aggregate: int, version: int) -> Waiting:
     return Waiting("system", name(aggregate), version, PARTNER, "ALERT", {}, 0, False)
+
+
+def test_an_event_speaks_the_words_of_the_wire_whatever_its_row_says() -> None:
+    trip = SimpleNamespace(trip_id="demo:T:20261121", stops=[SimpleNamespace(stop_id=f"demo:{name}") for name in "ABC"])
+    said = plain_data({"tripNo": 7, "seat": 2, "from": 0, "to": 2, "amount": 1200, "currency": "DZD", "ref": "X"}, trip, ["1A", "1B"])
+    assert said == {
+        "tripId": "demo:T:20261121", "seat": "1B", "from": "demo:A", "to": "demo:C", "amount": {"amount": 1200, "currency": "DZD"}, "ref": "X",
+    }  # fmt: skip
+    assert plain_data({"seat": "4A", "from": "2026-11-01", "currency": "DZD"}, None, ()) == {
+        "seat": "4A", "from": "2026-11-01", "currency": "DZD",
+    }  # fmt: skip
 
 
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 10))

@@ -23,7 +23,7 @@ from engine.booking.seats import seat_messages
 from engine.clock import Clock
 from engine.errors import EngineError, Unavailable
 from engine.meter import Meter
-from engine.office.topics import TOPICS, Event, booking_data, event_of
+from engine.office.topics import TOPICS, Event, booking_data, event_of, plain_data
 from engine.settings import Settings
 from engine.store.lease import hold
 from engine.store.office import Office, Waiting
@@ -66,7 +66,7 @@ class Seats:
         if event.topic == "trip" and event.type == "BUS_SWAPPED":
             notice = {"t": "notice", "d": {"what": "MAP_CHANGED", "mapVersion": body["mapVersion"]}}
             return (Saying("seats:" + body["tripId"], event.id, _ENCODE(notice)),)
-        if trip is None:
+        if event.topic != "booking" or trip is None:
             return ()
         channel = "seats:" + trip.trip_id
         messages = seat_messages(body, trip)
@@ -79,7 +79,7 @@ class Bookings:
     name = "booking"
 
     def lines(self, event: Event, body: Mapping[str, Any], trip: Any | None) -> Sequence[Line]:
-        if trip is None or not event.data["ref"]:
+        if event.topic != "booking" or not event.data.get("ref"):
             return ()
         said = {"type": event.type, "version": event.seq, "at": event.at, **event.data}
         return (Saying("booking:" + event.data["ref"], event.id, _ENCODE({"t": "booking", "d": said})),)
@@ -222,11 +222,13 @@ class Dispatcher:
         return event, lines, whose
 
     async def _read(self, row: Waiting) -> tuple[Any | None, Any]:
-        """The trip of a booking's event, and the event's data."""
+        """The trip that an event names, and the event's data."""
         body = row.body
-        if row.topic != "booking" or "tripNo" not in body:
-            return None, body
+        if "tripNo" not in body:
+            return None, plain_data(body, None, ())
         trip = await self.trips.by_no(body["tripNo"])
+        if row.topic != "booking":
+            return trip, plain_data(body, trip, trip.labels)
         if body["map"] > trip.map_version:  # a swap that we have not heard of yet
             self.trips.forget(trip.trip_id)
             trip = await self.trips.by_no(body["tripNo"])

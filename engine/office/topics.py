@@ -55,12 +55,13 @@ def _seats(status: str, **more: Any) -> dict[str, Any]:
 
 
 _HOLD: Final = {"ref": None, "expiresAt": "2026-11-21T09:10:00.000Z"}
-_PAID: Final = {"bookingRef": "7GK2QX", "provider": "SIMULATED_CARD", "amount": {"amount": 240000, "currency": "DZD"}}
-_TICKET: Final = {"bookingRef": "7GK2QX", "tripId": "demo:C1-0:20261121", "seat": "1A"}
+_BOOKING: Final = {"bookingId": "0195c0de-0001-7000-8000-000000000003", "ref": "7GK2QX"}
+_PAID: Final = {**_BOOKING, "provider": "SIMULATED_CARD", "amount": {"amount": 240000, "currency": "DZD"}}
+_TICKET: Final = {**_BOOKING, "tripId": "demo:C1-0:20261121", "seat": "1A", "version": 1, "state": "ISSUED"}
 _TRIP: Final = {"tripId": "demo:C1-0:20261121", "busId": "BUS-17"}
 _PARCEL: Final = {"parcel": "P-104", "from": "demo:ALG", "to": "demo:ORN"}
 _DRIVER: Final = {"driverId": "DRV-4"}
-_WAIT: Final = {"tripNo": 7, "count": 2, "from": 0, "to": 3, "state": "WAITING", "holdId": None}
+_WAIT: Final = {"tripId": "demo:C1-0:20261121", "count": 2, "from": "demo:ALG", "to": "demo:ORN", "state": "WAITING", "holdId": None}
 _WAITS: Final = {
     "JOINED": "somebody waits for seats",
     "OFFERED": "freed seats are held for them",
@@ -122,6 +123,7 @@ TOPICS: Final[dict[str, dict[str, Kind]]] = {
         "CONFIRMED": Kind("the money is in", _PAID),
         "FAILED": Kind("it will not come", _PAID),
         "REFUNDED": Kind("money has gone back", _PAID),
+        "SEATS_OFFERED": Kind("the money came too late for its seats: others are offered", _PAID),
     },
     "ticket": {
         "ISSUED": Kind("a ticket was signed", _TICKET),
@@ -140,6 +142,14 @@ TOPICS: Final[dict[str, dict[str, Kind]]] = {
     "partner": {
         "PERFORMANCE_UPDATED": Kind("an operator's figures were made anew", {"onTime": 0.94}),
         "CAPACITY_CHANGED": Kind("an operator has more or fewer seats to sell", {"seats": 1200}),
+        "SETTLED": Kind(
+            "a period was paid out",
+            {"from": "2026-11-01T00:00:00Z", "to": "2026-12-01T00:00:00Z", "amount": {"amount": 120, "currency": "DZD"}},
+        ),
+        "SEAT_LAYOUT_CHANGED": Kind("a seat layout was drawn, changed or retired", {"id": "coach-49", "version": 2}),
+        "FARE_PLAN_CHANGED": Kind("a fare plan was made, changed or retired", {"id": "summer", "version": 2}),
+        "OFFER_CHANGED": Kind("a route came on sale, is sold differently or no more", {"id": "demo:104", "version": 2}),
+        "PROMO_CODE_CHANGED": Kind("a promo code was made, changed or retired", {"id": "SPRING", "version": 2}),
     },
     "pos": {
         "SYNCED": Kind("a device uploaded sales", {"deviceId": "till-7", "counts": {"CONFIRMED": 3, "CONFLICT_REFUND": 1}}),
@@ -151,7 +161,7 @@ TOPICS: Final[dict[str, dict[str, Kind]]] = {
     },
     "waitlist": {
         **{kind: Kind(meaning, _WAIT) for kind, meaning in _WAITS.items()},
-        "ROOM_SWITCHED": Kind("an operator closed or opened a waiting room", {"tripNo": 7, "mode": "ON", "admitPerS": 10}),
+        "ROOM_SWITCHED": Kind("an operator closed or opened a waiting room", {**_TRIP, "mode": "ON", "admitPerS": 10}),
     },
     "system": {
         "ALERT": Kind("somebody should look", {"alert": "EVENT_DEAD", "eventId": "booking:0195c0de-0001-7000-8000-000000000001:3"}),
@@ -159,7 +169,10 @@ TOPICS: Final[dict[str, dict[str, Kind]]] = {
         "PREDICTION": Kind("a forecast was made", {"what": "demand", "routeId": "demo:104"}),
     },
 }
-PUBLISHABLE: Final = frozenset({"partner", "system"})  # topics of which people may publish events themselves
+PUBLISHABLE: Final = {  # what people may say themselves: nothing that only a change may say
+    "partner": ("PERFORMANCE_UPDATED", "CAPACITY_CHANGED"),
+    "system": ("ALERT", "ANOMALY_SUSPECTED", "PREDICTION"),
+}
 
 
 def version_of(topic: str, kind: str) -> int:
@@ -211,6 +224,26 @@ def booking_data(body: Mapping[str, Any], trip: SoldTrip, labels: Sequence[str])
         "expiresAt": instant(body.get("until")),
     }
     return data | {name: value for name, value in body.items() if name not in _INNER}
+
+
+def plain_data(body: Mapping[str, Any], trip: SoldTrip | None, labels: Sequence[str]) -> dict[str, Any]:
+    """The data of any other event: as it was written, but for our numbers of trips, seats and places, and money as the wire writes it.
+    `trip` None: it names none."""
+    data = {name: value for name, value in body.items() if name not in ("tripNo", "currency")}
+    if isinstance(data.get("amount"), int) and "currency" in body:
+        data["amount"] = {"amount": data["amount"], "currency": body["currency"]}
+    elif "currency" in body:
+        data["currency"] = body["currency"]
+    if trip is not None:
+        data["tripId"] = trip.trip_id
+        seat = data.get("seat")
+        if isinstance(seat, int) and 0 < seat <= len(labels):
+            data["seat"] = labels[seat - 1]
+        for end in ("from", "to"):
+            place = data.get(end)
+            if isinstance(place, int) and 0 <= place < len(trip.stops):
+                data[end] = trip.stops[place].stop_id
+    return data
 
 
 def instant(when: str | None) -> str | None:
