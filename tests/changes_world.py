@@ -52,6 +52,34 @@ class ChangingWorld(World):
             do update set body = excluded.body, version = sale.seat_layout.version + 1""", PARTNER, layout_id, layout_of(drawn).body(),
         )  # fmt: skip
 
+    async def bag(self, shown: Any, seat: int, price: int = 5_000, stock: int | None = None) -> None:
+        """A bag for one seat of a booking that is not paid for yet."""
+        item = {
+            "booking": shown["lead"],
+            "seat": seat,
+            "code": "BAG",
+            "kind": "BAGGAGE",
+            "name": "bag",
+            "count": 1,
+            "price": price,
+            "stock": stock,
+        }
+
+        async def work(connection: Any) -> None:
+            await connection.execute("select * from booking.locked($1)", shown["lead"])
+            await connection.execute("select sale.take_ancillaries($1)", [item])
+            await connection.execute("update booking.booking set total = total + $2 where booking_id = $1", shown["lead"], price)
+
+        await self.pool.run("*", work)
+
+    async def bags(self) -> list[tuple[int, int]]:
+        """(trip number, seat) of all bags of bookings that stand."""
+        rows = await self.run(
+            """select a.trip_no, a.seat from booking.ancillary a join booking.booking b using (booking_id)
+            where b.state not in ('CANCELLED', 'REFUNDED', 'EXCHANGED') order by 1, 2"""
+        )
+        return [tuple(row) for row in rows]
+
     async def sold(self, *labels: str, who: Caller | None = None, **more: Any) -> Any:
         """A booking that was paid for, as `show` tells it."""
         shown = await self.booked(*labels, who=who or self.customer(), **more)

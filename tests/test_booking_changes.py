@@ -143,6 +143,16 @@ async def test_one_seat_of_three_is_cancelled_and_the_others_travel(world: Chang
     assert await world.balance() == []
 
 
+async def test_a_bag_is_given_back_with_its_seat(world: ChangingWorld) -> None:
+    shown = await world.booked("1A", "1B", who=world.customer())
+    await world.bag(shown, seat=2)
+    await world.pay(shown["lead"])
+    assert (await cancelled(world, shown["ref"], seats=["1B"]))["refund"]["amount"] == 49_500  # a tenth of 55,000 is kept
+    assert await world.bags() == []
+    assert (await cancelled(world, shown["ref"]))["refund"]["amount"] == 45_000
+    assert await world.balance() == []
+
+
 async def test_seats_that_are_not_in_the_booking_are_named(world: ChangingWorld) -> None:
     shown = await world.sold("1A")
     for seats in (["2A"], ["1A", "1A"]):

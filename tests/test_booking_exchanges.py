@@ -134,6 +134,27 @@ async def test_a_cheaper_trip_takes_its_place_at_once_and_the_difference_goes_ba
     assert offer["refund"]["amount"] == 36_000
 
 
+async def test_bags_go_along_as_far_as_there_is_room_for_them(world: ChangingWorld) -> None:
+    shown = await world.booked("1A", "1B", who=world.customer())
+    await world.bag(shown, seat=2, stock=1)
+    await world.pay(shown["lead"])
+    await reseat(world, shown["ref"], _1B="2B")
+    assert await world.bags() == [(world.trip_no, 6)]
+    trip_id, trip_no = await world.trip(departs_in=timedelta(days=4))
+    said = await exchange(world, shown["ref"], trip_id, "3A", "3B")
+    assert (said["refund"]["amount"], said["due"]["amount"]) == (0, 0)
+    assert await world.bags() == [(trip_no, 10)]
+    assert (await world.bookings.shown(reference=shown["ref"]))["rows"][-1]["total"] == 105_000
+
+    other = await world.booked("1A", who=world.customer())
+    await world.bag(other, seat=1, stock=1)
+    await world.pay(other["lead"])
+    with pytest.raises(Refused) as refusal:
+        await exchange(world, other["ref"], trip_id, "1A")
+    assert refusal.value.code == "ANCILLARY_SOLD_OUT"
+    assert await world.states(other["lead"]) == ["CONFIRMED"]
+
+
 async def dearer(world: ChangingWorld) -> tuple[Any, Any, int]:
     """(booking of two legs, what the exchange for five asks, number of the other trip)."""
     shown = await world.sold("1A", to="demo:C")

@@ -102,6 +102,28 @@ async def test_everything_that_has_a_seat_moves_whatever_its_state(world: Changi
     assert await world.states(waiting["lead"]) == ["CONFIRMED"]
 
 
+async def test_prices_passengers_and_bags_go_with_their_seats_where_numbers_change_places(world: ChangingWorld) -> None:
+    await world.draw("mirrored", 3, letters="DCBA")  # the same labels, counted from the other side
+    held = await world.hold("1A", "1B")
+    await world.run(
+        """update booking.booking set prices = '{100, 200}', quote = quote || '{"classes": [1000, 2000], "adult": [100, 200]}'
+        where booking_id = $1""", held.held.booking,
+    )  # fmt: skip
+    shown = await world.booked("2A", "2B", who=world.customer())
+    await world.bag(shown, seat=5)
+    await world.pay(shown["lead"])
+    await world.run("update booking.passenger set first_name = 'of 2A' where seat = 5")
+    await swap(world, "mirrored")
+    row = (await world.bookings.shown(booking_id=held.held.booking))["rows"][0]
+    assert (row["seats"], row["prices"], row["quote"]["classes"], row["quote"]["adult"]) == ([3, 4], [200, 100], [2000, 1000], [200, 100])
+    row = (await world.bookings.shown(booking_id=shown["lead"]))["rows"][0]
+    assert [(one["seat"], one["firstName"]) for one in row["passengers"]] == [(7, "Amal"), (8, "of 2A")]
+    assert await world.bags() == [(world.trip_no, 8)]
+    assert await world.tickets(shown["lead"]) == [(7, 1, "ISSUED"), (8, 1, "ISSUED")]
+    assert await labels(world, shown["lead"]) == ["2B", "2A"]
+    await sound(world)
+
+
 async def test_swapped_twice_and_back_everybody_sits_where_they_sat(world: ChangingWorld) -> None:
     shown = await world.sold("2A", "2B")
     await swap(world, "renumbered")
