@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator
@@ -423,3 +424,30 @@ async def test_the_manifest_has_every_passenger_and_what_an_offline_scanner_need
     assert tickets.verify(hers.qr, keys, now_s, trip_id=manifest.trip_id, revocations=revoked).result == "VALID"
     lines = as_csv(manifest).split("\r\n")
     assert lines[0].startswith("seat,lastName,firstName") and lines[1].startswith("1A,Benaïssa,Amal,ADULT,Stop A,Stop C,BOARDED")
+
+
+async def test_many_doors_at_the_same_instant_board_a_ticket_once(house: House) -> None:
+    _, (mine,) = await house.sold("1A")
+    said = await asyncio.gather(*(house.scan(f"door-{n}", ScanIn(mine.qr)) for n in range(8)))
+    assert sorted(one for (one,) in said) == ["ALREADY_BOARDED"] * 7 + ["BOARDED"]
+    assert await house.world.value("select count(*) from office.outbox where topic = 'booking' and kind = 'BOARDED'") == 1
+
+
+async def test_a_cancellation_and_a_scan_at_the_same_instant_never_both_win(house: House) -> None:
+    for label in ("1A", "1B", "1C", "1D", "2A", "2B"):
+        shown, (mine,) = await house.sold(label, who=house.world.agent())
+
+        async def cancel(shown: Any = shown) -> str:
+            async def work(connection: Any) -> str:
+                ids = [row["booking_id"] for row in await connection.fetch("select * from booking.locked($1)", shown["lead"])]
+                await connection.execute("select booking.move($1, 'CANCELLED', 'test', 'test')", ids)
+                await connection.execute("select ticket.revoke($1, null, 'test', 'test')", ids)
+                return "CANCELLED"
+
+            try:
+                return str(await house.world.pool.run("*", work))
+            except Refused as refused:
+                return refused.code
+
+        cancelled, (scanned,) = await asyncio.gather(cancel(), house.scan("door", ScanIn(mine.qr)))
+        assert (cancelled, scanned) in {("CANCELLED", "REVOKED"), ("WRONG_STATE", "BOARDED")}

@@ -52,6 +52,8 @@ def test_at_most_one_scan_boards_and_it_is_the_earliest_good_one(scans: list[Sca
     if done.winner is not None:
         assert aboard == [done.winner.scan_id]
         good = [one for one in scans if one.verdict == "VALID" and one.version >= standing.version]
+        if standing.revoked_at_ms is not None:
+            good = [one for one in good if one.offline]
         assert all(one.at_ms >= done.winner.at_ms for one in good)
 
 

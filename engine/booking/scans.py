@@ -4,9 +4,10 @@ Scanners work offline and tell us later, in any order, some of it twice. The fol
 how often, changes nothing. Times are the device's own, corrected by how far its clock was off when it told us (`corrected_ms`).
 
 The rule: of the valid scans the earliest boards. A later one is ALREADY_BOARDED, or, of another device that was offline and could not know,
-DUPLICATE_OFFLINE: two people may have travelled on one ticket (a screenshot), and the operator is shown both. A scan after the ticket was
-taken back is CANCELLED_BEFORE_SCAN: the device did not know; one before it is BOARDED_BEFORE_CANCELLATION: the passenger was on the bus when
-somebody cancelled. Neither changes the booking (its money has gone back): both are for the operator to look at.
+DUPLICATE_OFFLINE: two people may have travelled on one ticket (a screenshot), and the operator is shown both. A scan made offline after the
+ticket was taken back is CANCELLED_BEFORE_SCAN: the device did not know; one made before it is BOARDED_BEFORE_CANCELLATION: the passenger
+was on the bus when somebody cancelled. Neither changes the booking (its money has gone back): both are for the operator to look at. Online it
+is simply REVOKED.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def _alone(scan: Scan, standing: Standing) -> str:
     if not standing.paid:
         return tickets.NOT_CONFIRMED
     if standing.revoked_at_ms is not None:
-        if scan.at_ms < standing.revoked_at_ms:
-            return BOARDED_BEFORE_CANCELLATION
-        return CANCELLED_BEFORE_SCAN if scan.offline else tickets.REVOKED
+        if not scan.offline:  # it waited for the booking while somebody cancelled it: its device has not let anybody in yet
+            return tickets.REVOKED
+        return BOARDED_BEFORE_CANCELLATION if scan.at_ms < standing.revoked_at_ms else CANCELLED_BEFORE_SCAN
     return BOARDED_AFTER_NO_SHOW if standing.no_show else BOARDED
