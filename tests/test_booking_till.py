@@ -312,6 +312,33 @@ async def test_a_sale_made_after_the_lease_was_given_back_waits_for_a_seat(count
     assert await counter.results(counter.sale(1, "1A")) == [("STANDBY", "OUTSIDE_LEASE")]
 
 
+async def test_sales_made_before_a_bus_swap_find_the_seats_with_their_labels_on_the_other_bus(counter: Counter) -> None:
+    lease = await counter.lease("1A", "1B")
+    first = counter.sale(1, "1A", "demo:A", "demo:C")
+    await counter.sync(first)
+    trip = await counter.world.catalogue.trip(counter.world.trip_id)
+    labels = list(reversed(trip.labels))  # the same seats, counted from the back
+    rows = await counter.world.run("select booking_id, seat from booking.seat_claim where active and trip_no = $1", counter.world.trip_no)
+    ids, old = [row[0] for row in rows], [row[1] for row in rows]
+    body = trip.layout.body() | {"seats": list(reversed(trip.layout.body()["seats"]))}
+
+    async def swap(connection: Any) -> None:
+        await connection.execute("select booking.lock_trip($1, true)", trip.trip_no)
+        moved = [13 - seat for seat in old]
+        args = (trip.trip_no, 1, ids, old, moved, "twelve", None, list(range(1, 13)), labels, body, "agent:desk", "r")
+        await connection.execute("select booking.swap($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)", *args)
+
+    await counter.world.pool.run(PARTNER, swap)
+    later = counter.sale(2, "1B"), counter.sale(3, "1A", "demo:C", "demo:F"), counter.sale(4, "1A")
+    said = await counter.results(*later, pos.msgspec.structs.replace(first, void=True))
+    assert said == [("CONFIRMED", None), ("CONFIRMED", None), ("CONFLICT_REFUND", "SEAT_TAKEN"), ("VOIDED", None)]
+    claims = await counter.seats()
+    assert [claim for claim in claims if claim[0] != "LEASE"] == [("POS", 11, "0-5", "SOLD"), ("POS", 12, "2-5", "SOLD")]
+    assert ("LEASE", 12, "0-2", "HELD") in claims
+    assert lease["id"] and await counter.world.overlaps() == 0
+    await counter.sound()
+
+
 # ------------------------------------------------------------------------------------------------ voids, offers, corrections
 
 
@@ -447,6 +474,27 @@ async def test_leases_syncs_and_web_holds_on_one_trip_never_sell_a_seat_twice(co
 
     done = await asyncio.gather(*(device(n) for n in range(6)), *(web() for _ in range(24)))
     assert "HELD" in done and {code for code in done if isinstance(code, str)} <= {"HELD", "SEAT_TAKEN"}
+    await counter.sound()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_an_upload_and_strangers_meet_on_the_seats_of_a_lease_that_runs_out(counter: Counter, seed: int) -> None:
+    lease = await counter.lease("1A", "1B", "1C", "1D")
+    await counter.world.run("update booking.booking set expires_at = clock_timestamp() where lead_id = $1", lease["id"])
+    chance = random.Random(seed)
+
+    async def web(label: str) -> str:
+        try:
+            return (await counter.world.hold(label, frm="demo:B", to="demo:D")).held.booking
+        except Refused as refusal:
+            return refusal.code
+
+    sales = [counter.sale(seq, label, "demo:A", "demo:C") for seq, label in enumerate(("1A", "1B", "1C", "1D"))]
+    asks = [counter.results(*sales), *(web(label) for label in ("1A", "1B", "1C", "1D") * 2)]
+    chance.shuffle(asks)
+    await asyncio.gather(*asks, counter.world.value("select booking.expire(array[$1::uuid], 'sweep')", lease["id"]))
+    taken = {seat for _, seat, *_ in await counter.seats()}
+    assert taken == {1, 2, 3, 4}  # each went to the passenger or to a stranger
     await counter.sound()
 
 

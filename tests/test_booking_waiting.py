@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from engine.booking.callers import HoldTokens
+from engine.booking.desk import Named
 from engine.booking.refusals import Refused
 from engine.booking.room import OFF, ON, QueueTokens, Room, Switch
 from engine.booking.waitlist import Waitlist
@@ -95,6 +96,22 @@ async def test_a_hold_that_ran_out_frees_seats_for_who_waits(line: Line) -> None
     assert (await line.see(place))["status"] == "OFFERED"
 
 
+async def test_the_looking_goes_on_by_itself_and_wakes_when_the_relay_says_what_was_freed(line: Line) -> None:
+    holds = await line.fill()
+    place = await line.join()
+    running = asyncio.create_task(line.list.run())
+    try:
+        await line.world.desk.release(line.world.guest(holds[3].token), line.world.key(), holds[3].held.booking)
+        for one in line.relay:
+            while await one.round():
+                pass
+        async with asyncio.timeout(20):
+            while (await line.see(place))["status"] != "OFFERED":
+                pass
+    finally:
+        running.cancel()
+
+
 async def test_first_come_first_served_among_those_who_fit(line: Line) -> None:
     holds = await line.fill()
     pair, alone, later = await line.join(2), await line.join(1), await line.join(1)
@@ -125,8 +142,6 @@ async def test_an_offer_that_is_booked_is_taken(line: Line) -> None:
     place = await line.join()
     assert await line.turn() == 1
     offer = (await line.see(place))["offer"]
-    from engine.booking.desk import Named
-
     named = [Named(seat=offer["seats"][0]["seat"], first_name="Amal", last_name="B")]
     await line.world.desk.book(line.world.guest(offer["holdToken"]), line.world.key(), [offer["holdId"]], named, {"email": "a@example.org"})
     await line.list.round(everything=True)

@@ -27,7 +27,7 @@ SEAT_TAKEN: Final = "SEAT_TAKEN"  # the only one that may still change: the fold
 NOT_LEASED, OUTSIDE_LEASE, WRONG_AMOUNT, WRONG_CURRENCY = "NOT_LEASED", "OUTSIDE_LEASE", "WRONG_AMOUNT", "WRONG_CURRENCY"
 TRIP_CANCELLED, PAY_ONLINE, RESEATED, SEQ_REUSED = "TRIP_CANCELLED", "PAY_ONLINE", "RESEATED", "SEQ_REUSED"
 
-SALES_MAX: Final = 500  # of one batch: one transaction of about a second
+SALES_MAX: Final = 200  # of one batch: one transaction, 5 to 15 ms a sale, in which no swap of these trips can begin
 SEQ_MAX: Final = 2**53 - 1  # what every JSON reader can count to
 TIME_MAX_MS: Final = 2**47  # the year 6429
 SLACK_MS: Final = 120_000  # either side of a lease: a clock corrected by one request is right to within the request's journey
