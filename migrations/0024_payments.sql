@@ -625,7 +625,7 @@ begin
     select * into p from money.payment where payment_id = p_payment;
     select refund_id into v_refund from money.refund where payment_id = p_payment and refund_id::text = x.part;
     if v_refund is null and x.part is not null then
-      v_refund := md5('refund:' || p.provider || ':' || x.part)::uuid;
+      v_refund := md5('refund:' || p_payment || ':' || x.part)::uuid;
       if not exists (select from money.refund where refund_id = v_refund) and p.captured - p.refunded >= x.amount and x.amount > 0 then
         perform money.promise(p, x.amount, 'BY_PROVIDER', v_refund, 'RUNNING');
       end if;
