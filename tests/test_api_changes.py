@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -196,3 +197,22 @@ async def test_money_that_comes_after_the_trip_was_cancelled_goes_back(house: Ho
     assert await house.world.value("select sum(captured - refunded) from money.payment") == 0
     assert (await house.done("GET", f"/bookings/{ref}", token=token))["status"] in ("CANCELLED", "REFUNDED")
     assert await house.world.run("select * from money.unsound()") == []
+
+
+async def test_cancelled_and_scanned_at_once_a_passenger_travels_or_gets_their_money_never_both(house: House) -> None:
+    for seat in ("1A", "1B", "1C", "1D", "2A", "2B"):
+        ref, token = await house.sold(seat)
+        qr = (await house.done("GET", f"/bookings/{ref}/ticket", token=token))["tickets"][0]["qr"]
+        offer = await house.done("PATCH", f"/bookings/{ref}/cancel", {}, token)
+        scan = house.call("POST", "/tickets/scans", {"qr": qr, "tripId": house.world.trip_id}, **house.as_("DRIVER", "north"))
+        confirm = house.call("PATCH", f"/bookings/{ref}/cancel", {"offerId": offer["offerId"]}, token)
+        scanned, cancelled = await asyncio.gather(scan, confirm) if seat[0] == "1" else (await asyncio.gather(confirm, scan))[::-1]
+        boarded = scanned.json()["result"] == "BOARDED"
+        assert boarded == (cancelled.status_code == 409), (scanned.text, cancelled.text)
+        if boarded:  # stale rather than in a wrong state where the scan came first
+            assert cancelled.json()["code"] in ("OFFER_STALE", "WRONG_STATE")
+        status = (await house.done("GET", f"/bookings/{ref}", token=token))["status"]
+        assert status == ("BOARDED" if boarded else "CANCELLED")
+    assert await house.world.value("select count(*) from money.refund") == await house.world.value(
+        "select count(*) from booking.booking where state = 'CANCELLED'"
+    )
