@@ -147,6 +147,7 @@ class Buyer:
         self.lines = [Line(port) for port in ports]
         self.log, self.chance, self.trips, self.seats, self.stops = log, chance, trips, seats, stops
         self.over = False
+        self._shunned_until_s = [0.0 for _ in ports]  # monotonic: a worker that did not answer is left alone for a while
 
     async def live(self) -> None:
         journeys: tuple[tuple[Callable[[], Awaitable[None]], int], ...] = (
@@ -172,7 +173,7 @@ class Buyer:
         headers |= {"Idempotency-Key": key} if key else {}
         headers |= {"X-Hold-Token": token} if token else {}
         headers |= {"Authorization": f"Bearer {bearer}"} if bearer else {}
-        worker = self.chance.randrange(len(self.lines)) if first is None else first
+        worker = self._rather(self.chance.randrange(len(self.lines)) if first is None else first)
         limit_s, clean, requests = time.monotonic() + PATIENCE_S, True, []
         while time.monotonic() < limit_s:
             requests.append(str(uuid.UUID(int=self.chance.getrandbits(128), version=4)))
@@ -180,7 +181,8 @@ class Buyer:
                 status, said = await self.lines[worker].ask(method, path, content, headers | {"X-Request-Id": requests[-1]})
             except (OSError, EOFError, TimeoutError, ValueError):
                 self.log.lost += 1
-                clean, worker = False, (worker + 1) % len(self.lines)
+                self._shunned_until_s[worker] = time.monotonic() + ANSWER_S
+                clean, worker = False, self._rather(worker)
                 await asyncio.sleep(0.05 + self.chance.random() * 0.1)
                 continue
             reply = Reply(status, said, clean, tuple(requests))
@@ -196,6 +198,12 @@ class Buyer:
             return reply
         self.log.said[f"{kind} unanswered"] += 1
         raise Unanswered(f"{kind}: {method} {path}")
+
+    def _rather(self, worker: int) -> int:
+        """That worker, or the one that answered last where it does not."""
+        if self._shunned_until_s[worker] < time.monotonic():
+            return worker
+        return min(range(len(self.lines)), key=lambda one: self._shunned_until_s[one])
 
     def key(self) -> str:
         return str(uuid.UUID(int=self.chance.getrandbits(128), version=4))
