@@ -121,6 +121,16 @@ class PassengerOut(msgspec.Struct, frozen=True, rename="camel"):
     status: str
 
 
+class BoughtOut(msgspec.Struct, frozen=True):
+    """What was bought beside the seats: `count` of it at `price` each."""
+
+    code: str
+    name: str
+    count: int
+    price: MoneyOut
+    seat: str | None  # null: of nobody in particular
+
+
 class JourneyOut(msgspec.Struct, frozen=True, rename="camel"):
     """One trip of a booking."""
 
@@ -136,6 +146,7 @@ class JourneyOut(msgspec.Struct, frozen=True, rename="camel"):
     seats: list[str] = []
     status: str = ""
     total: MoneyOut = MoneyOut(0, "")
+    ancillaries: list[BoughtOut] = []
 
 
 class BookingOut(msgspec.Struct, frozen=True, rename="camel"):
@@ -406,6 +417,16 @@ async def booking_out(desk: Desk, shown: Any) -> BookingOut:
                 [labels[n - 1] for n in row["seats"]],
                 _state(row),
                 MoneyOut(_total(row), currency),
+                [
+                    BoughtOut(
+                        one["code"],
+                        one["name"],
+                        one["count"],
+                        MoneyOut(one["price"], currency),
+                        labels[one["seat"] - 1] if one["seat"] else None,
+                    )
+                    for one in row.get("bought") or ()
+                ],
             ),
         )
     rows = shown["rows"]

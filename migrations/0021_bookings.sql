@@ -434,7 +434,9 @@ begin
       'paying', paying, 'channel', channel, 'until', expires_at, 'heldAt', held_at, 'quote', quote, 'holder', holder,
       'over', state in ('HELD', 'PENDING_PAYMENT') and not paying and expires_at <= clock_timestamp(),
       'passengers', (select coalesce(jsonb_agg(jsonb_build_object('seat', p.seat, 'firstName', first_name, 'lastName', last_name, 'type', type,
-        'price', price, 'state', p.state, 'detail', detail) order by p.seat), '[]') from booking.passenger p where p.booking_id = b.booking_id))
+        'price', price, 'state', p.state, 'detail', detail) order by p.seat), '[]') from booking.passenger p where p.booking_id = b.booking_id),
+      'bought', case when total is not null then (select jsonb_agg(jsonb_build_object('seat', a.seat, 'code', code, 'name', name, 'count', count,
+        'price', price) order by code, a.seat) from booking.ancillary a where a.booking_id = b.booking_id) end)  -- made in 0023
       order by booking_id <> v_lead, booking_id))
     into v_answer from booking.booking b where b.lead_id = v_lead;
   return v_answer;

@@ -306,6 +306,8 @@ async def test_bags_are_listed_with_what_is_left(house: FareHouse) -> None:
     }  # fmt: skip
     booked = await house.made("/v1/bookings", order, who={"X-Hold-Token": held["holdToken"]}, Idempotency_Key="b")
     assert booked.json()["total"]["amount"] == held["total"]["amount"] + 700 + 2 * 3_000
+    bought = {"code": "BAG", "name": "Second bag", "count": 2, "price": {"amount": 3_000, "currency": "DZD"}, "seat": "1A"}
+    assert booked.json()["trips"][0]["ancillaries"] == [bought]
     assert (await house.get(f"{path}/ancillaries"))["items"][0]["left"] == 0
 
 
