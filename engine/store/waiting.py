@@ -57,8 +57,11 @@ class Waiting:
         return await self._run.fetchrow(self._sql["entry"], entry_id)
 
     async def leave(self, entry_id: str, actor: str, request_id: str) -> None:
-        """The place is given up, and what was offered to it. One that is over stays as it is."""
+        """The place is given up, and what was offered to it. One that is over, or whose offer was booked, stays as it is."""
         row = await self._run.fetchrow(self._sql["lock_entry"], entry_id)
+        if row["hold_id"] is not None:
+            await self.tidy(row["trip_no"], request_id)
+            row = await self._run.fetchrow(self._sql["lock_entry"], entry_id)
         if row["state"] not in ("WAITING", "OFFERED"):
             return
         await self._run.execute(self._sql["move"], entry_id, "LEFT", actor, request_id)

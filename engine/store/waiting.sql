@@ -12,15 +12,15 @@ from waiting.entry e left join booking.booking b on b.booking_id = e.hold_id whe
 
 -- name: lock_entry
 -- The same row for a change of it.
-select state, hold_id::text from waiting.entry where entry_id = $1 for update
+select state, trip_no, hold_id::text from waiting.entry where entry_id = $1 for update
 
 -- name: move
 -- It is something else from now on.
 select waiting.move($1, $2, null, $3, $4)
 
 -- name: release
--- The seats that were offered are free again.
-select booking.release(null, null, $1, $2, $3)
+-- The seats that were offered are free again, unless they have been booked meanwhile.
+select case when (select bool_and(state = 'HELD') from booking.locked($1)) then booking.release(null, null, $1, $2, $3) end
 
 -- name: freed
 -- Of these trips something was let go; only those that somebody waits for are written down.
