@@ -212,6 +212,14 @@ async def test_a_quote_is_for_its_ride_and_its_number_of_seats_and_ends(shop: Sh
         await shop.pricing.recall(given, trip, 0, 5, [1, 2])
 
 
+async def test_a_hold_may_bring_a_code_to_its_quote(shop: Shop) -> None:
+    await shop.promo(value=777)
+    given = await quoted(shop)
+    wish = Wish(start="demo:A", end="demo:F", labels=("1A",), quote_id=given["quote"]["quoteId"], promo="SPRING")
+    made = await shop.desk.hold(shop.guest(), shop.key(), shop.trip_id, wish)
+    assert made.held.prices == [given["total"] - 777]
+
+
 async def test_the_same_request_for_a_quote_gets_the_same_quote(shop: Shop) -> None:
     key = shop.key()
     first, again = await quoted(shop, key=key), await quoted(shop, key=key)

@@ -39,7 +39,9 @@ class Pricing(Protocol):
     """Prices of seats, from memory (engine/booking/pricing.py)."""
 
     async def quote(self, trip: SoldTrip, start: int, end: int, numbers: Sequence[int], promo: str | None = None) -> fares.Quote: ...
-    async def recall(self, quote_id: str, trip: SoldTrip, start: int, end: int, numbers: Sequence[int]) -> fares.Quote: ...
+    async def recall(
+        self, quote_id: str, trip: SoldTrip, start: int, end: int, numbers: Sequence[int], promo: str | None = None
+    ) -> fares.Quote: ...
     async def extras(
         self,
         rows: Sequence[ExtraRow],
@@ -158,7 +160,7 @@ class Desk:
                 numbers = await self._choose(trip, start, end, wish)
             await self._not_picked(trip, numbers, start, end, wish)
             if wish.quote_id is not None:
-                quote = await self.pricing.recall(wish.quote_id, trip, start, end, numbers)
+                quote = await self.pricing.recall(wish.quote_id, trip, start, end, numbers, wish.promo)
             else:
                 quote = await self.pricing.quote(trip, start, end, numbers, wish.promo)
             new = NewHold(

@@ -177,8 +177,11 @@ class Pricing:
 
         return await self._pool.once(key, trip.partner_id, keep)
 
-    async def recall(self, quote_id: str, trip: SoldTrip, start: int, end: int, numbers: Sequence[int]) -> Quote:
-        """A quote that was given for this ride and these kinds of seats. Raises `Refused` QUOTE_EXPIRED: over, unknown, or for others."""
+    async def recall(self, quote_id: str, trip: SoldTrip, start: int, end: int, numbers: Sequence[int], promo: str | None = None) -> Quote:
+        """A quote that was given for this ride and these kinds of seats; `promo` takes the place of the code it was given with.
+
+        Raises `Refused` QUOTE_EXPIRED: over, unknown, or for others; PROMO_NOT_VALID.
+        """
         if not QUOTE_ID.fullmatch(quote_id):
             raise _gone(quote_id)
         kept = await self._fares.quote(trip.partner_id, quote_id, trip.trip_no)
@@ -186,6 +189,8 @@ class Pricing:
         if kept is None or (kept["from"], kept["to"]) != (start, end) or sorted(kept["kinds"]) != sorted(kinds):
             raise _gone(quote_id)
         quote = fares.quote_from(kept["quote"])
+        if promo is not None:
+            quote = fares.with_promo(quote, await self.promo(trip, promo))
         if kept["kinds"] == kinds:
             return quote
         of_kind = dict(zip(kept["kinds"], zip(quote.classes, quote.adult, strict=True), strict=True))
