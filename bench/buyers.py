@@ -87,6 +87,8 @@ class Held(msgspec.Struct):
     trip: int
     seats: list[str]
     token: str
+    start: str = ""  # stop ids
+    end: str = ""
 
 
 class Log:
@@ -230,7 +232,8 @@ class Buyer:
 
     def noted(self, trip: int, reply: Reply) -> Held | None:
         if reply.status == 201:
-            made = Held(reply.body["id"], trip, [one["seat"] for one in reply.body["seats"]], reply.body["holdToken"])
+            made = Held(reply.body["id"], trip, [one["seat"] for one in reply.body["seats"]], reply.body["holdToken"],
+                        reply.body["from"], reply.body["to"])  # fmt: skip
             self.log.held[made.id] = made
             return made
         if reply.clean:
@@ -257,8 +260,8 @@ class Buyer:
         self.log.booked[reply.body["ref"]] = [one.id for one in holds]
         return str(reply.body["ref"])
 
-    async def pay(self, ref: str, token: str) -> bool:
-        """Whether the booking was confirmed, as far as this buyer was told."""
+    async def pay(self, ref: str, token: str, *, noted: bool = True) -> bool:
+        """Whether the booking was confirmed, as far as this buyer was told; a promise, if `noted`."""
         body: dict[str, Any] = {
             "bookingRef": ref,
             "provider": self.chance.choice(("SIMULATED_CARD", "SIMULATED_CARD", "SIMULATED_MOBILE_MONEY")),
@@ -272,7 +275,8 @@ class Buyer:
         for _ in range(12):
             reply = await self.ask("confirm", "POST", "/v1/payments/confirm", {"paymentId": begun.body["id"]}, key=key, token=token)
             if reply.status == 200 and reply.body["status"] == "CONFIRMED":
-                self.log.confirmed.add(ref)
+                if noted:
+                    self.log.confirmed.add(ref)
                 return True
             if reply.status != 202 or self.over:
                 return False
@@ -324,7 +328,9 @@ class Buyer:
             await self.cancel(ref, token)
         elif after < 0.65:
             kind, body = self.change(holds)
-            await self.ask(kind, "POST", f"/v1/bookings/{ref}/modify", body, key=self.key(), token=token)
+            changed = await self.ask(kind, "POST", f"/v1/bookings/{ref}/modify", body, key=self.key(), token=token)
+            if changed.status == 200 and changed.body.get("payRef"):  # dearer: done once the rest is paid, under a reference of its own
+                await self.pay(changed.body["payRef"], changed.body.get("holdToken") or token, noted=False)
         elif after < 0.8:
             await self.ask("ticket", "GET", f"/v1/bookings/{ref}/ticket", token=token)
         shown = await self.ask("booking", "GET", f"/v1/bookings/{ref}", token=token)
@@ -345,8 +351,13 @@ class Buyer:
             others = dict(zip(one.seats, self.chance.sample(free, len(one.seats)), strict=True))
             return "reseat", {"seats": others, "tripId": sold.trip_id(one.trip)}
         other = one.trip % self.trips + 1
-        return "exchange", {"tripId": sold.trip_id(other), "seats": self.chance.sample(list(self.seats), len(one.seats)),
-                            "fromTripId": sold.trip_id(one.trip)}  # fmt: skip
+        body = {
+            "tripId": sold.trip_id(other),
+            "seats": self.chance.sample(list(self.seats), len(one.seats)),
+            "from": one.start,
+            "to": one.end,
+        }
+        return "exchange", body | {"fromTripId": sold.trip_id(one.trip)}
 
     async def duel(self) -> None:
         """Two strangers, the same seats, the same instant, on two workers."""

@@ -8,12 +8,12 @@ insert into sale.fare_plan (partner_id, fare_plan_id, name, currency, body)
 values ('demo', 'bench', 'Bench fares', 'DZD', $2::jsonb) on conflict do nothing;
 
 -- name: trips
--- $1 trips from number $2 on, of $3 stops half an hour apart, leaving a month from now.
+-- $1 trips from number $2 on, of $3 stops half an hour apart, leaving a month from now, one an hour.
 insert into sale.trip_instance (trip_id, partner_id, feed_id, route_id, start_date, headsign, closes_at, stops, departs_at, arrives_at,
   timezone, layout_id, fare_plan_id, currency)
 select 'bench:T' || n || ':20300101', 'demo', 'bench', 'bench:R', '2030-01-01', 'the coast', d.at, $3::int, d.at, d.at + $3::int * interval '30 minutes',
   'Africa/Algiers', 'bench', 'bench', 'DZD'
-from generate_series($2::int, $2::int + $1::int - 1) n, lateral (select date_trunc('hour', clock_timestamp()) + interval '30 days' as at) d;
+from generate_series($2::int, $2::int + $1::int - 1) n, lateral (select date_trunc('hour', clock_timestamp()) + interval '30 days' + n * interval '1 hour' as at) d;
 
 -- name: stops
 -- The stops of trips that have none.
