@@ -31,7 +31,7 @@ Status = Literal["INITIATED", "IN_PROGRESS", "CONFIRMED", "FAILED", "OFFER_OTHER
 
 
 class InitiateIn(msgspec.Struct, frozen=True, rename="camel"):
-    """`scenario`: faults that a simulated provider is to play, one word or several (docs/booking.md)."""
+    """`scenario`: faults that a simulated provider is to play, one word or several (docs/payments.md)."""
 
     booking_ref: Reference
     provider: Word

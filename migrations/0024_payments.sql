@@ -574,8 +574,8 @@ begin
     perform office.record(p.partner_id, p_actor, p_request, 'payment', 'FAILED', p_payment, p.version, jsonb_build_object('bookingId',
       p.lead_id, 'ref', v_reference, 'provider', p.provider, 'amount', p.amount, 'currency', p.currency, 'reason', p.reason), '{"state":"FAILED"}');
   end if;
-  v_key := p.key;
-  if f.rank is not null then p.key := null; end if;
+  v_key := case when f.rank is not null or p.state = 'FAILED' then p.key end;
+  if v_key is not null then p.key := null; end if;
   update money.payment set provider_ref = p.provider_ref, captured = p.captured, state = p.state, reason = p.reason, version = p.version,
       commission = p.commission, earned = p.earned, deadline_at = p.deadline_at, next_try_at = p.next_try_at, tries = p.tries, key = p.key
     where payment_id = p_payment;
@@ -591,9 +591,8 @@ begin
     select array_agg(refund_id) into v_refunds from money.refund where payment_id = p_payment and state = 'PENDING';
   end if;
   v_body := money.shown(p, v_reference);
-  if f.rank is not null then    -- whoever asked has an answer; only what will be said again is kept, the rest is judged anew
-    perform money.finish(v_key, case when p.state in ('CONFIRMED', 'INITIATED') then v_body end);
-  end if;
+  -- Whoever asked has an answer; only what will be said again is kept, the rest is judged anew.
+  perform money.finish(v_key, case when p.state in ('CONFIRMED', 'INITIATED') then v_body end);
   return jsonb_build_object('status', p.state, 'body', v_body, 'partner', p.partner_id, 'refunds', coalesce(to_jsonb(v_refunds), '[]'));
 end $$;
 
@@ -748,6 +747,7 @@ begin
   insert into office.audit (partner_id, actor, request_id, action, entity_kind, entity_id, diff) values (p.partner_id, p_actor, p_request, 'payment.REFUND_PLANNED',
     'payment', p.payment_id, jsonb_build_object('amount', p_amount, 'reason', p_reason, 'refundId', p_refund));
   perform money.running(p_key, p.partner_id, p_print, p_run, 201, p_refund);
+  if r.state = 'AT_COUNTER' then perform money.finish(p_key, money.shown_refund(r)); end if;
   return jsonb_build_object('status', 'BEGUN', 'refund', p_refund);
 end $$;
 
@@ -784,6 +784,9 @@ begin
   if found then
     insert into office.audit (partner_id, actor, request_id, action, entity_kind, entity_id, diff) values (r.partner_id, p_actor, p_request, 'payment.REFUND_' ||
       case r.state when 'FAILED' then 'FAILED' else 'PUT_OFF' end, 'payment', r.payment_id, jsonb_build_object('refundId', r.refund_id, 'fault', p_fault));
+    if r.state = 'FAILED' then
+      perform office.record(r.partner_id, p_actor, p_request, 'system', 'ALERT', p_refund, 1, jsonb_build_object('alert', 'REFUND_FAILED',
+        'refundId', p_refund, 'paymentId', r.payment_id, 'amount', r.amount, 'currency', r.currency, 'fault', p_fault)); end if;
     perform money.finish(r.key, money.shown_refund(r));
     update money.refund set key = null where refund_id = p_refund;
   end if;

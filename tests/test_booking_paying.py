@@ -539,3 +539,74 @@ async def test_a_charge_that_never_reached_the_provider_is_made_when_it_is_confi
     assert (await world.confirm(shown, payment_id)).body["status"] == "CONFIRMED"
     again = await world.simulated[CARD].create(Charge(payment_id=payment_id, reference=shown["ref"], amount=Money(1, "DZD")))
     assert max(one.amount for one in again if one.kind == CAPTURED) == PRICE
+
+
+async def test_a_refund_that_the_provider_never_takes_ends_as_a_case_for_people(world: PayingWorld) -> None:
+    from engine.booking.payments import ProviderRefused
+
+    class Closed(type(world.simulated[CARD])):  # type: ignore[misc]
+        async def refund(self, payment_id: str, refund_id: str, amount: Money) -> list[Fact]:
+            raise ProviderRefused("the account is closed")
+
+    shown, _ = await world.paid("1A")
+    card = world.simulated[CARD]
+    worker = world.worker(**{CARD: Closed(CARD, card._memories, card._clock, card._secret)})
+    key = world.key()
+    assert (await world.refund(shown, PRICE, key=key, worker=worker)).body["status"] == "FAILED"
+    assert await world.value("select kind from office.outbox where topic = 'system'") == "ALERT"
+    assert (await world.accounts())["REFUNDS"] == PRICE, "it is still owed"
+    assert (await world.refund(shown, PRICE, key=key)).replayed
+    await world.due()
+    assert await world.value("select state from money.refund") == "FAILED"
+
+
+async def test_a_payment_that_was_begun_and_never_reached_anybody_fails_at_its_deadline_and_frees_its_key(world: PayingWorld) -> None:
+    class Dead(type(world.simulated[CARD])):  # type: ignore[misc]
+        async def create(self, charge: Charge) -> list[Fact]:
+            raise SystemError("killed")
+
+    shown = await world.booked("1A")
+    card = world.simulated[CARD]
+    worker = world.worker(**{CARD: Dead(CARD, card._memories, card._clock, card._secret)})
+    key = world.key()
+    with pytest.raises(SystemError):
+        await worker.initiate(world.payer(shown), key, shown["ref"], CARD)
+    await world.run("update money.payment set deadline_at = clock_timestamp()")
+    await world.due()
+    assert await world.value("select state || ' ' || reason from money.payment") == "FAILED NO_ANSWER"
+    again = await world.paying.initiate(world.payer(shown), key, shown["ref"], CARD)
+    assert again.status == 201
+    await world.confirm(shown, again.body["id"])
+    assert await world.state(shown) == "CONFIRMED"
+
+
+async def test_an_abandoned_beginning_is_gone_on_with_by_the_same_request(world: PayingWorld) -> None:
+    class Dead(type(world.simulated[CARD])):  # type: ignore[misc]
+        async def create(self, charge: Charge) -> list[Fact]:
+            await super().create(charge)
+            raise SystemError("killed")
+
+    shown = await world.booked("1A")
+    card = world.simulated[CARD]
+    worker = world.worker(**{CARD: Dead(CARD, card._memories, card._clock, card._secret)})
+    key = world.key()
+    with pytest.raises(SystemError):
+        await worker.initiate(world.payer(shown), key, shown["ref"], CARD)
+    await world.run(
+        "update office.idempotency set answer = answer || jsonb_build_object('until', clock_timestamp()) where answer ? 'until'"
+    )
+    again = await world.paying.initiate(world.payer(shown), key, shown["ref"], CARD)
+    assert again.body["status"] == "INITIATED"
+    assert await world.value("select count(*) from money.payment") == 1
+    assert await world.value("select count(*) from simulator.charge") == 1
+
+
+async def test_a_booking_that_was_let_go_after_its_payment_failed_gets_late_money_back(world: PayingWorld) -> None:
+    shown, payment_id = await world.begun("1A")
+    await refused("PAYMENT_IN_PROGRESS", world.desk.release(world.payer(shown), world.key(), shown["lead"]))
+    await world.says([fact(payment_id, "FAILED", "f1")])
+    await world.desk.release(world.payer(shown), world.key(), shown["lead"])
+    await world.says(await world.simulated[CARD].capture(payment_id))
+    assert (await world.payment(payment_id))["state"] == "REFUNDED"
+    assert await world.state(shown) == "RELEASED"
+    assert await world.accounts() == {}
