@@ -107,6 +107,20 @@ async def test_seats_that_cannot_be_meant_are_refused(world: ChangingWorld) -> N
         await world.exchanges.reseat(world.customer("stranger"), None, shown["ref"], {"1A": "2A"}, None)
 
 
+async def test_a_change_that_knows_only_the_bus_before_the_swap_looks_again(world: ChangingWorld) -> None:
+    shown = await world.sold("1A")
+    other, _ = await world.trip(departs_in=timedelta(days=4))
+    await world.draw("mirrored", 3, letters="DCBA")
+    for trip_id in (world.trip_id, other):
+        known = await world.catalogue.trip(trip_id)
+        made = await world.swaps.plan(world.admin(), trip_id, "mirrored", None)
+        await world.swaps.commit(world.admin(), None, trip_id, made["planId"], None)
+        world.catalogue._trips[trip_id] = known  # another worker's memory
+    await reseat(world, shown["ref"], _1A="2A")
+    assert [seat for _, seat, _, _ in await world.claims()] == [8]
+    assert (await exchange(world, shown["ref"], other, "1A"))["status"] == "CONFIRMED"
+
+
 async def test_a_seat_of_another_class_is_not_had_for_nothing(world: ChangingWorld) -> None:
     dear = {**LAYOUT, "seats": [seat | ({"kind": "PREMIUM"} if seat["label"] == "3A" else {}) for seat in LAYOUT["seats"]]}
     trip_id, _ = await world.trip(layout=dear)

@@ -8,9 +8,10 @@ A booking that nobody has paid for is let go at once and as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, ParamSpec
 
 import msgspec
 
@@ -27,9 +28,12 @@ from engine.store.changes import Change, Passenger, Row, version_of
 from engine.store.desk import Answer, DeskPool, Key
 
 OFFER_LIFE: Final = timedelta(minutes=15)
+TRIES: Final = 3
 GOING: Final = frozenset({CONFIRMED, CHECKED_IN})  # states that a passenger may still change
 UNPAID: Final = frozenset({HELD, PENDING_PAYMENT})
 OUT: Final = "CANCELLED"  # of a passenger
+
+P = ParamSpec("P")
 
 
 # ------------------------------------------------------------------------------------------------ rules
@@ -178,7 +182,7 @@ class Reader:
         found = []
         for row in rows:
             if (row.trip_no, row.map_version) not in trips:
-                raise Refused("BUSY", "it was exchanged or its bus was swapped just now; ask again", retry_after_s=1)
+                raise moved()
             trip, labels = trips[row.trip_no, row.map_version]
             mine = tuple(one for one in passengers if one.booking_id == row.booking_id and one.state != OUT)
             beside = {seat: amount for (row_id, seat), amount in extras.items() if row_id == row.booking_id}
@@ -204,6 +208,27 @@ def check_version(rows: Sequence[Row], must_be: str | None) -> None:
         raise Refused("PRECONDITION_FAILED", f"the booking is now version {tag}; read it again and decide anew")
 
 
+def moved() -> Refused:
+    """What was read before the transaction is no longer so."""
+    return Refused("BUSY", "it was exchanged or its bus was swapped just now; ask again", retry_after_s=1, moved=True)
+
+
+def read_again(change: Callable[P, Awaitable[Answer]]) -> Callable[P, Awaitable[Answer]]:
+    """A change that meets the end of a bus swap or an exchange (`moved`) reads again and is tried again, at most TRIES times."""
+
+    @functools.wraps(change)
+    async def tried(*args: P.args, **kwargs: P.kwargs) -> Answer:
+        for _ in range(TRIES - 1):
+            try:
+                return await change(*args, **kwargs)
+            except Refused as refusal:
+                if not refusal.facts.get("moved"):
+                    raise
+        return await change(*args, **kwargs)
+
+    return tried
+
+
 class Changes:
     """Cancellations by whoever may open a booking."""
 
@@ -211,6 +236,7 @@ class Changes:
         self._pool, self._desk, self._clock = pool, desk, clock
         self._reader = Reader(desk.catalogue, clock)
 
+    @read_again
     async def cancel(
         self,
         caller: Caller,

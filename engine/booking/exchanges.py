@@ -18,7 +18,7 @@ from engine.booking import fares, seats
 from engine.booking.booking import CANCELLED, CONFIRMED, EXCHANGED, PENDING_PAYMENT, SOLD, shown_state
 from engine.booking.callers import Caller
 from engine.booking.catalogue import SoldTrip, open_for_sale, sales_closed
-from engine.booking.changes import GOING, OUT, UNPAID, Reader, Ride, check_can_go, check_version, chosen
+from engine.booking.changes import GOING, OUT, UNPAID, Reader, Ride, check_can_go, check_version, chosen, moved, read_again
 from engine.booking.desk import Desk, Pricing, folded
 from engine.booking.refusals import Refused
 from engine.clock import Clock
@@ -58,6 +58,7 @@ class Exchanges:
 
     # --- names ---
 
+    @read_again
     async def rename(
         self, caller: Caller, key: Key | None, reference: str, names: Sequence[NewName], trip_id: str | None, must_be: str | None = None
     ) -> Answer:
@@ -99,6 +100,7 @@ class Exchanges:
 
     # --- seats of the same trip ---
 
+    @read_again
     async def reseat(
         self, caller: Caller, key: Key | None, reference: str, moves: Mapping[str, str], trip_id: str | None, must_be: str | None = None
     ) -> Answer:
@@ -132,7 +134,7 @@ class Exchanges:
         trip, row = ride.trip, ride.row
         if row.map_version != trip.map_version:
             self._catalogue.forget(trip.trip_id)
-            raise Refused("BUSY", "its bus was swapped just now; ask again", retry_after_s=1)
+            raise moved()
         pairs = {number: trip.number_of(moves[ride.label(number)], f"/seats/{ride.label(number)}") for number in numbers}
         staying = set(row.seats) - set(numbers)
         if len(set(pairs.values())) != len(pairs) or staying & set(pairs.values()):
@@ -151,6 +153,7 @@ class Exchanges:
 
     # --- another trip ---
 
+    @read_again
     async def exchange(
         self, caller: Caller, key: Key | None, reference: str, other: OtherTrip, from_trip: str | None, must_be: str | None = None
     ) -> Answer:
@@ -382,7 +385,7 @@ def worded(refusal: Refused, trip: SoldTrip) -> Refused:
         faults = [_wrong(f"/seats/{label}", "SEAT_TAKEN", f"{label} is taken") for label in labels]
         return Refused("SEAT_TAKEN", f"{', '.join(labels)} on {trip.trip_id}: taken; nothing has changed", errors=faults)
     if refusal.code == "STALE_MAP":
-        return Refused("BUSY", f"the seat map of {trip.trip_id} is changing; ask again", retry_after_s=1)
+        return moved()
     if refusal.code == "SALES_CLOSED":
         return sales_closed(trip.trip_id, str(refusal.facts.get("trip", "")))
     return refusal
