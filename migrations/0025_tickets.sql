@@ -21,22 +21,20 @@ create table ticket.ticket (
   seat int2 not null,                        -- where its passenger sits now
   printed_seat int2 not null,                -- what the QR says: a hint
   partner_id text not null,
-  trip_no bigint not null references sale.trip_instance,
+  trip_no bigint not null,                   -- its booking's; that row has the reference, and so each confirmation one check less
   legs int4range not null,
   version int2 not null default 1 constraint ticket_version check (version between 1 and 255),  -- a QR of an older one is SUPERSEDED
-  key_id smallint references ticket.key,     -- null: nobody has read it yet, and there was no key when it was issued
+  key_id smallint,                           -- null: nobody has read it yet, and there was no key when it was issued
   state text not null default 'ISSUED' constraint ticket_state check (state in ('ISSUED', 'USED', 'REVOKED')),
   valid_from timestamptz not null,           -- whole seconds
   valid_to timestamptz not null,
   revoked_at timestamptz,                    -- of this version; null: in force
   boarded_at timestamptz,                    -- by the scan that won, corrected
   boarded_by text,                           -- its device
-  events int not null default 1,             -- of its outbox
-  -- one in force for a seat; looked at when a statement ends: a swap exchanges seats
-  constraint ticket_of_a_seat exclude using btree (booking_id with =, seat with =) where (state <> 'REVOKED') deferrable initially immediate
+  events int not null default 1              -- of its outbox
 );
-create index ticket_booking on ticket.ticket (booking_id, seat);
-create index ticket_trip on ticket.ticket (trip_no);
+create unique index ticket_of_a_seat on ticket.ticket (booking_id, seat) where state <> 'REVOKED';  -- one in force for a seat
+create index ticket_booking on ticket.ticket (booking_id);
 
 -- What scanners saw, one row for each (device, seq); `result` is what the fold over all scans of a ticket says now.
 create table ticket.scan (
@@ -62,22 +60,28 @@ create index scan_trip on ticket.scan (trip_no, at);
 
 select office.fence('ticket.ticket'), office.fence('ticket.scan');
 
--- Audit row and outbox row of tickets as they now stand.
+-- Audit row and outbox row of tickets as they now stand: one statement, as booking.note, for it is part of every confirmation.
 create function ticket.note(p_ids uuid[], p_kind text, p_actor text, p_request text, p_more jsonb default '{}') returns void
 language plpgsql volatile as $$
 begin
-  update ticket.ticket set events = events + 1 where ticket_id = any(p_ids) and p_kind <> 'ISSUED';
-  perform office.record(t.partner_id, p_actor, p_request, 'ticket', p_kind, t.ticket_id, t.events, jsonb_build_object('bookingId', t.booking_id,
-      'ref', b.reference, 'tripNo', t.trip_no, 'seat', t.seat, 'version', t.version, 'state', t.state, 'validFrom', t.valid_from,
-      'validTo', t.valid_to) || p_more, jsonb_build_object('state', t.state, 'version', t.version) || p_more)
-    from ticket.ticket t join booking.booking b using (booking_id) where t.ticket_id = any(p_ids);
+  if p_kind <> 'ISSUED' then update ticket.ticket set events = events + 1 where ticket_id = any(p_ids); end if;
+  with t as materialized (
+    select t.*, (select b.reference from booking.booking b where b.booking_id = t.booking_id) as reference
+    from ticket.ticket t where t.ticket_id = any(p_ids)),
+  a as (
+    insert into office.audit (partner_id, actor, request_id, action, entity_kind, entity_id, diff)
+    select partner_id, p_actor, p_request, 'ticket.' || p_kind, 'ticket', ticket_id,
+      jsonb_build_object('state', state, 'version', version) || p_more from t)
+  insert into office.outbox (part, topic, aggregate, version, partner_id, kind, body)
+  select uuid_hash(ticket_id) & 3, 'ticket', ticket_id, events, partner_id, p_kind,
+    jsonb_build_object('bookingId', booking_id, 'ref', reference, 'tripNo', trip_no, 'seat', seat, 'version', version, 'state', state,
+      'validFrom', valid_from, 'validTo', valid_to) || p_more from t;
 end $$;
 
 -- A ticket for every passenger of these bookings that has none in force; how many that were. To be called in the transaction that confirms.
 -- A seat whose ticket was revoked gets the same ticket in its next version. Refuses (TP422) a booking that is not paid for.
 create function ticket.issue(p_ids uuid[], p_actor text, p_request text) returns int language plpgsql volatile as $$
 declare wrong record; v_new uuid[]; v_now timestamptz := date_trunc('second', clock_timestamp());
-  v_key smallint := (select max(key_id) from ticket.key where retired_at is null);
 begin
   select booking_id, state into wrong from booking.booking
     where booking_id = any(p_ids) and state not in ('CONFIRMED', 'CHECKED_IN', 'BOARDED') limit 1;
@@ -85,7 +89,8 @@ begin
     raise exception 'NOT_CONFIRMED' using errcode = 'TP422', detail = 'a ticket is issued for a booking that is paid for; this one is ' || wrong.state,
       hint = wrong.booking_id::text;
   end if;
-  with need as materialized (
+  with k as materialized (select max(key_id) as key_id from ticket.key where retired_at is null),
+  need as materialized (
     select p.booking_id, p.seat, b.partner_id, b.trip_no, b.legs, date_trunc('second', i.arrives_at) + interval '1 day' as valid_to,
         (select t.ticket_id from ticket.ticket t where t.booking_id = p.booking_id and t.seat = p.seat and t.version < 255
           order by t.revoked_at desc limit 1) as old
@@ -94,11 +99,11 @@ begin
         select from ticket.ticket t where t.booking_id = p.booking_id and t.seat = p.seat and t.state <> 'REVOKED')),
   again as (
     update ticket.ticket t set version = t.version + 1, events = t.events + 1, state = 'ISSUED', revoked_at = null, boarded_at = null,
-        boarded_by = null, printed_seat = n.seat, trip_no = n.trip_no, legs = n.legs, key_id = v_key, valid_from = v_now, valid_to = n.valid_to
-      from need n where t.ticket_id = n.old returning t.ticket_id),
+        boarded_by = null, printed_seat = n.seat, trip_no = n.trip_no, legs = n.legs, key_id = k.key_id, valid_from = v_now, valid_to = n.valid_to
+      from need n, k where t.ticket_id = n.old returning t.ticket_id),
   fresh as (
     insert into ticket.ticket (booking_id, seat, printed_seat, partner_id, trip_no, legs, key_id, valid_from, valid_to)
-    select booking_id, seat, seat, partner_id, trip_no, legs, v_key, v_now, valid_to from need where old is null returning ticket_id)
+    select booking_id, seat, seat, partner_id, trip_no, legs, k.key_id, v_now, valid_to from need, k where old is null returning ticket_id)
   select coalesce(array_agg(ticket_id), '{}') into v_new from (select ticket_id from again union all select ticket_id from fresh) o;
   perform ticket.note(v_new, 'ISSUED', p_actor, p_request);
   return cardinality(v_new);
@@ -120,8 +125,9 @@ end $$;
 create function ticket.reseat(p_booking uuid, p_from int2[], p_to int2[]) returns int language plpgsql volatile as $$
 declare n int;
 begin
-  update ticket.ticket t set seat = s.now from unnest(p_from, p_to) s(was, now) 
+  update ticket.ticket t set seat = -s.now from unnest(p_from, p_to) s(was, now)  -- by way of numbers that no seat has: two may change places
     where t.booking_id = p_booking and t.seat = s.was and t.state <> 'REVOKED';
   get diagnostics n = row_count;
+  update ticket.ticket set seat = -seat where booking_id = p_booking and seat < 0;
   return n;
 end $$;

@@ -113,8 +113,9 @@ order by p.seat, lower(b.legs)
 
 -- name: manifest_revoked
 -- What an offline scanner has to refuse: tickets taken back, and those of which only a newer version is good.
-select ticket_id::text, case when state = 'REVOKED' then null else version end as good_from_version
-from ticket.ticket where trip_no = $1 and (state = 'REVOKED' or version > 1)
+select t.ticket_id::text, case when t.state = 'REVOKED' then null else t.version end as good_from_version
+from booking.booking b join ticket.ticket t using (booking_id)
+where b.trip_no = $1 and (t.state = 'REVOKED' or t.version > 1)
 
 -- name: manifest_scans
 -- Scans of a trip that somebody should look at.
