@@ -229,11 +229,11 @@ begin
     'refunded', jsonb_build_object('amount', p.refunded, 'currency', p.currency), 'reason', p.reason);
 end $$;
 
--- Whether a lead is this caller's to open: {"all", "partner", "actor", "opened"} (engine/booking/callers.py).
+-- Whether a lead is this caller's to open: {"all", "partner", "actor", "guest", "opened"} (engine/booking/callers.py has the same rule).
 create function money.may_open(p_lead uuid, p_who jsonb) returns bool language plpgsql volatile as $$
 begin
   return (p_who->>'all')::bool or exists (select from booking.booking where lead_id = p_lead and (partner_id = p_who->>'partner'
-    or holder = p_who->>'actor' or booking_id = (p_who->>'opened')::uuid or lead_id = (p_who->>'opened')::uuid));
+    or holder in (p_who->>'actor', p_who->>'guest') or booking_id = (p_who->>'opened')::uuid or lead_id = (p_who->>'opened')::uuid));
 end $$;
 
 -- The answer kept for a key, null, or (where the request with it died) {"status": "ABANDONED", "payment"}: whoever asks again goes on with it.
@@ -316,8 +316,8 @@ begin
   v_answer := money.answered(p_key, p_print, p_run);
   if v_answer is not null and v_answer->>'status' <> 'ABANDONED' then return v_answer; end if;
   select * into p from money.payment where payment_id = p_payment for update;
-  select min(reference), bool_or((p_who->>'all')::bool or partner_id = p_who->>'partner' or holder = p_who->>'actor'
-      or booking_id = (p_who->>'opened')::uuid or lead_id = (p_who->>'opened')::uuid)
+  select min(reference), bool_or((p_who->>'all')::bool or partner_id = p_who->>'partner'
+      or holder in (p_who->>'actor', p_who->>'guest') or booking_id = (p_who->>'opened')::uuid or lead_id = (p_who->>'opened')::uuid)
     into v_reference, v_theirs from booking.booking where lead_id = p.lead_id;
   if v_theirs is not true then return '{"status":"REFUSED","code":"NOT_FOUND"}'; end if;
   if p.state = 'CONFIRMED' then

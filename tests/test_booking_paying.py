@@ -610,3 +610,28 @@ async def test_a_booking_that_was_let_go_after_its_payment_failed_gets_late_mone
     assert (await world.payment(payment_id))["state"] == "REFUNDED"
     assert await world.state(shown) == "RELEASED"
     assert await world.accounts() == {}
+
+
+async def test_a_return_trip_is_paid_with_one_payment_and_refunded_over_both_ways(world: PayingWorld) -> None:
+    from engine.booking.desk import Named
+
+    back_id, _ = await world.trip()
+    there = await world.hold("1A")
+    guest = world.guest(there.token)
+    back = await world.hold("2B", who=guest, trip=back_id)
+    named = [Named(seat="1A", first_name="Amal", last_name="Kaci"), Named(seat="2B", first_name="Amal", last_name="Kaci")]
+    shown, _ = await world.desk.book(guest, world.key(), [there.held.booking, back.held.booking], named, {"email": "a@example.org"})
+    begun = await world.paying.initiate(world.guest(back.token), world.key(), shown["ref"], CARD)
+    assert begun.body["amount"]["amount"] == 2 * PRICE
+    await world.paying.confirm(guest, world.key(), begun.body["id"])
+    assert await world.value("select array_agg(state) from booking.booking where lead_id = $1", shown["lead"]) == ["CONFIRMED", "CONFIRMED"]
+    await world.refund(shown, PRICE)
+    assert (await world.payment(begun.body["id"]))["refunded"] == PRICE
+
+
+async def test_a_booking_that_costs_nothing_is_confirmed_without_a_posting(world: PayingWorld) -> None:
+    shown = await world.booked("1A")
+    await world.run("update booking.booking set total = 0 where lead_id = $1", shown["lead"])
+    await world.confirm(shown, await world.begin(shown))
+    assert await world.state(shown) == "CONFIRMED"
+    assert await world.accounts() == {}

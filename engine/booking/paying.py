@@ -135,7 +135,8 @@ class Paying:
 
     async def _in_time(self, question: Awaitable[T]) -> T:
         try:
-            return await asyncio.wait_for(question, self._settings.payment_provider_timeout_s)
+            async with asyncio.timeout(self._settings.payment_provider_timeout_s):
+                return await question
         except TimeoutError as fault:
             raise ProviderSilent("the provider did not answer in time") from fault
 
@@ -209,7 +210,7 @@ class Paying:
     ) -> Answer:
         """One refund by the operator's people: 201 and the refund, DONE or (the provider cannot just now) PENDING. Raises `Refused`
         REFUND_TOO_MUCH, WRONG_CURRENCY; `NotFound`."""
-        who = _who(caller) | {"actor": None, "opened": None}
+        who = _who(caller) | {"actor": None, "opened": None, "guest": None}
         began = await self.store.ask_refund(
             key, self._settings.payment_run_s, payment_id, reference, self._clock.uuid7(), amount.amount, amount.currency, reason, who,
             caller.actor, caller.request_id,
@@ -318,6 +319,7 @@ def _who(caller: Caller) -> dict[str, Any]:
         "partner": caller.partner_id if caller.role in DESK_ROLES else None,
         "actor": caller.actor if caller.role is not None else None,
         "opened": caller.opened.booking_id if caller.opened is not None else None,
+        "guest": f"guest:{caller.opened.root}" if caller.opened is not None and not caller.opened.until_ms else None,
     }
 
 
