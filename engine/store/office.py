@@ -118,21 +118,23 @@ class Office:
 
     async def waiting(self, part: int, limit: int) -> list[Waiting]:
         """Chains with something to say, in the order in which to say it."""
-        return [
-            Waiting(r[0], r[1], r[2], r[3], r[4], r[5], round(r[6].timestamp() * 1000), r[7])
-            for r in await self._rows(ALL, "waiting", part, limit)
-        ]
+        rows = await self._pool.fetch(self._sql["waiting"], part, limit)
+        return [Waiting(r[0], r[1], r[2], r[3], r[4], r[5], round(r[6].timestamp() * 1000), r[7]) for r in rows]
 
     async def delivered(self, part: int, said: Sequence[Waiting], after: After | None = None) -> int:
         """Marks events as said, `after(connection)` in the same transaction; how many were not yet."""
 
+        columns = [row.topic for row in said], [row.aggregate for row in said], [row.version for row in said]
+
         async def work(connection: Any) -> int:
             if after is not None:
                 await after(connection)
-            columns = [row.topic for row in said], [row.aggregate for row in said], [row.version for row in said]
             return int(await connection.fetchval(self._sql["delivered"], part, *columns))
 
-        return int(await self._run(ALL, work))
+        if after is not None:
+            return int(await self._run(ALL, work))
+        async with self._pool.connection() as connection:
+            return await work(connection)
 
     async def park(self, part: int, chain: tuple[str, str]) -> None:
         await self._value(ALL, "park", part, *chain)

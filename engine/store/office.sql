@@ -1,16 +1,6 @@
 -- name: waiting
--- Events of one partition that wait to be said, whole chains of an aggregate in order of version, all in order of `at`. A commit that comes
--- late is found like any other: there is no cursor. `held`: a dead letter stands before it.
-select o.topic, o.aggregate::text, o.version, o.partner_id, o.kind, o.body, o.at,
-       exists (select from office.dead_letter d
-               where d.part = $1 and d.topic = o.topic and d.aggregate = o.aggregate and d.state = 'HELD') as held
-from (select distinct n.topic, n.aggregate
-      from (select topic, aggregate from office.outbox
-            where part = $1 and delivered_at is null and not parked order by at limit $2) n offset 0) c,
-     lateral (select * from office.outbox w
-              where w.part = $1 and w.topic = c.topic and w.aggregate = c.aggregate and w.delivered_at is null
-              order by w.version limit 100 offset 0) o
-order by max(o.at) over (partition by o.topic, o.aggregate order by o.version), o.version
+-- Events of one partition that wait to be said, in the order in which to say them.
+select topic, aggregate::text, version, partner_id, kind, body, at, held from office.waiting($1, $2)
 
 -- name: delivered
 -- Marks events as said; how many were not yet.
