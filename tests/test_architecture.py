@@ -121,9 +121,11 @@ def clock_faults(source: str) -> list[str]:
             owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
             if (owner, node.attr) in CLOCKWORK:
                 faults.append(f"{node.lineno}: {owner}.{node.attr}")
-        elif isinstance(node, ast.Import) and any(alias.name in ("random", "secrets", "uuid") for alias in node.names):
+        elif isinstance(node, ast.Import) and any(alias.name in ("random", "secrets") for alias in node.names):
             faults.append(f"{node.lineno}: import {node.names[0].name}")
-        elif isinstance(node, ast.ImportFrom) and node.module in ("random", "secrets", "uuid"):
+        elif isinstance(node, ast.ImportFrom) and (
+            node.module in ("random", "secrets") or (node.module == "uuid" and [alias.name for alias in node.names] != ["UUID"])
+        ):
             faults.append(f"{node.lineno}: from {node.module}")
     return faults
 
