@@ -98,7 +98,7 @@ async def test_creating_and_capturing_twice_is_done_once() -> None:
         await card.create(charge())
         assert fold(await card.capture("p1"), "DZD").captured == 500
     assert len(drawer.kept) == 1
-    assert [fact.kind for fact in await card.fetch("p1")] == ["CREATED", "AUTHORIZED", "CAPTURED"]
+    assert [fact.kind for fact in await card.fetch("p1")] == ["CREATED", "CAPTURED"]
     assert drawer.posts == [], "the answers of a card say it all"
 
 

@@ -32,7 +32,6 @@ import msgspec
 from engine.booking import payments
 from engine.booking.money import Money
 from engine.booking.payments import (
-    AUTHORIZED,
     CAPTURED,
     CHARGED_BACK,
     CREATED,
@@ -88,10 +87,11 @@ class Post(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct):
-    """What a call did: memory as it now is, webhooks to come, and the fault to raise after it is stored."""
+    """What a call did: memory as it now is, webhooks to come, what happened, and the fault to raise after it is stored."""
 
     memory: Memory
     posts: list[Post]
+    happened: list[Fact] = []
     fault: Exception | None = None
 
 
@@ -122,7 +122,7 @@ def created(provider: str, charge: Charge, ref: str, now_ms: int, answer_ms: int
     if provider == MOBILE_MONEY:
         happened.append(_add(memory, PENDING, now_ms))
         happened += _outcome(memory, now_ms + answer_ms)
-    step = Step(memory, _posts(provider, memory, happened))
+    step = Step(memory, _posts(provider, memory, happened), happened)
     if provider == MOBILE_MONEY and _plays_once(memory, "TIMEOUT_AFTER_CHARGE"):
         step.fault = ProviderSilent("the provider did not answer in time")
     return step
@@ -131,9 +131,9 @@ def created(provider: str, charge: Charge, ref: str, now_ms: int, answer_ms: int
 def captured(provider: str, memory: Memory, now_ms: int) -> Step:
     """The money of a card is taken; what was decided once stays. A wallet's customer decides alone."""
     happened: list[Fact] = []
-    if provider == CARD and not any(fact.kind in (AUTHORIZED, CAPTURED, FAILED) for fact in memory.facts):
-        happened = [_add(memory, AUTHORIZED, now_ms), *_outcome(memory, now_ms)]
-    step = Step(memory, _posts(provider, memory, happened))
+    if provider == CARD and not any(fact.kind in (CAPTURED, FAILED) for fact in memory.facts):
+        happened = _outcome(memory, now_ms)
+    step = Step(memory, _posts(provider, memory, happened), happened)
     if happened and _plays_once(memory, "TIMEOUT_AFTER_CHARGE"):
         step.fault = ProviderSilent("the provider did not answer in time")
     return step
@@ -144,21 +144,21 @@ def refunded(provider: str, memory: Memory, refund_id: str, amount: Money, now_m
     if any(fact.kind == REFUNDED and fact.part == refund_id for fact in memory.facts):
         return Step(memory, [])
     if _plays_once(memory, "REFUND_FAILS_ONCE"):
-        return Step(memory, [], ProviderRefused("the provider cannot refund right now", again=True))
+        return Step(memory, [], fault=ProviderRefused("the provider cannot refund right now", again=True))
     now = [fact for fact in memory.facts if fact.at_ms <= now_ms]
     folded = payments.fold(now, memory.currency)
     if folded.charged_back:
-        return Step(memory, [], ProviderRefused("the customer's bank has taken this money back", covered=True))
+        return Step(memory, [], fault=ProviderRefused("the customer's bank has taken this money back", covered=True))
     left = (folded.captured or 0) - folded.refunded
     if amount.currency != memory.currency or amount.amount > left:
-        return Step(memory, [], ProviderRefused(f"of this payment {left} is left to refund"))
+        return Step(memory, [], fault=ProviderRefused(f"of this payment {left} is left to refund"))
     happened = [_add(memory, REFUNDED, now_ms, amount=amount.amount, part=refund_id)]
     memory.facts = [  # a dispute that is still to come is about what is left
         msgspec.structs.replace(fact, amount=min(fact.amount, left - amount.amount)) if fact.kind == CHARGED_BACK else fact
         for fact in memory.facts
         if fact.kind != CHARGED_BACK or left > amount.amount
     ]
-    step = Step(memory, _posts(provider, memory, happened))
+    step = Step(memory, _posts(provider, memory, happened), happened)
     if _plays_once(memory, "REFUND_TIMEOUT"):
         step.fault = ProviderSilent("the provider did not answer in time")
     return step
@@ -294,7 +294,7 @@ class Simulated:
             if (same and kept is None) or (not same and await self._memories.save(self.name, step.memory, version, step.posts)):
                 if step.fault is not None:
                     raise step.fault
-                return _until(step.memory, now_ms)
+                return [fact for fact in step.happened if fact.at_ms <= now_ms] or _until(step.memory, now_ms)
             kept = None  # an old memory: what is stored decides
         raise ProviderSilent("the provider is busy with this payment")
 
