@@ -18,6 +18,7 @@ from engine.errors import Invalid, NotFound, Unavailable
 from engine.meter import Meter
 from engine.office.outbox import PARTS, Counts, Dispatcher
 from engine.settings import Settings
+from engine.store.auditor import audit
 from engine.store.office import Office
 from engine.store.outlet import Outlet
 from engine.store.queue import Queue
@@ -64,7 +65,9 @@ class Line:
 async def line(database_url: str, redis_url: str) -> AsyncIterator[Line]:
     world = await World.make(database_url, redis_url)
     yield Line(world)
+    said = await audit(database_url, world.clock, keep_days=7)
     await world.close()
+    assert [(one.name, one.fault, one.broken) for one in said.findings if not one.holds] == []
 
 
 # ------------------------------------------------------------------------------------------------ the waitlist
