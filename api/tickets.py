@@ -33,6 +33,7 @@ from engine.live.frames import rfc3339
 
 STAFF: Final = (DRIVER, AGENT, PARTNER_ADMIN, SUPER_ADMIN)
 PRINTS: Final = {"application/pdf": "pdf", "image/png": "png", "image/svg+xml": "svg"}
+PNG_MAX: Final = 6  # tickets one below the other in one picture: five megabytes each while it is drawn
 JSON, CSV, HTML = "application/json", "text/csv", "text/html"
 
 Millis = Annotated[int, msgspec.Meta(ge=0, le=4_102_444_800_000)]  # to the year 2100
@@ -185,6 +186,9 @@ async def read_tickets(request: Request[Any, Any, Any], ref: FromPath[str], seat
     headers = {"Cache-Control": "private, no-cache", "Vary": "Accept, Authorization, X-Hold-Token"}
     if kind == JSON:
         return Response(TicketsOut(shown["ref"], [_ticket_out(one) for one in mine]), headers=headers)
+    if kind == "image/png" and len(mine) > PNG_MAX:
+        fault = {"pointer": "?seat", "code": "TOO_MANY_SEATS", "detail": f"at most {PNG_MAX} tickets are one picture"}
+        raise Invalid(f"{len(mine)} tickets are too many for one picture; ask for one with seat, or for a PDF", errors=[fault])
     headers["ETag"] = tag = f'"{boarding.press.tag(kind, mine)}"'
     if unchanged(request, tag):
         return _plain(b"", None, headers, status=304)

@@ -89,6 +89,14 @@ async def test_the_tickets_of_a_booking_as_json_pdf_png_and_svg(desk: Desk) -> N
     assert (await desk.http.get(path, params={"seat": "9Z"}, headers=mine)).status_code == 404
 
 
+async def test_a_picture_of_too_many_tickets_is_refused_and_a_pdf_is_not(desk: Desk) -> None:
+    shown = await desk.world.confirmed("1A", "1B", "1C", "1D", "2A", "2B", "2C", who=desk.world.agent())
+    path, mine = f"/bookings/{shown['ref']}/ticket", desk.staff("AGENT")
+    refused = await desk.http.get(path, headers=mine | {"Accept": "image/png"})
+    assert (refused.status_code, refused.json()["errors"][0]["code"]) == (400, "TOO_MANY_SEATS")
+    assert (await desk.http.get(path, headers=mine | {"Accept": "application/pdf"})).content.count(b"/Type /Page\n") == 7
+
+
 async def test_a_ticket_is_its_holders_and_only_after_payment(desk: Desk) -> None:
     waiting = await desk.world.booked("2A")
     answer = await desk.http.get(f"/bookings/{waiting['ref']}/ticket", headers=desk.holder(waiting))
