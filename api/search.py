@@ -138,11 +138,11 @@ def _search(parts: Parts) -> Search:
 def _rank(found: Found, sort: Sort) -> tuple[int, int, int]:
     ride = found.ride
     first = {
-        "departure": ride.departs_at_ms,
+        "departure": ride.departs.at_ms,
         "price": LAST if found.price is None else found.price,
-        "duration": ride.arrives_at_ms - ride.departs_at_ms,
+        "duration": ride.arrives.at_ms - ride.departs.at_ms,
     }[sort]
-    return first, ride.departs_at_ms, ride.trip_no
+    return first, ride.departs.at_ms, ride.trip_no
 
 
 def _place(cursor: str) -> tuple[int, int, int]:
@@ -154,18 +154,18 @@ def _place(cursor: str) -> tuple[int, int, int]:
 
 def _item(found: Found, name: str) -> RideItem:
     ride = found.ride
-    first, last = ride.stops[0], ride.stops[-1]
+    first, last = ride.departs, ride.arrives
     return RideItem(
         route_id=ride.route_id,
         trip_id=ride.trip_id,
-        start=first.stop_id,
-        end=last.stop_id,
-        departs_at=rfc3339(ride.departs_at_ms),
-        arrives_at=rfc3339(ride.arrives_at_ms),
+        start=ride.stop_ids[0],
+        end=ride.stop_ids[-1],
+        departs_at=rfc3339(first.at_ms),
+        arrives_at=rfc3339(last.at_ms),
         seats_free=found.free,
         price_from=price_of(found),
-        duration_s=(ride.arrives_at_ms - ride.departs_at_ms) // 1000,
-        stops=len(ride.stops),
+        duration_s=(last.at_ms - first.at_ms) // 1000,
+        stops=len(ride.stop_ids),
         from_name=first.name,
         to_name=last.name,
         from_seq=first.stop_sequence,

@@ -45,7 +45,7 @@ async def rides(house: SeatHouse, origin: str = "demo:A", destination: str = "de
 def forget(house: SeatHouse) -> None:
     """Search as a worker that was just started."""
     house.desk.search._rides._kept.clear()
-    house.desk.search._standings._kept.clear()
+    house.desk.search._founds._kept.clear()
 
 
 async def test_a_ride_has_the_shape_of_the_contract(house: SeatHouse) -> None:
@@ -228,7 +228,7 @@ async def test_routes_that_are_booked_most_come_first_and_without_bookings_all_t
 async def test_a_ride_booked_on_another_worker_is_seen_within_a_second(house: SeatHouse) -> None:
     assert (await rides(house))[0]["seatsFree"] == 12
     await house.world.hold("1A")
-    good_until = [until for until, _ in house.desk.search._standings._kept.values()]
+    good_until = [until for until, _ in house.desk.search._founds._kept.values()]
     assert all(until <= datetime.now(UTC).timestamp() * 1000 + 1_000 for until in good_until)
     forget(house)
     assert (await rides(house))[0]["seatsFree"] == 11

@@ -1,8 +1,8 @@
 """Search: rides on sale between two places, what a trip has free and costs, places by name, the routes most booked.
 
-What changes rarely (which trips, stops, times) is remembered for RIDES_MS, free seats for FREE_MS; both are read for all rides of a search at
-once, so that a search is two calls to the database at most (and one for each fare plan every half minute). Free seats are a query over legs;
-the judge is the hold.
+What changes rarely (which trips, stops, times) is remembered for RIDES_MS, free seats and prices for FREE_MS; both are read for all rides of a
+search at once, so that it is two calls to the database at most (and one for each fare plan every half minute). Free seats are a query over
+legs; the judge is the hold.
 """
 
 from __future__ import annotations
@@ -42,14 +42,12 @@ K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
-class RideStop(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    stop_id: str
+class End(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where and when a ride begins or ends."""
+
     stop_sequence: int
     name: str
-    lat: float
-    lon: float
-    arrives_at_ms: int
-    departs_at_ms: int
+    at_ms: int
 
 
 class Ride(msgspec.Struct, frozen=True, array_like=True):
@@ -65,15 +63,12 @@ class Ride(msgspec.Struct, frozen=True, array_like=True):
     fare_plan_id: str
     currency: str
     kinds: list[str]  # of its seats
-    stops: list[RideStop]  # from `start` to `end`
-
-    @property
-    def departs_at_ms(self) -> int:
-        return self.stops[0].departs_at_ms
-
-    @property
-    def arrives_at_ms(self) -> int:
-        return self.stops[-1].arrives_at_ms
+    stop_ids: list[str]  # from `start` to `end`
+    lats: list[float]
+    lons: list[float]
+    departs: End
+    arrives: End
+    metres: tuple[int, ...] = ()  # of each leg
 
 
 class Standing(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -133,7 +128,7 @@ class Search:
         self._pool, self._plans, self._clock = pool, plans, pool.clock
         self._sql = statements("search")
         self._rides: Recent[Hashable, list[Ride]] = Recent(self._clock, RIDES_MS, REMEMBERED)
-        self._standings: Recent[Hashable, dict[int, Standing]] = Recent(self._clock, FREE_MS, REMEMBERED)
+        self._founds: Recent[Hashable, list[Found]] = Recent(self._clock, FREE_MS, REMEMBERED)
         self._popular: tuple[int, list[tuple[str, int]]] | None = None
 
     async def rides(self, origin: dict[str, Any], destination: dict[str, Any], day: date | None) -> list[Found]:
@@ -145,7 +140,7 @@ class Search:
 
         rides = await self._rides.get(key, read)
         now_ms = self._clock.now_ms()
-        return [found for found in await self._found(key, rides) if found.on_sale and found.ride.departs_at_ms > now_ms]
+        return [found for found in await self._found(key, rides) if found.on_sale and found.ride.departs.at_ms > now_ms]
 
     async def trips(self, trip_ids: Sequence[str]) -> dict[str, Found]:
         """Those of these trips that are or were on sale, on their whole way."""
@@ -172,15 +167,15 @@ class Search:
         return self._popular[1]
 
     async def _found(self, key: Hashable, rides: list[Ride]) -> list[Found]:
-        async def read() -> dict[int, Standing]:
-            trips, starts, ends = [ride.trip_no for ride in rides], [ride.start for ride in rides], [ride.end for ride in rides]
-            rows = await self._pool.call(self._sql["seats_free"], trips, starts, ends)
-            return {row.trip_no: row for row in msgspec.convert(rows, list[Standing])}
+        return await self._founds.get(key, lambda: self._look(rides)) if rides else []
 
-        if not rides:
-            return []
-        standings = await self._standings.get(key, read)
+    async def _look(self, rides: list[Ride]) -> list[Found]:
+        trips, starts, ends = [ride.trip_no for ride in rides], [ride.start for ride in rides], [ride.end for ride in rides]
+        rows = msgspec.convert(await self._pool.call(self._sql["seats_free"], trips, starts, ends), list[Standing])
+        standings = {row.trip_no: row for row in rows}
         plans: dict[tuple[str, str], fares.FarePlan | None] = {}
+        now_ms = self._clock.now_ms()
+        found = []
         for ride in rides:
             name = (ride.partner_id, ride.fare_plan_id)
             if name not in plans:
@@ -188,18 +183,20 @@ class Search:
                     plans[name] = await self._plans.plan(ride)
                 except Refused:  # the operator has taken it away
                     plans[name] = None
-        now_ms = self._clock.now_ms()
-        found = []
-        for ride in rides:
             standing = standings.get(ride.trip_no)
             if standing is not None:
-                price = _price(plans[ride.partner_id, ride.fare_plan_id], ride, standing.occupancy, now_ms)
+                price = _price(plans[name], ride, standing.occupancy, now_ms)
                 found.append(Found(ride, standing.free, standing.on_sale, price))
         return found
 
 
 def _rides(rows: Any) -> list[Ride]:
-    return msgspec.convert(rows, list[Ride])
+    return [msgspec.structs.replace(ride, metres=_metres(ride)) for ride in msgspec.convert(rows, list[Ride])]
+
+
+def _metres(ride: Ride) -> tuple[int, ...]:
+    points = pairwise(zip(ride.lons, ride.lats, strict=True))
+    return tuple(round(distance_m(*here, *there)) for here, there in points)
 
 
 def _price(plan: fares.FarePlan | None, ride: Ride, occupancy: int, now_ms: int) -> int | None:
@@ -208,12 +205,12 @@ def _price(plan: fares.FarePlan | None, ride: Ride, occupancy: int, now_ms: int)
     try:
         quote = fares.quote(
             plan,
-            stops=[stop.stop_id for stop in ride.stops],
-            metres=[round(distance_m(here.lon, here.lat, there.lon, there.lat)) for here, there in pairwise(ride.stops)],
+            stops=ride.stop_ids,
+            metres=ride.metres,
             frm=0,
-            to=len(ride.stops) - 1,
+            to=len(ride.metres),
             kinds=ride.kinds,
-            departs_at_ms=ride.departs_at_ms,
+            departs_at_ms=ride.departs.at_ms,
             now_ms=now_ms,
             occupancy=occupancy,
         )
