@@ -94,6 +94,26 @@ async def test_a_retry_on_another_worker_gets_the_first_answer(world: World, dat
     assert again.held.replayed and (again.held.booking, again.token) == (first.held.booking, first.token)
 
 
+async def test_a_retry_after_the_bus_was_swapped_gets_the_first_answer_though_its_seats_are_called_otherwise_now(world: World) -> None:
+    key, other, wish = world.key(), world.key(), Wish(start="demo:A", end="demo:F", labels=("1A",))
+    made = await world.desk.hold(world.guest(), key, world.trip_id, wish)
+    me, named = world.guest(made.token), [Named(seat="1A", first_name="Amal", last_name="Benaïssa")]
+    booked, _ = await world.desk.book(me, other, [made.held.booking], named, {})
+    await world.run(
+        """insert into sale.seat_map select trip_no, 2, partner_id, seats, array(select 'X' || label from unnest(labels) label), layout
+        from sale.seat_map where trip_no = $1""", world.trip_no,
+    )  # fmt: skip
+    for table in ("booking.seat_claim", "booking.booking", "sale.trip_instance"):
+        await world.run(f"update {table} set map_version = 2 where trip_no = $1", world.trip_no)
+    world.catalogue.forget(world.trip_id)
+    again = await world.desk.hold(world.guest(), key, world.trip_id, wish)
+    assert again.held.replayed and (again.held.booking, again.labels, again.token) == (made.held.booking, ("1A",), made.token)
+    shown, replayed = await world.desk.book(me, other, [made.held.booking], named, {})
+    assert replayed and shown["ref"] == booked["ref"]
+    with pytest.raises(Invalid):
+        await world.desk.hold(world.guest(), world.key(), world.trip_id, wish)
+
+
 async def test_the_same_key_with_another_body_is_refused(world: World) -> None:
     key = world.key()
     await world.desk.hold(world.guest(), key, world.trip_id, Wish(start="demo:A", end="demo:F", labels=("1A",)))

@@ -137,8 +137,11 @@ class Desk:
         """Seats held, all or none. Raises `Refused` (SEAT_TAKEN and SEAT_PICKED name the seats), `Invalid`, `NotFound`."""
         try:
             done = await self._hold(caller, key, trip_id, wish)
-        except Refused as refusal:
-            first = await self.bookings.first_answer(key) if key is not None and refusal.code in BEFORE_KEY else None
+        except (Refused, Invalid) as refusal:
+            early = refusal.code in BEFORE_KEY or any(
+                fault["code"] == "UNKNOWN_SEAT" for fault in refusal.errors
+            )  # after a swap of the bus
+            first = await self.bookings.first_answer(key) if key is not None and early else None
             if first is None:
                 self._holds.add(1, refusal.code)
                 raise
@@ -262,22 +265,26 @@ class Desk:
 
     async def extend(self, caller: Caller, booking_id: str) -> Any:
         """The hold with its new end. Raises `Refused` HOLD_EXPIRED, HOLD_USED; `NotFound`."""
-        shown = await self.show(caller, booking_id=booking_id)
+        lead_id = await self._lead(caller, booking_id)
         try:
-            await self.bookings.extend(
-                shown["lead"], self._settings.hold_ttl_s, self._settings.hold_most_s, caller.actor, caller.request_id
-            )
+            await self.bookings.extend(lead_id, self._settings.hold_ttl_s, self._settings.hold_most_s, caller.actor, caller.request_id)
         except Refused as refusal:
             raise _of_hold(refusal, booking_id) from refusal
         return await self.show(caller, booking_id=booking_id)
 
     async def release(self, caller: Caller, key: Key | None, booking_id: str) -> Any:
         """Seats free again. Releasing twice says so twice. Raises `Refused` WRONG_STATE, PAYMENT_IN_PROGRESS; `NotFound`."""
-        shown = await self.show(caller, booking_id=booking_id)
+        lead_id = await self._lead(caller, booking_id)
         try:
-            return await self.bookings.release(key, shown["lead"], caller.actor, caller.request_id)
+            return await self.bookings.release(key, lead_id, caller.actor, caller.request_id)
         except Refused as refusal:
             raise _of_hold(refusal, booking_id) from refusal
+
+    async def _lead(self, caller: Caller, booking_id: str) -> str:
+        """A row by which the database finds a booking that is theirs; for the hold's own token nothing has to be read. Raises `NotFound`."""
+        if caller.opened is not None and caller.opened.booking_id == booking_id:
+            return booking_id
+        return str((await self.show(caller, booking_id=booking_id))["lead"])
 
     # --- book ---
 
@@ -296,6 +303,24 @@ class Desk:
 
         Raises `Invalid` (passengers and seats that do not match), `Refused` HOLD_EXPIRED, HOLD_USED; `NotFound`.
         """
+        try:
+            return await self._book(caller, key, hold_ids, named, contact, asked, promo_code)
+        except Invalid:  # a swap of the bus gives a booking other seats than the request names: asked again, it is still the same request
+            first = await self.bookings.first_booked(key) if key is not None else None
+            if first is None:
+                raise
+            return await self.show(caller, reference=first.ref), True
+
+    async def _book(
+        self,
+        caller: Caller,
+        key: Key | None,
+        hold_ids: Sequence[str],
+        named: Sequence[Named],
+        contact: dict[str, Any],
+        asked: Sequence[Asked],
+        promo_code: str | None,
+    ) -> tuple[Any, bool]:
         rows, currency = [], set()
         for hold_id in hold_ids:
             shown = await self.show(caller, booking_id=hold_id)

@@ -83,12 +83,20 @@ class Bookings:
 
     async def first_answer(self, key: Key) -> Held | None:
         """What the first hold with that key was answered; None: there was none."""
+        said = await self._answered(key)
+        return None if said is None else msgspec.convert(said, Held)
 
+    async def first_booked(self, key: Key) -> Booked | None:
+        """What the first booking with that key was answered; None: there was none."""
+        said = await self._answered(key)
+        return None if said is None else msgspec.convert(said, Booked)
+
+    async def _answered(self, key: Key) -> Any:
         async def read(connection: Any) -> Any:
             return await connection.fetchval(self.pool.sql["answered"], key.key, key.fingerprint)
 
         said = await self.pool.run(ALL, read)
-        return None if said is None else msgspec.convert(_granted(said), Held)
+        return None if said is None else _granted(said)
 
     async def release(self, key: Key | None, lead_id: str, actor: str, request_id: str) -> Any:
         """{"status", "booking", "version", "replayed"?}. Raises `Refused`."""
