@@ -26,6 +26,7 @@ from engine.office.topics import PUBLISHABLE, TOPICS, Event, event_of, examples
 from engine.store.desk import ALL
 from engine.store.office import LAST, NEWEST, AuditFilter, AuditRow, DeadLetter, Office
 
+TIME_MAX_MS: Final = 253_402_200_000_000  # a day before the year 10,000
 DATA_MAX: Final = 16_384  # bytes of the data of a published event
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _ENTITY: Final = re.compile(rf"([a-z_]{{1,40}}):({_UUID.pattern})")
@@ -248,7 +249,7 @@ def _instant(text: str | None, pointer: str) -> int | None:
     try:
         when = datetime.fromisoformat(text)
         when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
-        return max(0, min(round(when.timestamp() * 1000), 253_402_300_799_000))
+        return max(0, min(round(when.timestamp() * 1000), TIME_MAX_MS))
     except (ValueError, OverflowError) as fault:
         raise Invalid(f"{text[:60]!r} is no RFC 3339 time", errors=[_fault(pointer, "INVALID_VALUE", "as 2026-11-21T06:00:00Z")]) from fault
 

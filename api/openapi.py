@@ -53,6 +53,10 @@ CODES: Final[dict[str, tuple[str, ...]]] = {
         *KEYED, "SEAT_TAKEN", "SEAT_PICKED", "SALES_CLOSED", "HOLD_LIMIT", "TOO_FEW_SEATS", "QUOTE_EXPIRED", "NO_FARE", "WAITING_ROOM",
         "PROMO_NOT_VALID", "PROMO_MIN_AMOUNT", "PROMO_USED_UP", "TOO_MANY_REQUESTS",
     ),
+    "post /v1/events/publish": KEYED,
+    "get /v1/events/dead-letters": (),
+    "post /v1/events/dead-letters/{dead_letter_id}/replay": ("EVENT_DELIVERED",),
+    "get /v1/audit": (),
     "delete /v1/holds/{hold_id}": ("IDEMPOTENCY_KEY_REUSED", "IDEMPOTENCY_IN_PROGRESS", "WRONG_STATE", "PAYMENT_IN_PROGRESS"),
     "post /v1/holds/{hold_id}/extend": ("HOLD_EXPIRED", "WRONG_STATE"),
     "post /v1/bookings": (
