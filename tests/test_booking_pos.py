@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.booking import pos
-from engine.booking.pos import Lease, Sale, Tariff, Wanted, bits, corrected, judged, lease_of, runs, settle
+from engine.booking.pos import Lease, Sale, Tariff, Wanted, bits, corrected, lease_of, runs, settle
 
 WAYS = {"0-3": (120_000_000, 1000), "0-1": (50_000_000, 900)}
 TARIFF = Tariff("DZD", 1, 0, {"ADULT": 1000, "CHILD": 500}, {"1A": 1000, "1B": 1500}, WAYS)
@@ -112,20 +112,16 @@ def test_a_sale_belongs_to_the_newest_lease_of_its_seat_at_that_time(
     assert (lease.lease_id if lease else None, why) == found
 
 
-def test_a_sale_stands_at_the_price_of_the_lease_only() -> None:
-    assert judged(sale(), TARIFF, 0, 3) is None
-    assert judged(sale(amount=180_000, seat="1B"), TARIFF, 0, 3) is None
-    assert judged(sale(amount=60_000, passenger={"type": "CHILD"}), TARIFF, 0, 3) is None
-    assert judged(sale(amount=45_000), TARIFF, 0, 1) is None
-    assert judged(sale(amount=119_999), TARIFF, 0, 3) == pos.WRONG_AMOUNT
-    assert judged(sale(passenger={"type": "PARROT"}), TARIFF, 0, 3) == pos.WRONG_AMOUNT
-    assert judged(sale(currency="EUR"), TARIFF, 0, 3) == pos.WRONG_CURRENCY
+def test_a_lease_says_what_each_way_costs_for_each_seat_and_passenger_and_nothing_else() -> None:
+    assert TARIFF.price("1A", 0, 3) == 120_000
+    assert TARIFF.price("1B", 0, 3) == 180_000
+    assert TARIFF.price("1A", 0, 3, "CHILD") == 60_000
+    assert TARIFF.price("1A", 0, 1) == 45_000
+    assert TARIFF.price("1A", 0, 3, "PARROT") is None
+    assert TARIFF.price("1A", 1, 3) is None
+    assert TARIFF.price("9Z", 0, 3) is None
 
 
 def test_a_copy_of_a_sale_is_known_by_what_it_says_and_not_by_being_void() -> None:
     assert sale().fingerprint() == sale(void=True).fingerprint()
     assert sale().fingerprint() != sale(seat="1B").fingerprint()
-
-
-def test_the_drawer_has_the_float_and_what_was_not_handed_back() -> None:
-    assert pos.expected(5_000, [(120_000, False), (60_000, True)]) == 125_000

@@ -160,20 +160,3 @@ def lease_of(leases: Sequence[Lease], sale: Wanted, sold_at_ms: int) -> tuple[Le
     if not within:
         return None, OUTSIDE_LEASE
     return max(within, key=lambda lease: (lease.leased_at_ms, lease.lease_id)), None
-
-
-def judged(sale: Sale, tariff: Tariff, start: int, end: int) -> str | None:
-    """Why a sale from a lease does not stand, its seat apart; None: it does."""
-    if sale.currency != tariff.currency:
-        return WRONG_CURRENCY
-    if sale.amount != tariff.price(sale.seat, start, end, sale.passenger.type):
-        return WRONG_AMOUNT
-    return None
-
-
-# ------------------------------------------------------------------------------------------------ the drawer
-
-
-def expected(opened_with: int, sales: Iterable[tuple[int, bool]]) -> int:
-    """What must lie in the drawer: the float and what was taken and not handed back. `sales`: (amount, handed back)."""
-    return opened_with + sum(amount for amount, back in sales if not back)
