@@ -512,9 +512,10 @@ end $$;
 -- What the provider said, what follows from it, and the answer to whoever asked: the whole second transaction. p_facts: [{"event", "ref",
 -- "kind", "amount", "currency", "part", "reason", "at"}]. p_give_up: no money by now is a failure. Answers {"status", "booking", "body",
 -- "refunds": [ids to be sent], ...}; NOT_FOUND: no such payment of that provider (null: of whichever).
-create function money.settle(p_payment uuid, p_provider text, p_facts jsonb, p_give_up bool, p_offer interval, p_actor text, p_request text) returns jsonb
+create function money.settle(p_payment uuid, p_provider text, p_facts jsonb, p_give_up bool, p_offer interval, p_key uuid, p_actor text,
+  p_request text) returns jsonb
 language plpgsql volatile as $$
-declare v_lead uuid; b record; p money.payment; f record; v_reference text; v_body jsonb; v_before text; v_key uuid;
+declare v_lead uuid; b record; p money.payment; f record; v_reference text; v_body jsonb; v_before text; v_key uuid; v_keys uuid[];
   v_confirm bool := false; v_failed bool; v_refunds uuid[];
 begin
   perform set_config('tp.partner', '*', true);
@@ -565,6 +566,7 @@ begin
         'bookingId', p.lead_id, 'ref', v_reference, 'amount', p.captured, 'currency', p.currency, 'until', p.deadline_at), '{"state":"OFFER_OTHER_SEATS"}');
     else
       p.state := 'REFUNDING';
+      if v_before <> 'FAILED' then update booking.booking set paying = false where lead_id = p.lead_id and paying; end if;
     end if;
   elsif p.state in ('INITIATED', 'IN_PROGRESS') and (v_failed or p_give_up) then
     p.state := 'FAILED'; p.reason := coalesce(f.reason, 'NO_ANSWER'); p.version := p.version + 1;
@@ -574,8 +576,8 @@ begin
     perform office.record(p.partner_id, p_actor, p_request, 'payment', 'FAILED', p_payment, p.version, jsonb_build_object('bookingId',
       p.lead_id, 'ref', v_reference, 'provider', p.provider, 'amount', p.amount, 'currency', p.currency, 'reason', p.reason), '{"state":"FAILED"}');
   end if;
-  v_key := case when f.rank is not null or p.state = 'FAILED' then p.key end;
-  if v_key is not null then p.key := null; end if;
+  v_keys := case when f.rank is not null or p.state = 'FAILED' then array_remove(array[p.key, nullif(p_key, p.key)], null) end;
+  if v_keys is not null then p.key := null; end if;
   update money.payment set provider_ref = p.provider_ref, captured = p.captured, state = p.state, reason = p.reason, version = p.version,
       commission = p.commission, earned = p.earned, deadline_at = p.deadline_at, next_try_at = p.next_try_at, tries = p.tries, key = p.key
     where payment_id = p_payment;
@@ -592,7 +594,9 @@ begin
   end if;
   v_body := money.shown(p, v_reference);
   -- Whoever asked has an answer; only what will be said again is kept, the rest is judged anew.
-  perform money.finish(v_key, case when p.state in ('CONFIRMED', 'INITIATED') then v_body end);
+  foreach v_key in array coalesce(v_keys, '{}') loop
+    perform money.finish(v_key, case when p.state in ('CONFIRMED', 'INITIATED') then v_body end);
+  end loop;
   return jsonb_build_object('status', p.state, 'body', v_body, 'partner', p.partner_id, 'refunds', coalesce(to_jsonb(v_refunds), '[]'));
 end $$;
 
@@ -680,7 +684,7 @@ begin
   if v_lead is null or not money.may_open(v_lead, p_who) then return '{"status":"REFUSED","code":"NOT_FOUND"}'; end if;
   select array_agg(booking_id), min(reference) into v_ids, v_reference from booking.locked(v_lead);
   select * into p from money.payment where payment_id = p_payment for update;
-  if p.state <> 'OFFER_OTHER_SEATS' or p.deadline_at <= clock_timestamp() then
+  if p.state <> 'OFFER_OTHER_SEATS' or p.deadline_at <= clock_timestamp() or p.refunded + p.charged_back > 0 then
     return jsonb_build_object('status', 'REFUSED', 'code', 'NOTHING_OFFERED', 'state', p.state); end if;
   for x in select b.booking_id, b.seats as old, array(select e::int2 from jsonb_array_elements_text(s->'seats') e order by e::int2) as new,
         i.map_version, i.status = 'SCHEDULED' and i.departs_at > clock_timestamp() as sells, m.seats as there
@@ -714,7 +718,7 @@ begin
   if v_lead is null or not money.may_open(v_lead, p_who) then return '{"status":"REFUSED","code":"NOT_FOUND"}'; end if;
   select min(reference) into v_reference from booking.locked(v_lead);
   update money.payment set state = 'REFUNDING', next_try_at = null where payment_id = p_payment and state = 'OFFER_OTHER_SEATS' returning * into p;
-  if found then
+  if found and p.captured > p.refunded + p.charged_back then
     v_ids := array[money.promise(p, p.captured - p.refunded - p.charged_back, 'SEATS_GONE', gen_random_uuid())];
     insert into office.audit (partner_id, actor, request_id, action, entity_kind, entity_id, diff) values (p.partner_id, p_actor, p_request, 'payment.REFUND_PLANNED',
       'payment', p_payment, jsonb_build_object('amount', p.captured, 'reason', 'SEATS_GONE', 'refundId', v_ids[1]));

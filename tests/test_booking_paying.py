@@ -93,8 +93,11 @@ async def test_a_double_click_on_pay_begins_one_payment(world: PayingWorld) -> N
 
 async def test_a_double_click_on_confirm_charges_once(world: PayingWorld) -> None:
     shown, payment_id = await world.begun("1A")
-    done = await asyncio.gather(*(world.confirm(shown, payment_id) for _ in range(6)))
+    keys = [world.key() for _ in range(6)]
+    done = await asyncio.gather(*(world.confirm(shown, payment_id, key) for key in keys))
     assert {answer.status for answer in done} == {200}
+    again = [await world.confirm(shown, payment_id, key) for key in keys]
+    assert all(answer.replayed and answer.body == done[0].body for answer in again)
     assert (await world.payment(payment_id))["captured"] == PRICE
     assert await world.events(payment_id) == ["INITIATED", "CONFIRMED"]
 
@@ -391,6 +394,8 @@ async def test_too_little_money_is_no_ticket_and_goes_back(world: PayingWorld) -
     await world.says([fact(payment_id, "CAPTURED", "less", PRICE - 1)])
     assert (await world.payment(payment_id))["state"] in ("REFUNDING", "REFUNDED")
     assert await world.state(shown) == "PENDING_PAYMENT"
+    await world.confirm(shown, await world.begin(shown))
+    assert await world.state(shown) == "CONFIRMED"
 
 
 # ------------------------------------------------------------------------------------------------ refunds and chargebacks

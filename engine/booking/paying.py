@@ -81,7 +81,7 @@ class Paying:
         facts = await self._ask(key, provider, self.providers[provider].create(_charge(began)))
         if all(fact.kind in PREPARED for fact in facts):
             return self._answer(await self.store.prepared(began["payment"], facts, began["ref"]), 201)
-        settled = await self._settle(began["payment"], facts, caller.actor, caller.request_id)
+        settled = await self._settle(began["payment"], facts, caller.actor, caller.request_id, key=key)
         return self._answer(settled, 201)
 
     async def confirm(self, caller: Caller, key: Key | None, payment_id: str) -> Answer:
@@ -92,7 +92,7 @@ class Paying:
         if known is not None:
             return known
         facts = await self._ask(key, began["provider"], self._captured(began))
-        settled = await self._settle(payment_id, facts, caller.actor, caller.request_id)
+        settled = await self._settle(payment_id, facts, caller.actor, caller.request_id, key=key)
         return self._answer(settled, 200)
 
     async def _captured(self, began: Any) -> list[Fact]:
@@ -141,11 +141,19 @@ class Paying:
             raise ProviderSilent("the provider did not answer in time") from fault
 
     async def _settle(
-        self, payment_id: str, facts: list[Fact], actor: str, request_id: str, *, provider: str | None = None, give_up: bool = False
+        self,
+        payment_id: str,
+        facts: list[Fact],
+        actor: str,
+        request_id: str,
+        *,
+        provider: str | None = None,
+        give_up: bool = False,
+        key: Key | None = None,
     ) -> Any:
         """What is known is folded and acted upon; refunds that follow are sent."""
         settled = await self.store.settle(
-            payment_id, facts, self._settings.late_payment_offer_s, actor, request_id, provider=provider, give_up=give_up
+            payment_id, facts, self._settings.late_payment_offer_s, actor, request_id, provider=provider, give_up=give_up, key=key
         )
         for refund_id in settled.get("refunds", ()):
             await self.run_refund(refund_id)

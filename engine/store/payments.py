@@ -105,13 +105,22 @@ class Payments:
             await self.pool.call(self._sql["let_go"], key.key)
 
     async def settle(
-        self, payment_id: str, facts: Sequence[Fact], offer_s: float, actor: str, request_id: str, *, provider: str | None = None,
+        self,
+        payment_id: str,
+        facts: Sequence[Fact],
+        offer_s: float,
+        actor: str,
+        request_id: str,
+        *,
+        provider: str | None = None,
         give_up: bool = False,
-    ) -> Any:  # fmt: skip
-        """{"status", "body", "refunds"}, or {"status": "NOT_FOUND"}."""
+        key: Key | None = None,
+    ) -> Any:
+        """{"status", "body", "refunds"}, or {"status": "NOT_FOUND"}. `key`: of the request that asked; it gets its answer."""
         return await self.pool.call(
-            self._sql["settle"], payment_id, provider, said_as_json(facts), give_up, timedelta(seconds=offer_s), actor, request_id
-        )
+            self._sql["settle"], payment_id, provider, said_as_json(facts), give_up, timedelta(seconds=offer_s), key and key.key, actor,
+            request_id,
+        )  # fmt: skip
 
     async def prepared(self, payment_id: str, facts: Sequence[Fact], reference: str) -> Any:
         """What a provider said when it prepared a charge, none of it about money; as `settle` answers."""

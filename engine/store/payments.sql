@@ -12,7 +12,7 @@ select money.let_go($1)
 
 -- name: settle
 -- What a provider said and what follows from it; the second transaction.
-select money.settle($1, $2, $3, $4, $5, $6, $7)
+select money.settle($1, $2, $3, $4, $5, $6, $7, $8)
 
 -- name: prepared
 -- The provider has prepared a charge.
