@@ -229,3 +229,29 @@ class _At:
 
     def now_ms(self) -> int:
         return self._now_ms
+
+
+async def test_money_that_came_too_late_is_other_seats_or_the_money(till: Till) -> None:
+    world = till.world
+    ref, mine = await till.booked("1A")
+    begun = await till.post("/v1/payments/initiate", {"bookingRef": ref, "provider": CARD}, mine)
+    payment_id = begun.json()["id"]
+    seats = f"/v1/payments/{payment_id}/seats"
+    problem(await till.post(seats, {"refund": True, "trips": [{"tripId": world.trip_id, "seats": ["2A"]}]}, mine), 400, "INVALID")
+    problem(await till.post(seats, {"trips": [{"tripId": world.trip_id, "seats": ["2A"]}]}, mine), 409, "NOTHING_OFFERED")
+    await world.run("update money.payment set deadline_at = clock_timestamp(), next_try_at = clock_timestamp()")
+    await till.desk.paying.reconcile()
+    await world.run("update booking.booking set expires_at = clock_timestamp() - interval '1 s' where reference = $1", ref)
+    await world.run("select booking.expire(array_agg(booking_id), 'sweep') from booking.booking where reference = $1", ref)
+    await till.paid("1A")
+    await till.desk.paying.providers[CARD].capture(payment_id)
+    await world.run("update money.payment set next_try_at = clock_timestamp() where payment_id = $1", payment_id)
+    await till.desk.paying.reconcile()
+    problem(await till.post("/v1/payments/confirm", {"paymentId": payment_id}, mine), 409, "OFFER_OTHER_SEATS")
+    problem(await till.post(seats, {"trips": [{"tripId": world.trip_id, "seats": ["1A"]}]}, mine), 409, "SEAT_TAKEN")
+    problem(await till.post(seats, {"trips": [{"tripId": world.trip_id, "seats": ["9Z"]}]}, mine), 400, "INVALID")
+    problem(await till.post(seats, {"trips": [{"tripId": world.trip_id, "seats": ["2A"]}]}), 404, "NOT_FOUND")
+    done = await till.post(seats, {"trips": [{"tripId": world.trip_id, "seats": ["2A"]}]}, mine)
+    assert (done.status_code, done.json()["status"]) == (200, "CONFIRMED")
+    shown = (await till.http.get(f"/v1/bookings/{ref}", headers=mine)).json()
+    assert (shown["status"], shown["trips"][0]["seats"]) == ("CONFIRMED", ["2A"])
