@@ -413,9 +413,7 @@ begin
     from unnest(p_ids, p_totals) t(id, total) where b.booking_id = t.id;
   perform booking.take_extras(p_ids, p_extras, p_actor, p_request);
   perform booking.move(p_ids, 'PENDING_PAYMENT', p_actor, p_request, 'CREATED');
-  select jsonb_build_object('status', 'PENDING_PAYMENT', 'lead', p_ids[1], 'ref', p_reference, 'version', sum(version) - count(*) + 1,
-      'until', min(expires_at))
-    into v_answer from booking.booking where booking_id = any(p_ids);
+  v_answer := jsonb_build_object('status', 'PENDING_PAYMENT', 'lead', p_ids[1], 'ref', p_reference, 'shown', booking.shown(p_reference, null));
   perform booking.keep_answer(p_key, v_partner, p_print, v_answer);
   return v_answer;
 end $$;

@@ -47,7 +47,7 @@ class FlatPrices:
         return fares.Quote(
             currency=trip.currency, plan_id="flat", plan_version=1, made_at_ms=0, multiplier=1000, base_milli=price * 1000, step=1,
             classes=(1000,) * len(numbers), adult=(price,) * len(numbers), types={"ADULT": 1000, "CHILD": 500},
-            fees=(fares.FeeStep(24, 100), fares.FeeStep(0, 500)),
+            fees=(fares.FeeStep(0, 500), fares.FeeStep(24, 100)),
         )  # fmt: skip
 
     async def recall(self, quote_id: str, trip: SoldTrip, start: int, end: int, numbers: Sequence[int]) -> fares.Quote:

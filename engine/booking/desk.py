@@ -23,7 +23,7 @@ from engine.clock import Clock
 from engine.errors import Invalid, NotFound, Unavailable
 from engine.meter import Meter
 from engine.settings import Settings
-from engine.store.bookings import Bookings, Held, NewHold
+from engine.store.bookings import Booked, Bookings, Held, NewHold
 from engine.store.desk import Key
 
 ALPHABET: Final = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # of references: no 0 O 1 I
@@ -32,6 +32,7 @@ TRIES: Final = 3  # of a choice of seats that others took meanwhile, of a map th
 BEFORE_KEY: Final = frozenset(
     {"SEAT_PICKED", "TOO_FEW_SEATS", "WAITING_ROOM", "QUOTE_EXPIRED", "SALES_CLOSED"}
 )  # said before the key is looked at
+FRESH_MS: Final = 500  # a trip read so lately need not be read again because somebody names a seat that it has not
 LOOKUP_S: Final = 1_800  # life of the token that a look-up answers
 
 
@@ -156,7 +157,13 @@ class Desk:
             start, end = trip.legs(wish.start, wish.end)
             limited = not caller.sells_for(trip.partner_id)
             most = self._settings.guest_seats_max if limited else SEATS_MOST
-            numbers = _numbers(trip, wish, most)
+            try:
+                numbers = _numbers(trip, wish, most)
+            except Invalid:
+                if attempt or self._clock.now_ms() - trip.read_at_ms < FRESH_MS:
+                    raise
+                self.catalogue.forget(trip_id)  # another bus may have come, with seats that this worker has not heard of
+                continue
             if self.room is not None and limited:
                 await self.room.check(trip_id, wish.queue_token)
             if not numbers:
@@ -304,12 +311,13 @@ class Desk:
         Raises `Invalid` (passengers and seats that do not match), `Refused` HOLD_EXPIRED, HOLD_USED; `NotFound`.
         """
         try:
-            return await self._book(caller, key, hold_ids, named, contact, asked, promo_code)
-        except Invalid:  # a swap of the bus gives a booking other seats than the request names: asked again, it is still the same request
+            done = await self._book(caller, key, hold_ids, named, contact, asked, promo_code)
+        except (Invalid, Refused):  # asked again, it is still the same request, whatever has become of seats and promo codes since
             first = await self.bookings.first_booked(key) if key is not None else None
             if first is None:
                 raise
-            return await self.show(caller, reference=first.ref), True
+            done = first
+        return done.shown, done.replayed
 
     async def _book(
         self,
@@ -320,7 +328,7 @@ class Desk:
         contact: dict[str, Any],
         asked: Sequence[Asked],
         promo_code: str | None,
-    ) -> tuple[Any, bool]:
+    ) -> Booked:
         rows, currency = [], set()
         for hold_id in hold_ids:
             shown = await self.show(caller, booking_id=hold_id)
@@ -351,20 +359,16 @@ class Desk:
         ]
         totals = [sum(prices) + more for prices, more in zip(paid, amounts, strict=True)]
         totals[0] += quotes[0].booking_fee
-        done = None
         for _ in range(TRIES):
             try:
-                done = await self.bookings.book(
-                    key, hold_ids, self._reference(), passengers, contact, totals, bought, self._settings.hold_ttl_s, caller.actor,
+                return await self.bookings.book(
+                    key, hold_ids, self.new_reference(), passengers, contact, totals, bought, self._settings.hold_ttl_s, caller.actor,
                     caller.request_id,
                 )  # fmt: skip
-                break
             except Refused as refusal:
                 if refusal.code != "REFERENCE_TAKEN":
                     raise _of_hold(refusal, ", ".join(hold_ids)) from refusal
-        if done is None:
-            raise Refused("BUSY", "no reference could be given; ask again", retry_after_s=1)
-        return await self.show(caller, reference=done.ref), done.replayed
+        raise Refused("BUSY", "no reference could be given; ask again", retry_after_s=1)
 
     async def _seated(self, row: Any, named: Sequence[Named], both_ways: bool) -> list[tuple[int, Named]]:
         """(seat number, passenger) of one hold's seats, in the order of its seats. Raises `Invalid` where one has none or two."""
@@ -386,7 +390,7 @@ class Desk:
         seats.check_passengers(trip.layout, [(number, passenger.detail) for number, passenger in found])
         return found
 
-    def _reference(self) -> str:
+    def new_reference(self) -> str:
         """Six of 32 letters: thirty random bits."""
         value = int.from_bytes(base64.urlsafe_b64decode(self._clock.token(6) + "=="), "big")
         return "".join(ALPHABET[value >> 5 * place & 31] for place in range(6))

@@ -286,7 +286,7 @@ class Exchanges:
         """A booking that waits for the difference."""
         old = swap.ride.row
         for _ in range(3):
-            pay_ref = self._desk._reference()
+            pay_ref = self._desk.new_reference()
             bodies = [body | {"booking": swap.new_id, "folded": folded(body["last_name"])} for body in swap.bodies()]
             said = await change.book(swap.new_id, pay_ref, bodies, old.contact, swap.price, self._settings.hold_ttl_s)
             if said["status"] != "REFUSED":
@@ -302,7 +302,7 @@ class Exchanges:
             "status": PENDING_PAYMENT,
             "due": {"amount": due, "currency": currency},
             "fee": {"amount": fee, "currency": currency},
-            "expiresAt": rfc3339(round(datetime.fromisoformat(said["until"]).timestamp() * 1000)),
+            "expiresAt": rfc3339(round(datetime.fromisoformat(said["shown"]["rows"][0]["until"]).timestamp() * 1000)),
         }
 
     async def _take_extras(self, change: Change, swap: Swapping) -> None:

@@ -35,8 +35,7 @@ class Held(msgspec.Struct, frozen=True, rename="camel"):
 class Booked(msgspec.Struct, frozen=True):
     lead: str
     ref: str
-    version: int
-    until: datetime
+    shown: Any  # the booking as `booking.shown` told it then
     replayed: bool = False
 
 
