@@ -147,6 +147,16 @@ async def test_picks_and_sales_share_one_row_of_offsets(picks: Picks, redis: Red
     assert (picture.epoch, picture.offset) == (log.epoch, 4)
 
 
+async def test_what_is_published_together_is_heard_one_by_one_as_the_log_has_it(picks: Picks, redis: Redis) -> None:
+    heard = redis.listen_ordered()
+    assert await anext(heard) is None
+    mine = await picks.pick(TRIP, ["1A", "1B", "1C"], 0, 3)
+    await picks.unpick(TRIP, mine.pick_id)
+    messages = [await anext(heard) for _ in range(6)]
+    assert messages == (await redis.channel_log(f"seats:{TRIP.trip_id}", 0)).messages
+    await heard.aclose()  # type: ignore[attr-defined]
+
+
 async def test_of_thirty_two_who_pick_the_same_three_seats_at_once_one_gets_them(picks: Picks) -> None:
     done = await asyncio.gather(*(picks.pick(TRIP, ["1A", "1B", "1C"], 0, 3) for _ in range(32)), return_exceptions=True)
     assert sum(not isinstance(one, BaseException) for one in done) == 1

@@ -39,14 +39,16 @@ if meta[2] ~= run then
 end
 local last = redis.call('HINCRBY', KEYS[2], 'offset', #labels + #let_go)
 local offset = last - #labels - #let_go
+local first, said = offset + 1, {}
 local function say(label, state, legs, ends)
   offset = offset + 1
   local payload = '{"t":"seat","d":{"seat":"' .. label .. '","state":"' .. state .. '",' .. legs .. ',"untilMs":' .. ends .. '}}'
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', asked[9], offset .. '-0', 'd', payload)
-  redis.call('PUBLISH', channel, meta[1] .. ' ' .. offset .. ' ' .. payload)
+  said[#said + 1] = payload
 end
 for _, gone in ipairs(let_go) do say(gone[1], 'FREE', gone[2], 'null') end
 for _, label in ipairs(labels) do say(label, 'PICKED', ride, till) end
+redis.call('PUBLISH', channel, meta[1] .. ' ' .. first .. ' ' .. table.concat(said, '\30'))
 redis.call('EXPIRE', KEYS[2], asked[10])
 redis.call('EXPIRE', KEYS[3], asked[10])
 return last

@@ -43,6 +43,7 @@ POOL_MAX = 32  # connections for short calls of one process: the door, the hub a
 READERS_MAX = 512  # connections that may block (one XREAD an owned area, one pub/sub a listener)
 LIVE = "live:"  # channel prefix of numbered live batches
 ORDERED = "chan:"  # channel prefix of ordered channels
+BETWEEN = b"\x1e"  # between messages published together; no JSON text has it. Hearing one costs 40 us, splitting it off 1
 ORDERED_LOG = 1_000  # messages an ordered channel keeps for those who come back
 ORDERED_LIFE_S = 3 * 86_400  # a channel that says nothing for three days is forgotten; its next message begins a new epoch
 QUARANTINE_MAX = 10_000  # batches of door quarantines an area keeps for history; the oldest go first, for they are only advice
@@ -316,8 +317,10 @@ class Redis:
                     yield None
                     continue
                 channel, data = message
-                epoch, offset, payload = data.split(b" ", 2)
-                yield ChannelMessage(channel.removeprefix(ORDERED), epoch.decode(), int(offset), payload)
+                epoch, offset, payloads = data.split(b" ", 2)
+                name, era, first = channel.removeprefix(ORDERED), epoch.decode(), int(offset)
+                for place, payload in enumerate(payloads.split(BETWEEN)):
+                    yield ChannelMessage(name, era, first + place, payload)
 
     def listen(self, pattern: str) -> AsyncGenerator[tuple[str, bytes] | None]:
         """Whatever is published on channels of that pattern, and None after each (re)connect; at most once."""

@@ -32,12 +32,14 @@ if meta[2] ~= run then
   redis.call('HSET', KEYS[2], 'epoch', meta[1], 'run', run)
 end
 local offset = redis.call('HINCRBY', KEYS[2], 'offset', #gone) - #gone
+local first, said = offset + 1, {}
 for _, pick in ipairs(gone) do
   offset = offset + 1
   local payload = '{"t":"seat","d":{"seat":"' .. pick[1] .. '","state":"FREE",' .. pick[2] .. ',"untilMs":null}}'
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[6], offset .. '-0', 'd', payload)
-  redis.call('PUBLISH', ARGV[4], meta[1] .. ' ' .. offset .. ' ' .. payload)
+  said[#said + 1] = payload
 end
+redis.call('PUBLISH', ARGV[4], meta[1] .. ' ' .. first .. ' ' .. table.concat(said, '\30'))
 redis.call('EXPIRE', KEYS[2], ARGV[7])
 redis.call('EXPIRE', KEYS[3], ARGV[7])
 return #gone
