@@ -69,7 +69,8 @@ select money.shown_refund(r) from money.refund r where r.refund_id = $1
 -- Payments that somebody should look at now, each put off so that nobody else does; after seven days nothing is waited for any more.
 update money.payment set tries = tries + 1,
   next_try_at = case when state = 'FAILED' and made_at < clock_timestamp() - interval '7 days' then null
-    else clock_timestamp() + least(interval '1 hour', interval '5 seconds' * power(2, least(tries, 12))) end
+    else clock_timestamp() + least(case state when 'FAILED' then interval '6 hours' else interval '1 hour' end,
+      interval '5 seconds' * power(2, least(tries, 12))) end
 where payment_id in (
   select payment_id from money.payment where next_try_at <= clock_timestamp() order by next_try_at limit $1 for update skip locked)
 returning payment_id::text, provider, state, deadline_at <= clock_timestamp() as over
