@@ -255,3 +255,17 @@ async def test_money_that_came_too_late_is_other_seats_or_the_money(till: Till) 
     assert (done.status_code, done.json()["status"]) == (200, "CONFIRMED")
     shown = (await till.http.get(f"/v1/bookings/{ref}", headers=mine)).json()
     assert (shown["status"], shown["trips"][0]["seats"]) == ("CONFIRMED", ["2A"])
+
+
+@pytest.mark.parametrize("odd", ["\x00", "A\x00B", "é" * 20, "' or 1=1", "%00", "K7MWXQ\n"])
+async def test_odd_texts_are_answered_without_a_fault_of_ours(till: Till, odd: str) -> None:
+    desk = till.as_("SUPER_ADMIN")
+    answers = [
+        await till.post("/v1/payments/initiate", {"bookingRef": odd, "provider": CARD}),
+        await till.post("/v1/payments/initiate", {"bookingRef": "K7MWXQ", "provider": odd, "scenario": [odd]}),
+        await till.post("/v1/payments/refund", {"bookingRef": odd, "reason": odd, "amount": {"amount": 1, "currency": "DZD"}}, desk),
+        await till.http.get("/v1/settlements", params={"partner": odd, "from": odd}, headers=desk),
+        await till.http.get("/v1/settlements", params={"partner": odd}, headers=desk),
+        await till.post("/v1/settlements", {"partnerId": odd, "currency": "DZD", "to": "2026-01-01T00:00:00Z"}, desk),
+    ]
+    assert {answer.status_code for answer in answers} <= {200, 400, 404, 409}
