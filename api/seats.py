@@ -64,7 +64,8 @@ async def pick_seats(request: Request[Any, Any, Any], trip_id: FromPath[str], da
     """Say that you are choosing these seats: all or none, for a short while. Others see it at once and are refused."""
     parts = parts_of(request)
     house = booking_of(parts)
-    house.rates.take("pick", caller_of(request))
+    if house.rates.limited("pick"):
+        house.rates.take("pick", caller_of(request))
     labels = data.seats
     if len(labels) > parts.settings.pick_seats_max:
         raise Invalid(

@@ -61,11 +61,15 @@ async def test_a_ride_has_the_shape_of_the_contract(house: SeatHouse) -> None:
     assert held.json()["total"] == ride["priceFrom"]
 
 
-@pytest.mark.parametrize(
-    ("origin", "destination"), [("Alger", "Annaba"), ("ALGER", "anaba"), ("algre", "Annabba"), ("36.7001,3.0002", "Annaba"), ("demo:A", "gare annaba")]
-)  # fmt: skip
-async def test_places_are_found_by_name_with_mistakes_by_point_and_by_id(house: SeatHouse, origin: str, destination: str) -> None:
-    assert [(ride["from"], ride["to"]) for ride in await rides(house, origin, destination)] == [("demo:A", "demo:F")]
+async def test_places_are_found_by_name_with_mistakes_by_point_and_by_id(house: SeatHouse) -> None:
+    for origin, destination in (
+        ("Alger", "Annaba"),
+        ("ALGER", "anaba"),
+        ("algre", "Annabba"),
+        ("36.7001,3.0002", "Annaba"),
+        ("demo:A", "gare annaba"),
+    ):
+        assert [(ride["from"], ride["to"]) for ride in await rides(house, origin, destination)] == [("demo:A", "demo:F")], origin
 
 
 async def test_accents_do_not_matter_either_way(house: SeatHouse) -> None:

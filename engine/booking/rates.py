@@ -31,6 +31,10 @@ class Rates:
         self._buckets: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()  # (left, as of)
         self._refused = (meter or Meter()).counter("timepoint_rate_refused_total", "calls over a caller's rate", ("what",))
 
+    def limited(self, what: str) -> bool:
+        """Whether there is a rate at all: finding out who asks costs more than some calls."""
+        return what in self._rates
+
     def take(self, what: str, caller: Caller) -> None:
         """One of them. Raises `TooMany` with the time until the next."""
         rate = self._rates.get(what)
