@@ -24,7 +24,7 @@ from engine.booking.booking import HELD, PENDING_PAYMENT, shown_state
 from engine.booking.desk import Desk, Hold, Named, Wish
 from engine.booking.extras import Asked
 from engine.booking.fares import ADULT
-from engine.errors import Forbidden, Invalid
+from engine.errors import Invalid, NotFound
 from engine.live.frames import rfc3339
 
 SeatLabel = Annotated[str, msgspec.Meta(min_length=1, max_length=12)]
@@ -285,7 +285,7 @@ async def read_booking(request: Request[Any, Any, Any], ref: FromPath[str]) -> R
     desk = booking_of(parts_of(request)).desk
     made = await booking_out(desk, await desk.show(caller_of(request), reference=ref.upper()))
     tag = f'"{made.version}"'
-    if unchanged(request, tag):
+    if made.status not in (HELD, PENDING_PAYMENT) and unchanged(request, tag):  # until then its end may move without a move of the booking
         return Response(None, status_code=304, headers={"ETag": tag})
     return Response(made, headers={"ETag": tag, "Cache-Control": "private, no-cache"})
 
@@ -302,8 +302,10 @@ async def list_bookings(
     parts = parts_of(request)
     who = need(principal_of(parts, request), AGENT, PARTNER_ADMIN, SUPER_ADMIN)
     wanted = partner or who.partner_id
-    if wanted is None or (who.role != SUPER_ADMIN and wanted != who.partner_id):
-        raise Forbidden("name your own partner" if wanted is not None else "say which partner: ?partner=ID")
+    if wanted is None:
+        raise Invalid("say which operator: ?partner=ID", errors=[_fault("?partner", "MISSING_FIELD", "which operator")])
+    if who.role != SUPER_ADMIN and wanted != who.partner_id:
+        raise NotFound(f"no operator {wanted[:80]!r}, or not yours")
     desk = booking_of(parts).desk
     trip_no = (await desk.catalogue.trip(trip)).trip_no if trip is not None else None
     rows = await desk.bookings.of_partner(wanted, _before(parts, cursor), limit + 1, trip_no)

@@ -21,7 +21,7 @@ from api.callers import answered, booking_of, caller_of, key_of
 from api.parts import Parts, parts_of
 from api.tracking import principal_of
 from engine.booking.refusals import Refused
-from engine.errors import Forbidden, Invalid, TooLarge
+from engine.errors import Invalid, NotFound, TooLarge
 from engine.live.frames import rfc3339
 from engine.store.payments import Payments
 
@@ -151,7 +151,7 @@ async def close_period(request: Request[Any, Any, Any], data: JSONBody[Settlemen
 
 
 def _partner(request: Request[Any, Any, Any], wanted: str | None) -> str:
-    """Whose account. Raises `Forbidden`, `Invalid`."""
+    """Whose account. Raises `NotFound` for another operator, `Invalid`."""
     who = need(principal_of(parts_of(request), request), PARTNER_ADMIN, SUPER_ADMIN)
     chosen = wanted or who.partner_id
     if chosen is None:
@@ -159,7 +159,7 @@ def _partner(request: Request[Any, Any, Any], wanted: str | None) -> str:
             "say which partner: ?partner=ID", errors=[{"pointer": "?partner", "code": "MISSING_FIELD", "detail": "whose account"}]
         )
     if not who.may_manage(chosen):
-        raise Forbidden("name your own partner")
+        raise NotFound(f"no operator {chosen[:80]!r}, or not yours")
     if "\x00" in chosen:
         raise Invalid("no partner has such an id")
     return chosen

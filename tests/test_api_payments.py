@@ -190,7 +190,7 @@ async def test_a_statement_adds_up_to_the_ledger_as_json_and_as_csv(till: Till) 
     assert sum(int(row["gross"]) - int(row["commission"]) for row in rows) == owed
     assert {row["bookingRef"] for row in rows} >= {ref}
     problem(
-        await till.http.get("/v1/settlements", headers=till.as_("PARTNER_ADMIN", "south"), params={"partner": PARTNER}), 403, "FORBIDDEN"
+        await till.http.get("/v1/settlements", headers=till.as_("PARTNER_ADMIN", "south"), params={"partner": PARTNER}), 404, "NOT_FOUND"
     )
     assert (await till.http.get("/v1/settlements", headers=till.as_("PARTNER_ADMIN", "south"))).json()["items"] == []
 
