@@ -410,7 +410,7 @@ begin
   update booking.booking b set lead_id = p_ids[1], reference = p_reference, contact = p_contact, total = t.total,
       expires_at = v_until,
       prices = array(select q.price from booking.passenger q where q.booking_id = b.booking_id order by q.seat)
-    from unnest(p_ids, p_totals) t(id, total) where b.booking_id = t.id;
+    from unnest(p_ids, p_totals) t(id, total) where b.booking_id = any(p_ids) and b.booking_id = t.id;  -- the first alone makes it one probe
   perform booking.take_extras(p_ids, p_extras, p_actor, p_request);
   perform booking.move(p_ids, 'PENDING_PAYMENT', p_actor, p_request, 'CREATED');
   v_answer := jsonb_build_object('status', 'PENDING_PAYMENT', 'lead', p_ids[1], 'ref', p_reference, 'shown', booking.shown(p_reference, null));

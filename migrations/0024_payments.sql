@@ -658,14 +658,17 @@ end $$;
 
 -- Facts that came before their payment was known, now joined to it. Answers the payments, to be settled.
 create function money.attach() returns uuid[] language plpgsql volatile as $$
-declare v_ids uuid[];
+declare v_ids uuid[]; f record;
 begin
   perform set_config('tp.partner', '*', true);
-  with f as (
-    update money.fact f set payment_id = p.payment_id, partner_id = p.partner_id from money.payment p
-      where f.payment_id is null and f.received_at > clock_timestamp() - interval '30 days' and p.payment_id::text = f.reference
-        and p.provider = f.provider returning f.payment_id)
-  select array_agg(distinct payment_id) into v_ids from f;
+  for f in select u.provider, u.event_id, p.payment_id, p.partner_id from (    -- few and far between: a probe for each, never a join of tables
+      select provider, event_id, reference from money.fact
+      where payment_id is null and received_at > clock_timestamp() - interval '30 days' offset 0) u,
+      lateral (select payment_id, partner_id from money.payment where payment_id = case
+        when u.reference ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then u.reference::uuid end and provider = u.provider offset 0) p loop
+    update money.fact set payment_id = f.payment_id, partner_id = f.partner_id where provider = f.provider and event_id = f.event_id;
+    if not f.payment_id = any(coalesce(v_ids, '{}')) then v_ids := v_ids || f.payment_id; end if;
+  end loop;
   return v_ids;
 end $$;
 

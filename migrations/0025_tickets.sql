@@ -81,7 +81,7 @@ end $$;
 -- A ticket for every passenger of these bookings that has none in force; how many that were. To be called in the transaction that confirms.
 -- A seat whose ticket was revoked gets the same ticket in its next version. Refuses (TP422) a booking that is not paid for.
 create function ticket.issue(p_ids uuid[], p_actor text, p_request text) returns int language plpgsql volatile as $$
-declare wrong record; v_new uuid[]; v_now timestamptz := date_trunc('second', clock_timestamp());
+declare wrong record; n record; v_key smallint; v_new uuid[] := '{}'; v_ticket uuid; v_now timestamptz := date_trunc('second', clock_timestamp());
 begin
   select booking_id, state into wrong from booking.booking
     where booking_id = any(p_ids) and state not in ('CONFIRMED', 'CHECKED_IN', 'BOARDED') limit 1;
@@ -89,22 +89,27 @@ begin
     raise exception 'NOT_CONFIRMED' using errcode = 'TP422', detail = 'a ticket is issued for a booking that is paid for; this one is ' || wrong.state,
       hint = wrong.booking_id::text;
   end if;
-  with k as materialized (select max(key_id) as key_id from ticket.key where retired_at is null),
-  need as materialized (
-    select p.booking_id, p.seat, b.partner_id, b.trip_no, b.legs, date_trunc('second', i.arrives_at) + interval '1 day' as valid_to,
-        (select t.ticket_id from ticket.ticket t where t.booking_id = p.booking_id and t.seat = p.seat and t.version < 255
-          order by t.revoked_at desc limit 1) as old
-      from booking.booking b join sale.trip_instance i using (trip_no) join booking.passenger p using (booking_id)
-      where b.booking_id = any(p_ids) and p.state <> 'CANCELLED' and not exists (
-        select from ticket.ticket t where t.booking_id = p.booking_id and t.seat = p.seat and t.state <> 'REVOKED')),
-  again as (
-    update ticket.ticket t set version = t.version + 1, events = t.events + 1, state = 'ISSUED', revoked_at = null, boarded_at = null,
-        boarded_by = null, printed_seat = n.seat, trip_no = n.trip_no, legs = n.legs, key_id = k.key_id, valid_from = v_now, valid_to = n.valid_to
-      from need n, k where t.ticket_id = n.old returning t.ticket_id),
-  fresh as (
-    insert into ticket.ticket (booking_id, seat, printed_seat, partner_id, trip_no, legs, key_id, valid_from, valid_to)
-    select booking_id, seat, seat, partner_id, trip_no, legs, k.key_id, v_now, valid_to from need, k where old is null returning ticket_id)
-  select coalesce(array_agg(ticket_id), '{}') into v_new from (select ticket_id from again union all select ticket_id from fresh) o;
+  select max(key_id) into v_key from ticket.key where retired_at is null;
+  -- A probe for each table and passenger (offset 0): a join, planned while these tables were empty, read them whole for every booking.
+  for n in select b.booking_id, p.seat, b.partner_id, b.trip_no, b.legs, date_trunc('second', i.arrives_at) + interval '1 day' as valid_to, t.old
+      from unnest(p_ids) u,
+        lateral (select booking_id, partner_id, trip_no, legs from booking.booking where booking_id = u offset 0) b,
+        lateral (select arrives_at from sale.trip_instance where trip_no = b.trip_no offset 0) i,
+        lateral (select seat from booking.passenger where booking_id = b.booking_id and state <> 'CANCELLED' offset 0) p,
+        lateral (select bool_or(state <> 'REVOKED') as valid, (array_agg(ticket_id order by revoked_at desc) filter (where version < 255))[1] as old
+          from ticket.ticket where booking_id = b.booking_id and seat = p.seat offset 0) t
+      where t.valid is not true loop
+    if n.old is not null then
+      update ticket.ticket set version = version + 1, events = events + 1, state = 'ISSUED', revoked_at = null, boarded_at = null,
+          boarded_by = null, printed_seat = n.seat, trip_no = n.trip_no, legs = n.legs, key_id = v_key, valid_from = v_now, valid_to = n.valid_to
+        where ticket_id = n.old;
+      v_new := v_new || n.old;
+    else
+      insert into ticket.ticket (booking_id, seat, printed_seat, partner_id, trip_no, legs, key_id, valid_from, valid_to)
+        values (n.booking_id, n.seat, n.seat, n.partner_id, n.trip_no, n.legs, v_key, v_now, n.valid_to) returning ticket_id into v_ticket;
+      v_new := v_new || v_ticket;
+    end if;
+  end loop;
   perform ticket.note(v_new, 'ISSUED', p_actor, p_request);
   return cardinality(v_new);
 end $$;

@@ -71,8 +71,8 @@ update money.payment set tries = tries + 1,
   next_try_at = case when state = 'FAILED' and made_at < clock_timestamp() - interval '7 days' then null
     else clock_timestamp() + least(case state when 'FAILED' then interval '6 hours' else interval '1 hour' end,
       interval '5 seconds' * power(2, least(tries, 12))) end
-where payment_id in (
-  select payment_id from money.payment where next_try_at <= clock_timestamp() order by next_try_at limit $1 for update skip locked)
+where payment_id = any(array(
+  select payment_id from money.payment where next_try_at <= clock_timestamp() order by next_try_at limit $1 for update skip locked))
 returning payment_id::text, provider, state, deadline_at <= clock_timestamp() as over
 
 -- name: due_refunds

@@ -25,9 +25,9 @@ select version from stored
 
 -- name: due
 -- Webhooks that are due at $2, each put off for a minute until it is said to be sent.
-update simulator.delivery set tries = tries + 1, due_at_ms = $2 + 60000 where delivery_id in (
+update simulator.delivery set tries = tries + 1, due_at_ms = $2 + 60000 where delivery_id = any(array(
   select delivery_id from simulator.delivery where provider = $1 and due_at_ms <= $2 and tries < 60 order by due_at_ms, delivery_id limit $3
-  for update skip locked)
+  for update skip locked))
 returning delivery_id, due_at_ms, body
 
 -- name: sent

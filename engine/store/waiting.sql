@@ -25,13 +25,14 @@ select case when (select bool_and(state = 'HELD') from booking.locked($1)) then 
 -- name: freed
 -- Of these trips something was let go; only those that somebody waits for are written down.
 insert into waiting.freed (trip_no, partner_id)
-select i.trip_no, i.partner_id from sale.trip_instance i where i.trip_id = any($1::text[]) and exists (
-  select from waiting.entry e where e.trip_no = i.trip_no and e.state in ('WAITING', 'OFFERED')) order by i.trip_no
+select i.trip_no, i.partner_id from sale.trip_instance i, lateral (
+  select from waiting.entry e where e.trip_no = i.trip_no and e.state in ('WAITING', 'OFFERED') limit 1) waits
+where i.trip_id = any($1::text[]) order by i.trip_no
 on conflict do nothing
 
 -- name: take_freed
 -- The trips to look at; whoever takes them looks.
-delete from waiting.freed where trip_no in (select trip_no from waiting.freed order by at limit $1 for update skip locked)
+delete from waiting.freed where trip_no = any(array(select trip_no from waiting.freed order by at limit $1 for update skip locked))
 returning trip_no
 
 -- name: waited_for
