@@ -743,7 +743,7 @@ begin
   else select lead_id into v_lead from booking.reference where reference = p_reference; end if;
   if v_lead is null or not money.may_open(v_lead, p_who) then return '{"status":"REFUSED","code":"NOT_FOUND"}'; end if;
   perform booking.locked(v_lead);
-  select * into p from money.payment where case when p_payment is not null then payment_id = p_payment else lead_id = v_lead end
+  select * into p from money.payment where lead_id = v_lead and (p_payment is null or payment_id = p_payment)
     order by captured - refunded - charged_back >= p_amount desc, made_at desc, payment_id limit 1 for update;
   if p.payment_id is null then return '{"status":"REFUSED","code":"NOT_FOUND"}'; end if;
   if p.currency <> p_currency then return jsonb_build_object('status', 'REFUSED', 'code', 'WRONG_CURRENCY', 'currency', p.currency); end if;

@@ -44,7 +44,7 @@ order by b.booking_id <> b.lead_id, t.booking_id, t.seat
 -- Rows of a booking that are paid for and never had a ticket. (Tickets that were taken back stay so until somebody issues them again.)
 select b.booking_id::text from booking.booking b
 where b.lead_id = $1::uuid and b.state in ('CONFIRMED', 'CHECKED_IN', 'BOARDED')
-  and not exists (select from ticket.ticket t where t.booking_id = b.booking_id)
+  and (select count(*) from ticket.ticket t where t.booking_id = b.booking_id) = 0
 
 -- name: operator
 -- What a partner calls itself.

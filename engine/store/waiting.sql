@@ -25,9 +25,8 @@ select case when (select bool_and(state = 'HELD') from booking.locked($1)) then 
 -- name: freed
 -- Of these trips something was let go; only those that somebody waits for are written down.
 insert into waiting.freed (trip_no, partner_id)
-select i.trip_no, i.partner_id from sale.trip_instance i, lateral (
-  select from waiting.entry e where e.trip_no = i.trip_no and e.state in ('WAITING', 'OFFERED') limit 1) waits
-where i.trip_id = any($1::text[]) order by i.trip_no
+select i.trip_no, i.partner_id from unnest($1::text[]) u, lateral (select trip_no, partner_id from sale.trip_instance where trip_id = u offset 0) i,
+  lateral (select from waiting.entry e where e.trip_no = i.trip_no and e.state in ('WAITING', 'OFFERED') limit 1) waits order by i.trip_no
 on conflict do nothing
 
 -- name: take_freed
