@@ -30,7 +30,7 @@ from engine.live.frames import rfc3339
 SeatLabel = Annotated[str, msgspec.Meta(min_length=1, max_length=12)]
 StopWord = Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | Annotated[int, msgspec.Meta(ge=0, le=100_000)]
 PersonName = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=r"\S")]
-HoldId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+HoldId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$(?!\n)")]
 
 
 class MoneyOut(msgspec.Struct, frozen=True):
@@ -56,7 +56,7 @@ class HoldIn(msgspec.Struct, frozen=True, rename="camel"):
     pick_id: Annotated[str, msgspec.Meta(max_length=100)] | None = None
     quote_id: Annotated[str, msgspec.Meta(max_length=100)] | None = None
     promo_code: Annotated[str, msgspec.Meta(max_length=40)] | None = None
-    currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")] | None = None  # what the caller expects to pay in
+    currency: Annotated[str, msgspec.Meta(pattern=r"^[A-Z]{3}$(?!\n)")] | None = None  # what the caller expects to pay in
 
 
 class PricedSeat(msgspec.Struct, frozen=True):
@@ -89,8 +89,8 @@ class PassengerIn(msgspec.Struct, frozen=True, rename="camel"):
 class ContactIn(msgspec.Struct, frozen=True):
     """Where word of changes goes; one of the two."""
 
-    email: Annotated[str, msgspec.Meta(max_length=254, pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$")] | None = None
-    phone: Annotated[str, msgspec.Meta(max_length=20, pattern=r"^\+?[0-9][0-9 ().-]{4,}$")] | None = None
+    email: Annotated[str, msgspec.Meta(max_length=254, pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$(?!\n)")] | None = None
+    phone: Annotated[str, msgspec.Meta(max_length=20, pattern=r"^\+?[0-9][0-9 ().-]{4,}$(?!\n)")] | None = None
 
 
 class AncillaryIn(msgspec.Struct, frozen=True, rename="camel"):

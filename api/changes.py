@@ -24,9 +24,9 @@ from engine.store.desk import Answer
 from engine.store.fleet import Fleet
 
 TripName = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-LayoutId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,48}$")]
-BusName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
-PlanId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}$")]
+LayoutId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,48}$(?!\n)")]
+BusName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~-]{1,64}$(?!\n)")]
+PlanId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}$(?!\n)")]
 
 
 # ------------------------------------------------------------------------------------------------ bookings
@@ -109,7 +109,9 @@ class ModifyOut(msgspec.Struct, frozen=True, rename="camel"):
 
 
 @patch("/bookings/{ref:str}/cancel", tags=["booking"])
-async def cancel_booking(request: Request[Any, Any, Any], ref: FromPath[str], data: JSONBody[CancelIn | None] = None) -> Response[CancelOut]:
+async def cancel_booking(
+    request: Request[Any, Any, Any], ref: FromPath[str], data: JSONBody[CancelIn | None] = None
+) -> Response[CancelOut]:
     """What a cancellation would give back, as an offer with its `offerId`; the same call with the `offerId` cancels.
 
     An offer is good for a quarter of an hour and for the booking as it was (`If-Match` says which one you mean). What nobody has paid for is
@@ -277,7 +279,9 @@ async def swap_bus(request: Request[Any, Any, Any], trip_id: FromPath[str], data
 
 
 @post("/trips/{trip_id:str}/cancel", tags=["operations"], status_code=200)
-async def cancel_trip(request: Request[Any, Any, Any], trip_id: FromPath[str], data: JSONBody[CancelTripIn | None] = None) -> Response[CancelledTripOut]:
+async def cancel_trip(
+    request: Request[Any, Any, Any], trip_id: FromPath[str], data: JSONBody[CancelTripIn | None] = None
+) -> Response[CancelledTripOut]:
     """A trip that will not run: nobody can buy it any more; holds are let go and everybody's money goes back in full, within seconds."""
     parts, caller = _operator(request)
     key = await key_of(request, caller)

@@ -27,7 +27,7 @@ from engine.live.frames import rfc3339
 from engine.store.desk import ALL
 from engine.store.fares import NewOffer, OfferBook, ms_of
 
-ThingId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,48}$")]
+ThingId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,48}$(?!\n)")]
 PartnerId = Annotated[str, msgspec.Meta(min_length=1, max_length=48)]
 Title = Annotated[str, msgspec.Meta(min_length=1, max_length=120)]
 OpenDays = Annotated[int, msgspec.Meta(ge=1, le=365)]

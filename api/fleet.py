@@ -238,7 +238,7 @@ async def rotate(
 @post("/admin/feeds", tags=["network"], request_max_body_size=FEED_MOST_BYTES)
 async def import_feed(
     request: Request[Any, Any, Any],
-    feed: Annotated[str, QueryParameter(name="feed", pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$", description="its short name")],
+    feed: Annotated[str, QueryParameter(name="feed", pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$(?!\n)", description="its short name")],
     partner: FromQuery[str | None] = None,
 ) -> ImportReport:
     """A GTFS zip as the body (application/zip). Checked and loaded by a process of its own; a feed with errors changes nothing."""

@@ -31,7 +31,7 @@ DATA_MAX: Final = 16_384  # bytes of the data of a published event
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _ENTITY: Final = re.compile(rf"([a-z_]{{1,40}}):({_UUID.pattern})")
 
-Word = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._:-]+$")]
+Word = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._:-]+$(?!\n)")]
 
 
 class EventType(msgspec.Struct, frozen=True):

@@ -24,7 +24,7 @@ from engine.booking.payments import UUID, refuse_card_numbers
 from engine.booking.providers import scenario_of
 from engine.errors import Invalid, NotFound
 
-Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
+Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$(?!\n)")]
 Reference = Annotated[str, msgspec.Meta(min_length=1, max_length=20)]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
 Status = Literal["INITIATED", "IN_PROGRESS", "CONFIRMED", "FAILED", "OFFER_OTHER_SEATS", "REFUNDING", "REFUNDED", "CHARGED_BACK"]
@@ -44,7 +44,7 @@ class ConfirmIn(msgspec.Struct, frozen=True, rename="camel"):
 
 class AmountIn(msgspec.Struct, frozen=True):
     amount: Annotated[int, msgspec.Meta(ge=1, le=AMOUNT_MAX)]
-    currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
+    currency: Annotated[str, msgspec.Meta(pattern=r"^[A-Z]{3}$(?!\n)")]
 
 
 class RefundIn(msgspec.Struct, frozen=True, rename="camel"):

@@ -25,7 +25,7 @@ from engine.booking.pos import SALES_MAX, TIME_MAX_MS, Sale
 from engine.booking.till import Operator, Result
 from engine.errors import Forbidden, Invalid, NotFound
 
-DeviceId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+DeviceId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$(?!\n)")]
 Amount = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
 
 
@@ -153,7 +153,7 @@ class PolicyIn(msgspec.Struct, frozen=True, rename="camel"):
 class SessionIn(msgspec.Struct, frozen=True, rename="camel"):
     """`float`: what lies in the drawer to begin with, minor units."""
 
-    currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
+    currency: Annotated[str, msgspec.Meta(pattern=r"^[A-Z]{3}$(?!\n)")]
     float_: Amount = msgspec.field(name="float")
     device_id: DeviceId | None = None
 

@@ -24,7 +24,7 @@ from engine.errors import Conflict, Invalid
 from engine.live.frames import rfc3339
 from engine.store.fares import OfferBook, promo_of
 
-Code = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{3,24}$")]
+Code = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{3,24}$(?!\n)")]
 Amount = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
 Value = Annotated[int, msgspec.Meta(ge=1, le=10**12)]
 Uses = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
@@ -39,7 +39,7 @@ class PromoIn(msgspec.Struct, frozen=True, rename="camel"):
     code: Code
     kind: Literal["PERCENT", "FIXED"]
     value: Value
-    currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")] | None = None
+    currency: Annotated[str, msgspec.Meta(pattern=r"^[A-Z]{3}$(?!\n)")] | None = None
     min_amount: Amount = 0  # of the fares together
     valid_from: Moment | None = None  # none: from now on
     valid_to: Moment | None = None

@@ -22,7 +22,7 @@ from engine.booking.catalogue import open_for_sale
 from engine.booking.seatmaps import SeatMap
 from engine.errors import Invalid
 
-PickId = Annotated[str, msgspec.Meta(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+PickId = Annotated[str, msgspec.Meta(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]+$(?!\n)")]
 From = Annotated[str | None, QueryParameter(name="from", description="a stop id, or a stop sequence; default: the first stop")]
 To = Annotated[str | None, QueryParameter(name="to", description="a stop id, or a stop sequence; default: the last stop")]
 

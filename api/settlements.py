@@ -32,7 +32,7 @@ QUIET: Final = timedelta(minutes=1)  # a period ends at least so long ago: whate
 YEARS: Final = (datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC))
 
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
-PartnerId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,48}$")]
+PartnerId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,48}$(?!\n)")]
 Start = Annotated[str | None, QueryParameter(name="from", description="RFC 3339; none: 31 days before `to`")]
 End = Annotated[str | None, QueryParameter(name="to", description="RFC 3339, not included; none: now")]
 
@@ -81,7 +81,7 @@ class SettlementIn(msgspec.Struct, frozen=True, rename="camel"):
     """Everything of that currency up to `to` (not included) that has not been paid out."""
 
     partner_id: PartnerId
-    currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
+    currency: Annotated[str, msgspec.Meta(pattern=r"^[A-Z]{3}$(?!\n)")]
     to: Moment
 
 

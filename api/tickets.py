@@ -111,7 +111,7 @@ class ScansIn(msgspec.Struct, frozen=True, rename="camel"):
     """One scan (`qr`), or those that a device made offline (`scans`). `deviceTimeMs`: the device's clock as it sends this, so that a wrong
     clock can be put right. `deviceId`: without it, whoever's token this is."""
 
-    device_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}$")] | None = None
+    device_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}$(?!\n)")] | None = None
     device_time_ms: Millis | None = None
     scans: Annotated[list[ScanItem], msgspec.Meta(min_length=1, max_length=SCANS_MAX)] | None = None
     qr: QrText | None = None

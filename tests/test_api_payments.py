@@ -269,3 +269,13 @@ async def test_odd_texts_are_answered_without_a_fault_of_ours(till: Till, odd: s
         await till.post("/v1/settlements", {"partnerId": odd, "currency": "DZD", "to": "2026-01-01T00:00:00Z"}, desk),
     ]
     assert {answer.status_code for answer in answers} <= {200, 400, 404, 409}
+
+
+async def test_a_line_end_behind_an_id_or_an_address_is_refused_and_no_fault_of_ours(till: Till) -> None:
+    ref, mine = await till.booked("1A")
+    begun = await till.post("/v1/payments/initiate", {"bookingRef": ref, "provider": CARD}, mine)
+    problem(await till.post("/v1/payments/confirm", {"paymentId": begun.json()["id"] + "\n"}, mine), 400, "INVALID")
+    problem(await till.http.get(f"/v1/holds/{begun.json()['id']}%0A", headers=mine), 404, "NOT_FOUND")
+    passenger = {"seat": "1A", "firstName": "Amal", "lastName": "Kaci"}
+    body = {"holdId": begun.json()["id"], "passengers": [passenger], "contact": {"email": "amal@example.org\n"}}
+    problem(await till.post("/v1/bookings", body, mine), 400, "INVALID")

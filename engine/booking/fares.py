@@ -82,7 +82,7 @@ class Bounds(_Wire, frozen=True):
 
 
 class Ancillary(_Wire, frozen=True):
-    code: Annotated[str, msgspec.Meta(pattern="^[A-Z0-9_]{1,24}$")]
+    code: Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9_]{1,24}$(?!\n)")]
     kind: Literal["BAGGAGE", "MEAL", "PARCEL", "OTHER"]
     name: Name
     price: Amount
