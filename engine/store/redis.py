@@ -136,6 +136,7 @@ class Redis:
                 **common,
             )
         )
+        self.closing: list[Callable[[], None]] = []  # what else ends with us: connections beside the pools
         self._scripts: dict[str, Any] = {}
         self._areas: set[str] = set()
         self._faults = self.meter.counter("timepoint_redis_faults_total", "calls to Redis that failed", ("call",))
@@ -151,6 +152,8 @@ class Redis:
         return redis
 
     async def close(self) -> None:
+        for close in self.closing:
+            close()
         await self.calls.aclose()
         await self.calls.connection_pool.disconnect()
         await self.readers.aclose()
