@@ -1,4 +1,4 @@
-"""What the handlers of one worker are made of: built once by `run_worker` in api/cli.py, found again by every handler."""
+"""What the handlers of one worker are made of: built once by `run_worker` in api/compose.py, found again by every handler."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class HttpProtocol(DeviceLane):
 
 
 class Worker(uvicorn.Server):
-    """uvicorn's server with our drain in front of its own, run inside the loop of `api/cli.py` (which owns the signals)."""
+    """uvicorn's server with our drain in front of its own, run inside the loop of `api/compose.py` (which owns the signals)."""
 
     def __init__(
         self, edge: Edge, sockets: Sockets, parts: Parts, streams: Streams | None = None, device_paths: DevicePaths | None = None

@@ -10,7 +10,7 @@ from litestar.types import ControllerRouterHandler
 
 from api.app import make_app
 from api.auth import Tokens
-from api.cli import open_desk
+from api.compose import open_desk
 from api.parts import BookingParts, Parts
 from engine.live.hub import Hub
 from engine.live.table import LiveTable
