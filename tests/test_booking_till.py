@@ -7,10 +7,12 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.booking import pos
 from engine.booking.drawers import Drawers
+from engine.booking.exchanges import Exchanges, OtherTrip
 from engine.booking.leases import Leases
 from engine.booking.pos import Rider, Sale
 from engine.booking.refusals import Refused
@@ -18,6 +20,7 @@ from engine.booking.till import Operator, Till
 from engine.errors import NotFound, Unavailable
 from engine.store.auditor import audit
 from tests.booking_world import OTHER, PARTNER, FlatPrices, World, connect
+from tests.changes_world import ChangingWorld
 
 DEVICE = "till-1"
 HOUR_MS = 3_600_000
@@ -361,6 +364,22 @@ async def test_who_is_on_board_cannot_be_void(counter: Counter) -> None:
     await counter.sync(sale)
     await counter.world.run("select booking.move(array[booking_id], 'BOARDED', 'test', 'test') from booking.booking where channel = 'POS'")
     assert await counter.results(pos.msgspec.structs.replace(sale, void=True)) == [("REJECTED", "WRONG_STATE")]
+
+
+async def test_a_sale_that_was_exchanged_for_a_dearer_ride_stops_no_later_upload(counter: Counter) -> None:
+    world = counter.world
+    await counter.lease("1A")
+    sale = counter.sale(1, "1A", "demo:A", "demo:C")
+    [sold] = await counter.sync(sale)
+    exchanges = Exchanges(world.pool, world.desk, FlatPrices(), world.clock, world.settings)
+    other = OtherTrip(trip_id=world.trip_id, start="demo:A", end="demo:F", labels=("3A",))
+    begun = (await exchanges.exchange(world.agent(), None, sold["ref"], other, None)).body
+    assert await ChangingWorld.pay(world, begun["id"])  # type: ignore[arg-type]
+    assert await counter.results(msgspec.structs.replace(sale, void=True), counter.sale(2, "1A", "demo:C", "demo:F")) == [
+        ("REJECTED", "WRONG_STATE"),
+        ("CONFIRMED", None),
+    ]
+    await counter.sound()
 
 
 async def test_the_lower_number_wins_a_seat_sold_twice_though_it_arrives_later_and_the_other_is_told(counter: Counter) -> None:

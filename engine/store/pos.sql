@@ -89,8 +89,10 @@ where s.lease_id = any($1::uuid[]) and s.seat = any($2::text[]) and (s.code is n
 select booking.lock_trip($1)
 
 -- name: lock_bookings
--- The rows of these leads, by id.
-select booking_id::text, lead_id::text, state, legs from booking.booking where lead_id = any($1::uuid[]) order by booking_id for update
+-- The rows of these leads, by id; and the rows of these ids, which an exchange may have given another lead.
+select booking_id::text, state from booking.booking
+where booking_id = any(array(select booking_id from booking.booking where lead_id = any($1::uuid[]) union select unnest($1::uuid[])))
+order by booking_id for update
 
 -- name: trip_now
 -- What may have changed since the trip was read into memory.
