@@ -9,14 +9,10 @@ from typing import Any
 
 import pytest
 
-from engine.booking import fares
-from engine.booking.changes import Terms
 from engine.booking.desk import Named
 from engine.booking.refusals import Refused
 from engine.errors import Invalid, NotFound
 from tests.changes_world import ChangingWorld
-
-HOUR = fares.HOUR_MS
 
 
 @pytest.fixture
@@ -30,12 +26,6 @@ async def cancelled(world: ChangingWorld, ref: str, **what: Any) -> Any:
     """Offer and confirmation in a row; the confirmation's answer."""
     offer = (await world.changes.cancel(world.customer(), None, ref, **what)).body
     return (await world.changes.cancel(world.customer(), None, ref, offer_id=offer["offerId"])).body
-
-
-def test_the_fee_is_that_of_the_earliest_step_still_reached() -> None:
-    terms = Terms((fares.FeeStep(0, 500), fares.FeeStep(24, 100), fares.FeeStep(72, 0)))
-    assert [terms.permille(hours * HOUR, 0) for hours in (100, 72, 71, 24, 23, 0, -1)] == [0, 0, 100, 100, 500, 500, 1000]
-    assert Terms(()).permille(100 * HOUR, 0) == 1000
 
 
 async def test_an_offer_changes_nothing_and_its_confirmation_frees_the_seats_and_plans_the_refund(world: ChangingWorld) -> None:

@@ -113,8 +113,3 @@ def test_what_people_write_cannot_leave_its_text() -> None:
     raw = paper.as_svg([nasty])
     assert b"<script>" not in raw
     assert any("<script>alert" in one for one in texts(nasty))
-
-
-def test_the_code_alone_is_made_as_a_picture_and_as_a_drawing() -> None:
-    assert paper.qr_png(QR).startswith(b"\x89PNG")
-    assert ElementTree.fromstring(paper.qr_svg(QR)).tag.endswith("svg")

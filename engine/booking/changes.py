@@ -45,12 +45,6 @@ class Terms(msgspec.Struct, frozen=True):
     fees: tuple[fares.FeeStep, ...]
     modify_fee: int = 0
 
-    def permille(self, departs_at_ms: int, now_ms: int) -> int:
-        """What a cancellation keeps of the price: all of it where no step covers the time that is left."""
-        left_ms = departs_at_ms - now_ms
-        reached = [step for step in self.fees if left_ms >= step.from_hours * fares.HOUR_MS]
-        return max(reached, key=lambda step: step.from_hours).fee_permille if reached else 1000
-
 
 class Part(msgspec.Struct, frozen=True, rename="camel"):
     """What of one row is cancelled: `seats` by number, `whole` where none is left; minor units."""
@@ -92,7 +86,7 @@ class Ride(msgspec.Struct, frozen=True):
 def part_of(ride: Ride, seats: Sequence[int], now_ms: int) -> Part:
     """What cancelling these seats keeps and gives back."""
     worth = ride.worth(seats)
-    fee = money.scaled(worth, ride.terms.permille(ride.departs_at_ms, now_ms))
+    fee = money.scaled(worth, fares.fee_permille(ride.terms.fees, ride.departs_at_ms, now_ms))
     return Part(ride.row.booking_id, sorted(seats), set(ride.row.seats) <= set(seats), fee, worth - fee)
 
 
@@ -133,7 +127,7 @@ def reasons(parts: Sequence[tuple[Ride, Part]], now_ms: int) -> list[dict[str, A
     """Why a cancellation keeps what it keeps, for each trip."""
     said = []
     for ride, part in parts:
-        permille = ride.terms.permille(ride.departs_at_ms, now_ms)
+        permille = fares.fee_permille(ride.terms.fees, ride.departs_at_ms, now_ms)
         hours = max(ride.departs_at_ms - now_ms, 0) // fares.HOUR_MS
         what = "nothing is given back" if permille == 1000 else f"{permille / 10:g} % is kept"
         said.append(

@@ -175,13 +175,11 @@ class Quote(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
         """As the booking's row keeps it."""
         return msgspec.to_builtins(self)  # type: ignore[no-any-return]
 
-    def cancellation_fee(self, paid: int, departs_at_ms: int, now_ms: int) -> int:
-        """What a cancellation now keeps of `paid`, minor units, by the terms that were sold."""
-        permille = 1000
-        for step in self.fees:
-            if departs_at_ms - now_ms >= step.from_hours * HOUR_MS:
-                permille = step.fee_permille
-        return money.scaled(paid, permille)
+
+def fee_permille(fees: Sequence[FeeStep], departs_at_ms: int, now_ms: int) -> int:
+    """What a cancellation keeps of the price: all of it where no step covers the time that is left."""
+    reached = [step for step in fees if departs_at_ms - now_ms >= step.from_hours * HOUR_MS]
+    return max(reached, key=lambda step: step.from_hours).fee_permille if reached else 1000
 
 
 def quote_from(body: Any) -> Quote:

@@ -219,20 +219,6 @@ def code_of(text: str) -> segno.QRCode:
     return segno.make_qr(text, error="m", mode="alphanumeric")
 
 
-def qr_svg(text: str) -> bytes:
-    """The code alone."""
-    out = io.BytesIO()
-    code_of(text).save(out, kind="svg", border=QUIET, scale=8, light="#ffffff", xmldecl=False)
-    return out.getvalue()
-
-
-def qr_png(text: str) -> bytes:
-    """The code alone."""
-    out = io.BytesIO()
-    code_of(text).save(out, kind="png", border=QUIET, scale=8)
-    return out.getvalue()
-
-
 def _runs(mark: Code) -> list[tuple[float, float, float, float]]:
     """(x, y, width, height) of the dark runs of a code's rows."""
     matrix = code_of(mark.text).matrix
