@@ -234,6 +234,17 @@ async def test_an_exchange_that_nobody_pays_leaves_the_old_booking_as_it_was(wor
     assert await world.claims(trip_no) == []
 
 
+async def test_one_paid_seat_holds_no_more_than_one_dearer_seat_at_a_time(world: ChangingWorld) -> None:
+    shown, said, trip_no = await dearer(world)
+    trip_id = (await world.catalogue.by_no(trip_no)).trip_id
+    with pytest.raises(Refused) as refusal:
+        await exchange(world, shown["ref"], trip_id, "2B", end="demo:F")
+    assert refusal.value.code == "HOLD_LIMIT" and said["payRef"] in refusal.value.detail
+    assert len(await world.claims(trip_no)) == 1
+    await world.changes.cancel(world.guest(said["holdToken"]), None, said["payRef"])
+    assert (await exchange(world, shown["ref"], trip_id, "2B", end="demo:F"))["due"]["amount"] == 30_000
+
+
 async def test_an_exchange_for_a_taken_seat_changes_nothing(world: ChangingWorld) -> None:
     shown = await world.sold("1A")
     trip_id, trip_no = await world.trip(departs_in=timedelta(days=4))

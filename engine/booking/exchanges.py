@@ -159,7 +159,8 @@ class Exchanges:
     ) -> Answer:
         """One trip of a booking for another. The answer says what it costs: `due` is to be paid for `payRef` before it is done, or nothing.
 
-        Raises `Refused` SEAT_TAKEN (named; nothing has changed then), SALES_CLOSED, WRONG_CURRENCY, TOO_LATE, WRONG_STATE; `Invalid`.
+        Raises `Refused` SEAT_TAKEN (named; nothing has changed then), HOLD_LIMIT (one such exchange waits already), SALES_CLOSED,
+        WRONG_CURRENCY, TOO_LATE, WRONG_STATE; `Invalid`.
         """
         shown = await self._desk.show(caller, reference=reference)
         trips = await self._reader.trips(shown)
@@ -230,6 +231,11 @@ class Exchanges:
         same_trip = swap.to.trip_no == old.trip_no
         if due <= 0 and same_trip:  # its own seats are free for it first
             await self._give(change, swap)
+        waits = await change.value("exchange_waits", old.booking_id) if due > 0 else None
+        if waits is not None:  # or one paid seat would hold a whole bus
+            raise Refused(
+                "HOLD_LIMIT", f"an exchange of it waits to be paid for already: pay for {waits}, cancel it, or wait until it is over"
+            )
         await self._hold(change, swap)
         if due > 0:
             answer = await self._ask_for(change, swap, due, fee)

@@ -105,6 +105,13 @@ select booking.join_lead($1, $2, $3, $4, $5, $6, $7)
 with c as (insert into money.credit (lead_id, partner_id, from_lead, amount) values ($1, $2, $3, $5))
 insert into booking.exchange (lead_id, partner_id, from_id, credit, worth) values ($1, $2, $4, $5, $6)
 
+-- name: exchange_waits
+-- The reference of an exchange of this row that can still be paid for.
+select b.reference from booking.exchange e, lateral (
+  select reference from booking.booking where lead_id = e.lead_id and state = 'PENDING_PAYMENT' and (paying or expires_at > clock_timestamp())
+    offset 0) b
+where e.from_id = $1 and e.done_at is null limit 1
+
 -- name: trip
 -- A trip instance as it stands, by its public id.
 select * from sale.trip_instance where trip_id = $1
