@@ -334,8 +334,8 @@ begin
   v_answer := booking.answered(p_key, p_print);
   if v_answer is not null then return v_answer; end if;
   select min(state) as state, bool_or(state in ('HELD', 'PENDING_PAYMENT')) as unpaid, max(version) as version,
-      array_agg(booking_id) as ids, min(partner_id) as partner, bool_or(paying) as paying
-    into b from booking.locked(p_lead);
+      array_agg(booking_id) filter (where state in ('HELD', 'PENDING_PAYMENT')) as ids, min(partner_id) as partner, bool_or(paying) as paying
+    into b from booking.locked(p_lead);   -- a swap may have let a row of a lease go before
   if b.state is null then return '{"status":"REFUSED","code":"HOLD_NOT_FOUND"}'; end if;
   if b.paying then return '{"status":"REFUSED","code":"PAYMENT_IN_PROGRESS"}'; end if;
   if b.unpaid then

@@ -131,8 +131,8 @@ begin
   if b.state is null then return '{"status":"REFUSED","code":"LEASE_NOT_FOUND"}'; end if;
   if b.state <> 'HELD' or b.over then return '{"status":"REFUSED","code":"LEASE_OVER"}'; end if;
   update booking.booking set version = version + 1,
-      expires_at = greatest(expires_at, least(clock_timestamp() + p_ttl, held_at + p_most)) where lead_id = p_lease;
-  perform booking.note(array(select booking_id from booking.booking where lead_id = p_lease), 'EXTENDED', p_actor, p_request);
+      expires_at = greatest(expires_at, least(clock_timestamp() + p_ttl, held_at + p_most)) where lead_id = p_lease and state = 'HELD';
+  perform booking.note(array(select booking_id from booking.booking where lead_id = p_lease and state = 'HELD'), 'EXTENDED', p_actor, p_request);
   return '{"status":"HELD"}';
 end $$;
 

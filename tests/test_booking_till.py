@@ -131,6 +131,19 @@ async def test_giving_a_lease_back_frees_what_is_unsold_and_keeps_what_is_sold(c
     await counter.sound()
 
 
+async def test_a_lease_of_which_a_bus_swap_took_a_part_goes_on_and_is_given_back(counter: Counter) -> None:
+    lease = await counter.lease("1A")
+    await counter.sync(counter.sale(1, "1A", "demo:B", "demo:C"))  # the rest is two rows: before it and after it
+    gone = await counter.world.value("select booking_id from booking.booking where lead_id = $1 and upper(legs) = 1", lease["id"])
+    await counter.world.run("select booking.move(array[$1::uuid], 'RELEASED', 'test', 'test')", gone)
+    extended = (await counter.leases.extend(counter.who(), None, lease["id"])).body
+    assert (extended["status"], [one["from"] for one in extended["left"]]) == ("HELD", ["demo:C"])
+    assert (await counter.leases.give_back(counter.who(), None, lease["id"])).body["status"] == "RELEASED"
+    assert [channel for channel, _, _, _ in await counter.seats()] == ["POS"]
+    kinds = await counter.world.run("select kind from office.outbox where aggregate = $1 order by version", gone)
+    assert [row[0] for row in kinds][-1] == "RELEASED"
+
+
 async def test_a_lease_that_is_over_cannot_be_extended(counter: Counter) -> None:
     lease = await counter.lease("1A")
     await counter.sync(counter.sale(1, "1A", "demo:B", "demo:C"))
