@@ -270,9 +270,13 @@ def test_a_hold_is_told_with_its_end_and_a_sale_without() -> None:
     assert seat_messages({**EVENT, "state": "CONFIRMED", "until": None}, Trip())[0]["untilMs"] is None
 
 
-@pytest.mark.parametrize("state", ["RELEASED", "EXPIRED", "CANCELLED", "EXCHANGED", "NO_SHOW", "REFUNDED"])
+@pytest.mark.parametrize("state", ["RELEASED", "EXPIRED", "CANCELLED", "EXCHANGED", "NO_SHOW"])
 def test_what_is_let_go_is_told_as_free(state: str) -> None:
     assert {(told["state"], told["untilMs"]) for told in seat_messages({**EVENT, "state": state}, Trip())} == {("FREE", None)}
+
+
+def test_money_that_has_gone_back_frees_no_seat_which_somebody_else_may_have_by_now() -> None:
+    assert seat_messages({**EVENT, "state": "REFUNDED"}, Trip()) == []
 
 
 def test_a_change_of_seats_frees_the_old_before_it_takes_the_new() -> None:

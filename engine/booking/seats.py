@@ -14,15 +14,15 @@ from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 
-from engine.booking.booking import SEATED
+from engine.booking.booking import REFUNDED, SEATED
 from engine.booking.refusals import Refused
 from engine.errors import Invalid
 
 SEATS_MAX: Final = 200
 FEATURES: Final = frozenset({"ACCESSIBLE", "WOMEN_ONLY", "WINDOW", "AISLE", "TABLE", "POWER", "EXTRA_LEGROOM"})
 TASTES: Final = frozenset({"WINDOW", "AISLE", "FRONT", "BACK", "ACCESSIBLE", "WOMEN_ONLY"})  # besides the kinds of a layout
-LABEL: Final = r"^[A-Za-z0-9][A-Za-z0-9-]{0,7}$"
-KIND: Final = r"^[A-Z][A-Z0-9_]{0,23}$"
+LABEL: Final = r"^[A-Za-z0-9][A-Za-z0-9-]{0,7}$(?!\n)"
+KIND: Final = r"^[A-Z][A-Z0-9_]{0,23}$(?!\n)"
 
 DECK_APART: Final = 100  # another deck is as far as so many rows
 FAR: Final = 1_000  # farther than anything
@@ -389,6 +389,8 @@ def seat_messages(event: Mapping[str, Any], trip: MappedTrip) -> list[dict[str, 
     `event` is the body of an outbox row of topic booking (`booking.note`): seats, from, to, state, map, until. A change that gave seats
     or legs up says so in `was`: {"seats", "from", "to", "map"}. A seat of another map version is nobody's business any more: no message.
     """
+    if event.get("state") == REFUNDED:  # its seats were let go before the money was, and may be somebody else's by now
+        return []
     messages = []
     was = event.get("was")
     if was:
