@@ -233,6 +233,13 @@ async def test_a_poisoned_event_holds_back_its_aggregate_and_nobody_else(desk: D
     assert await desk.world.value("select count(*) from office.audit where action = 'dead_letter.REPLAYED'") == 1
 
 
+async def test_an_event_that_people_say_themselves_can_name_what_it_likes(desk: Desk) -> None:
+    for number, odd in enumerate((10**30, "x", None, desk.world.trip_no, [1]), 1):
+        await desk.publish(number, 1, {"tripNo": odd, "seat": 1, "from": 0, "currency": "DZD", "amount": odd})
+    assert await desk.say() == 5 and await desk.waiting() == 0
+    assert {event.data["seat"] for event in await desk.stream()} == {1}
+
+
 async def test_a_replayed_event_that_fails_again_is_the_same_dead_letter(desk: Desk) -> None:
     for one in desk.parts:
         one.sinks = (Poison(),)

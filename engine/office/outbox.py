@@ -23,7 +23,7 @@ from engine.booking.seats import seat_messages
 from engine.clock import Clock
 from engine.errors import EngineError, Unavailable
 from engine.meter import Meter
-from engine.office.topics import TOPICS, Event, booking_data, event_of, plain_data
+from engine.office.topics import PUBLISHABLE, TOPICS, Event, booking_data, event_of, plain_data
 from engine.settings import Settings
 from engine.store.lease import hold
 from engine.store.office import Office, Waiting
@@ -224,7 +224,7 @@ class Dispatcher:
     async def _read(self, row: Waiting) -> tuple[Any | None, Any]:
         """The trip that an event names, and the event's data."""
         body = row.body
-        if "tripNo" not in body:
+        if "tripNo" not in body or row.topic in PUBLISHABLE:  # what people say themselves names no trip of ours
             return None, plain_data(body, None, ())
         trip = await self.trips.by_no(body["tripNo"])
         if row.topic != "booking":
