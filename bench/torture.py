@@ -35,7 +35,7 @@ from deploy.servers import PostgresServer, RedisServer, free_port, throw_away_fo
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TIMEPOINT = (sys.executable, "-m", "api.cli")
-TRIPS, ROWS, STOPS = 4, 3, 6  # 12 seats a trip: people have to meet; the last trip is cancelled after two thirds of a run
+TRIPS, ROWS, STOPS = 6, 3, 6  # 12 seats a trip: people have to meet; the last trip is cancelled after two thirds of a run
 FROZEN_S = 6.0
 REST_S = 90.0  # longest wait for what is under way to end
 SETTINGS = {
@@ -95,6 +95,11 @@ class House:
 
         with redis.Redis.from_url(self.redis.url, socket_timeout=5) as connection:
             return connection.execute_command(*words)
+
+    def deadlocks(self) -> list[str]:
+        """What PostgreSQL said of those it had to break: run again and harmless, but each is a lock order to look at."""
+        said = self.postgres.log.read_text(errors="replace").split("ERROR:  deadlock detected")[1:]
+        return [one[:2500] for one in said[:5]]
 
     async def fetch(self, statement: str, *args: Any) -> list[Any]:
         """As a superuser, on a connection of its own each time: they are killed too."""
@@ -229,7 +234,7 @@ class Run:
             "tries_without_an_answer": log.lost, "faults": dict(sorted(self.nemesis.done.items())), "probes": self.probes,
             "promised": {"holds": len(log.held), "releases": len(log.released), "bookings": len(log.booked), "confirmed": len(log.confirmed),
                          "cancelled": len(log.cancelled)},
-            "events_heard": len(ids), "left_behind": counted, "auditor": verdict.partition("\n")[0], "wrong": log.wrong, "samples": log.samples,
+            "events_heard": len(ids), "left_behind": counted, "auditor": verdict.partition("\n")[0], "wrong": log.wrong, "deadlocks": self.house.deadlocks(), "samples": log.samples,
         }  # fmt: skip
 
 
@@ -242,6 +247,8 @@ def report(found: dict[str, Any]) -> None:
     print(
         f"  tries without an answer: {found['tries_without_an_answer']}; probes: {found['probes']}; events heard: {found['events_heard']}"
     )
+    for one in found["deadlocks"]:
+        print(f"  deadlock, broken and run again: {one[:1200]}")
     print(f"  timepoint auditor: exit code {found['auditor']}")
     if not found["wrong"]:
         print("  nothing was wrong")
