@@ -13,7 +13,7 @@ from litestar import get
 from engine.errors import Forbidden, Invalid, TooMany, TooManyChannels, Unauthenticated, Unavailable
 from engine.events import IncidentEvent, Position, StopEvent, StopForecast, TripForecast
 from engine.live import frames
-from engine.live.frames import Eta, Gone, Incident, Pos, Served
+from engine.live.frames import BookingSaid, Eta, Gone, Incident, Notice, Pos, SeatSaid, Served
 
 EXAMPLES: Final[dict[str, Any]] = {
     "sub": {"id": 1, "op": "sub", "ch": "bus:ALG-101", "since": {"e": "epoch", "o": 812}},
@@ -50,7 +50,8 @@ _INCIDENT: Final = frames.incident(
     ),
 )  # fmt: skip
 _TRIP: Final = "trip:demo:104-END-0-031:20261121"
-# kind -> (channel, body) as they are sent; those of kinds that nobody says yet are missing
+_SOLD: Final = "demo:W1-0-00:20261121"
+# kind -> (channel, body) as they are sent
 PUSHES: Final[dict[str, tuple[str, Any]]] = {
     "snapshot": ("bus:ALG-101", [_POS]),
     "pos": ("bus:ALG-101", _POS),
@@ -58,6 +59,12 @@ PUSHES: Final[dict[str, tuple[str, Any]]] = {
     "stop": (_TRIP, _STOP),
     "gone": ("bbox", Gone("ALG-101")),
     "incident": ("incidents:demo", _INCIDENT),
+    "seat": (f"seats:{_SOLD}", SeatSaid("1A", "PICKED", "demo:ALG", "demo:ORN", _AT + 90_000)),
+    "booking": (
+        "booking:7GK2QX",
+        BookingSaid("CONFIRMED", 3, frames.rfc3339(_AT), "7GK2QX", "CONFIRMED", _SOLD, ["1A"], "demo:ALG", "demo:ORN"),
+    ),
+    "notice": (f"seats:{_SOLD}", Notice("MAP_CHANGED", 2)),
 }
 
 CLOSE_CODES: Final[dict[int, str]] = {
@@ -93,8 +100,6 @@ def _example(kind: str) -> Any:
         return {"t": "drain", "d": {"withinMs": 10_000}}
     if kind == "batch":
         return {"t": "batch", "d": [_example("pos"), _example("gone")]}
-    if kind not in PUSHES:
-        return None
     channel, body = PUSHES[kind]
     epoch = "9f1c03aa.b2" if kind == "snapshot" else None
     return msgspec.json.decode(frames.push(frames.JSON, (channel,), (4_127,), kind, msgspec.json.encode(body), epoch))
@@ -102,10 +107,17 @@ def _example(kind: str) -> Any:
 
 def document() -> dict[str, Any]:
     """The whole document, as plain data."""
-    schemas, components = msgspec.json.schema_components([Pos, Eta, Served, Gone, Incident], ref_template="#/components/schemas/{name}")
-    bodies = dict(zip(("pos", "eta", "stop", "gone", "incident"), schemas, strict=True))
-    bodies["snapshot"] = {"type": "array", "items": bodies["pos"]}
-    bodies |= {kind: {"type": "object"} for kind in ("seat", "booking", "notice", "drain")}
+    structs = {
+        "pos": Pos, "eta": Eta, "stop": Served, "gone": Gone, "incident": Incident, "seat": SeatSaid, "booking": BookingSaid, "notice": Notice,
+    }  # fmt: skip
+    schemas, components = msgspec.json.schema_components(structs.values(), ref_template="#/components/schemas/{name}")
+    bodies = dict(zip(structs, schemas, strict=True))
+    bodies["snapshot"] = {
+        "type": "array",
+        "items": {"anyOf": [bodies[kind] for kind in ("pos", "eta", "seat", "booking", "incident")]},
+        "description": "what pushes of the channel carry: of a position channel pos, of a stop channel eta, of an ordered channel its own",
+    }
+    bodies["drain"] = {"type": "object", "required": ["withinMs"], "properties": {"withinMs": {"type": "integer"}}}
     bodies["batch"] = {"type": "array", "items": {"type": "object"}, "description": "several pushes in one frame"}
     pushes = {kind: _message(kind, _push(kind, body), _example(kind)) for kind, body in sorted(bodies.items())}
     for kind in ("batch", "drain"):

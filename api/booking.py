@@ -7,18 +7,19 @@ shapes into what engine/booking/desk.py takes and back; nothing is decided here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from litestar import Request, Response, delete, get, post
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from api.auth import AGENT, PARTNER_ADMIN, SUPER_ADMIN, need
 from api.callers import booking_of, caller_of, key_of
 from api.etags import unchanged
 from api.network import Cursor, Limit
-from api.parts import Parts, parts_of
+from api.parts import parts_of
 from api.tracking import principal_of
 from engine.booking.booking import HELD, PENDING_PAYMENT, shown_state
 from engine.booking.desk import Desk, Hold, Named, Wish
@@ -31,6 +32,7 @@ SeatLabel = Annotated[str, msgspec.Meta(min_length=1, max_length=12)]
 StopWord = Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | Annotated[int, msgspec.Meta(ge=0, le=100_000)]
 PersonName = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=r"\S")]
 HoldId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$(?!\n)")]
+NEWEST: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"  # ids of bookings rise with time: all of them come before it
 
 
 class MoneyOut(msgspec.Struct, frozen=True):
@@ -252,6 +254,8 @@ async def extend_hold(request: Request[Any, Any, Any], hold_id: FromPath[str]) -
 
 # ------------------------------------------------------------------------------------------------ bookings
 
+SHOWN: Final = ResponseSpec(BookingOut, generate_examples=False, description="the booking")
+
 
 @post("/bookings", tags=["booking"])
 async def book(request: Request[Any, Any, Any], data: JSONBody[BookingIn]) -> Response[BookingOut]:
@@ -279,8 +283,8 @@ async def book(request: Request[Any, Any, Any], data: JSONBody[BookingIn]) -> Re
     return Response(made, status_code=201, headers=headers)
 
 
-@get("/bookings/{ref:str}", tags=["booking"])
-async def read_booking(request: Request[Any, Any, Any], ref: FromPath[str]) -> Response[BookingOut] | Response[None]:
+@get("/bookings/{ref:str}", tags=["booking"], responses={200: SHOWN})
+async def read_booking(request: Request[Any, Any, Any], ref: FromPath[str]) -> Response[Any]:
     """A booking of yours."""
     desk = booking_of(parts_of(request)).desk
     made = await booking_out(desk, await desk.show(caller_of(request), reference=ref.upper()))
@@ -308,7 +312,7 @@ async def list_bookings(
         raise NotFound(f"no operator {wanted[:80]!r}, or not yours")
     desk = booking_of(parts).desk
     trip_no = (await desk.catalogue.trip(trip)).trip_no if trip is not None else None
-    rows = await desk.bookings.of_partner(wanted, _before(parts, cursor), limit + 1, trip_no)
+    rows = await desk.bookings.of_partner(wanted, _before(cursor), limit + 1, trip_no)
     return await _items(desk, rows, limit)
 
 
@@ -319,7 +323,7 @@ async def list_my_bookings(request: Request[Any, Any, Any], limit: Limit = 20, c
     caller = caller_of(request)
     need(principal_of(parts, request), "CUSTOMER", "DRIVER", AGENT, PARTNER_ADMIN, SUPER_ADMIN)
     desk = booking_of(parts).desk
-    rows = await desk.bookings.of_holder(caller.actor, _before(parts, cursor), limit + 1)
+    rows = await desk.bookings.of_holder(caller.actor, _before(cursor), limit + 1)
     return await _items(desk, rows, limit)
 
 
@@ -452,18 +456,17 @@ def _total(row: Any) -> int:
     return int(row["total"]) if row["total"] is not None else sum(row["prices"])
 
 
-def _before(parts: Parts, cursor: str | None) -> datetime:
-    if cursor is None:
-        return datetime.fromtimestamp(parts.clock.now_ms() / 1000 + 60, UTC)
-    if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 17):
-        raise Invalid("cursor must be the nextCursor of an earlier page")
-    return datetime.fromtimestamp(int(cursor) / 1_000_000, UTC)
+def _before(cursor: str | None) -> str:
+    """The id of the last booking of the page before. Raises `Invalid`."""
+    try:
+        return NEWEST if cursor is None else msgspec.convert(cursor, HoldId)
+    except msgspec.ValidationError as fault:
+        raise Invalid("cursor must be the nextCursor of an earlier page") from fault
 
 
 async def _items(desk: Desk, rows: Sequence[Any], limit: int) -> BookingItems:
     found = [await booking_out(desk, await desk.bookings.shown(reference=row["reference"])) for row in rows[:limit]]
-    more = str(round(rows[limit - 1]["held_at"].timestamp() * 1_000_000)) if len(rows) > limit else None
-    return BookingItems(found, more)
+    return BookingItems(found, rows[limit - 1]["lead_id"] if len(rows) > limit else None)
 
 
 ROUTERS: Final = (

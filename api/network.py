@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import numpy as np
 from litestar import Request, Response, get
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from api.etags import unchanged
@@ -63,6 +64,9 @@ class PatternItem(msgspec.Struct, frozen=True, rename="camel"):
 
 class RouteDetail(RouteItem, frozen=True, rename="camel"):
     patterns: list[PatternItem]
+
+
+DETAIL: Final = ResponseSpec(RouteDetail, generate_examples=False, description="the route")
 
 
 class StopItem(msgspec.Struct, frozen=True, rename="camel"):
@@ -181,8 +185,8 @@ async def list_routes(
     return RouteItems(items, items[-1].route_id if len(page) > limit else None)
 
 
-@get("/routes/{route_id:str}", tags=["network"], sync_to_thread=False)
-def read_route(request: Request[Any, Any, Any], route_id: FromPath[str]) -> Response[RouteDetail] | Response[None]:
+@get("/routes/{route_id:str}", tags=["network"], sync_to_thread=False, responses={200: DETAIL})
+def read_route(request: Request[Any, Any, Any], route_id: FromPath[str]) -> Response[Any]:
     """One route with its patterns: stops in order, and the line as GeoJSON."""
     plan, local = _planned(request, route_id, "route")
     if local not in plan.timetable.routes:

@@ -15,6 +15,7 @@ from litestar import Request
 from litestar.openapi.plugins import JsonRenderPlugin
 
 from api.auth import AGENT, DRIVER, PARTNER_ADMIN, ROLES, SUPER_ADMIN
+from api.headers import add_headers
 from api.problems import MEDIA_TYPE, Problem
 from engine import errors
 from engine.booking.refusals import REFUSALS
@@ -34,6 +35,9 @@ WHO: Final[dict[str, tuple[str, ...]]] = {
     "put /v1/trips/{trip_id}/waiting-room": MANAGERS,
     "get /v1/bookings": (PARTNER_ADMIN, AGENT, SUPER_ADMIN),
     "get /v1/users/me/bookings": ROLES,
+    "post /v1/payments/refund": (AGENT, PARTNER_ADMIN, SUPER_ADMIN),
+    "get /v1/settlements": MANAGERS,
+    "post /v1/settlements": (SUPER_ADMIN,),
     "/v1/events/publish": MANAGERS,
     "/v1/events/dead-letters": MANAGERS,
     "/v1/audit": MANAGERS,
@@ -72,6 +76,7 @@ CODES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "post /v1/payments/{payment_id}/seats": (*KEYED, "NOTHING_OFFERED", "SEATS_DO_NOT_FIT", "SEAT_TAKEN"),
     "post /v1/payments/refund": (*KEYED, "CARD_NUMBER_REFUSED", "REFUND_TOO_MUCH", "WRONG_CURRENCY"),
+    "get /v1/settlements": (errors.TooLarge.code,),
     "post /v1/settlements": (*KEYED, "NOTHING_TO_SETTLE"),
     "get /v1/bookings/{ref}/ticket": ("NOT_CONFIRMED", "TICKETS_REVOKED"),
     "post /v1/bookings/{ref}/check-in": ("NOT_CONFIRMED", "CHECK_IN_CLOSED", "WRONG_STATE"),
@@ -140,10 +145,11 @@ STATUS_OF: Final = {leaf.code: leaf.status for leaf in (*LEAVES, errors.TooMany)
     code: meaning.status for code, meaning in REFUSALS.items() if code != errors.Invalid.code
 }
 
-PARAMETERS: Final[dict[str, str]] = {
+PARAMETERS: Final[dict[str, str | int]] = {
     "bus_id": "BUS-17",
     "device_id": "0195c0de-0001-7000-8000-000000000001",
     "incident_id": "5d0f2c7a9b1e4c3d",
+    "hold_id": "0195c0de-0001-7000-8000-000000000003",
     "lease_id": "0195c0de-0001-7000-8000-000000000005",
     "session_id": "0195c0de-0001-7000-8000-000000000006",
     "entry_id": "0195c0de-0001-7000-8000-000000000007",
@@ -157,6 +163,9 @@ PARAMETERS: Final[dict[str, str]] = {
     "pickId": "rQ8tVfN2c0Zk4yXw",
     "q": "alger",
     "code": "SPRING",
+    "ref": "K7MWXQ",
+    "seq": 12,
+    "Idempotency-Key": "0f6ebd45-fb7f-47a1-a1ed-35e0d4ad8a0d",
     "payment_id": "0195c0de-0001-7000-8000-000000000004",
     "provider": "SIMULATED_CARD",
     "feed": "demo",
@@ -268,6 +277,7 @@ BODIES: Final[dict[str, Any]] = {
 MEDIA: Final[dict[str, tuple[str, ...]]] = {
     "get /v1/bookings/{ref}/ticket": ("application/pdf", "image/png", "image/svg+xml"),
     "get /v1/trips/{trip_id}/manifest": ("text/csv", "text/html"),
+    "get /v1/settlements": ("text/csv",),
 }
 BODY_OPTIONAL: Final = ("post /v1/bookings/{ref}/check-in",)
 ZIP: Final = {"required": True, "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}
@@ -295,6 +305,7 @@ def codes_of(method: str, path: str, call: dict[str, Any]) -> Iterator[str]:
         yield errors.NotFound.code
     if method == "post":
         yield errors.Conflict.code
+    if method in ("post", "put", "patch"):
         yield errors.TooLarge.code
     if path == "/v1/admin/feeds":
         yield errors.FeedRejected.code
@@ -320,13 +331,15 @@ def _describe(method: str, path: str, call: dict[str, Any]) -> None:
         call["security"] = [{"accessToken": []}]
     call["responses"] = {status: said for status, said in call["responses"].items() if not status.startswith("4")}
     by_status: dict[int, list[str]] = {}
-    for code in dict.fromkeys(codes_of(method, path, call)):
+    refused_with = dict.fromkeys(codes_of(method, path, call))
+    for code in refused_with:
         by_status.setdefault(STATUS_OF[code], []).append(code)
     for status, codes in by_status.items():
         problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
         call["responses"][str(status)] = {
             "description": f"{HTTPStatus(status).phrase}: {', '.join(codes)}", "x-codes": codes, "content": {MEDIA_TYPE: problem}
         }  # fmt: skip
+    add_headers(method, path, call, refused_with)
     for parameter in call.get("parameters", []):
         if parameter["name"] in PARAMETERS and (parameter["required"] or (parameter["name"] == "near" and "locations" in path)):
             parameter["example"] = PARAMETERS[parameter["name"]]

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from litestar import Request, Response, get, post
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromQuery, JSONBody, QueryParameter
 
 from api.auth import PARTNER_ADMIN, SUPER_ADMIN, need
@@ -85,10 +86,10 @@ class SettlementIn(msgspec.Struct, frozen=True, rename="camel"):
     to: Moment
 
 
-@get("/settlements", tags=["payments"])
+@get("/settlements", tags=["payments"], responses={200: ResponseSpec(Statements, generate_examples=False, description="the account")})
 async def read_settlements(
     request: Request[Any, Any, Any], partner: FromQuery[str | None] = None, start: Start = None, end: End = None
-) -> Response[Statements] | Response[bytes]:
+) -> Response[Any]:
     """The operator's account by day and kind, and the periods that were closed. `Accept: text/csv`: every transaction."""
     parts = parts_of(request)
     partner_id = _partner(request, partner)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -121,6 +121,39 @@ class Incident(msgspec.Struct, frozen=True, rename="camel"):
     lat: float
     lon: float
     detail: dict[str, Any]  # what there is to say of this kind
+
+
+class SeatSaid(msgspec.Struct, frozen=True, rename="camel"):
+    """`seat`: a seat on some legs of a trip is something else now (`engine.booking.seats.seat_messages`, `engine/store/pick.lua`)."""
+
+    seat: str
+    state: Literal["FREE", "PICKED", "TAKEN", "BLOCKED"]
+    start: str = msgspec.field(name="from")
+    end: str = msgspec.field(name="to")
+    until_ms: int | None = None  # the pick or hold ends by itself then; None: it does not
+
+
+class BookingSaid(msgspec.Struct, frozen=True, rename="camel"):
+    """`booking`: one of its rows (each trip of a return trip is one) has moved. What is said of one type alone comes beside these."""
+
+    type: str  # of topic booking, as GET /v1/events/topics lists them
+    version: int  # of the row
+    at: str
+    ref: str
+    status: str
+    trip_id: str
+    seats: list[str]
+    start: str = msgspec.field(name="from")
+    end: str = msgspec.field(name="to")
+    map_version: int = 1
+    expires_at: str | None = None  # None: it is paid for, or over
+
+
+class Notice(msgspec.Struct, frozen=True, rename="camel"):
+    """`notice` on a seat channel: another bus drives the trip; read its seat map again."""
+
+    what: Literal["MAP_CHANGED"]
+    map_version: int
 
 
 def pos(p: Position) -> Pos:
