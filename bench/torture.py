@@ -234,7 +234,8 @@ class Run:
             "tries_without_an_answer": log.lost, "faults": dict(sorted(self.nemesis.done.items())), "probes": self.probes,
             "promised": {"holds": len(log.held), "releases": len(log.released), "bookings": len(log.booked), "confirmed": len(log.confirmed),
                          "cancelled": len(log.cancelled)},
-            "events_heard": len(ids), "left_behind": counted, "auditor": verdict.partition("\n")[0], "wrong": log.wrong, "deadlocks": self.house.deadlocks(), "samples": log.samples,
+            "events_heard": len(ids), "left_behind": counted, "auditor": verdict.partition("\n")[0], "wrong": log.wrong,
+            "deadlocks": self.house.deadlocks(), "samples": log.samples,
         }  # fmt: skip
 
 
