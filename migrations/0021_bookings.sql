@@ -109,6 +109,7 @@ create table booking.reference (
   surnames text[] not null default '{}'      -- folded; what a look-up has to know besides
 );
 create index reference_lead on booking.reference (lead_id);
+create index reference_partner on booking.reference (partner_id, lead_id);  -- an operator's bookings, newest first: ids rise with time
 
 create table booking.seat_claim (
   booking_id uuid not null,
@@ -141,7 +142,7 @@ alter table booking.booking set (autovacuum_vacuum_scale_factor = 0, autovacuum_
 alter table booking.seat_claim set (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
 select office.fence('office.idempotency'), office.fence('office.audit'), office.fence('office.outbox'), office.fence('booking.booking'),
-  office.fence('booking.seat_claim'), office.fence('booking.passenger');
+  office.fence('booking.reference'), office.fence('booking.seat_claim'), office.fence('booking.passenger');
 
 -- ------------------------------------------------------------------------------------------------ steps that the calls share
 

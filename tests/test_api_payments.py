@@ -14,7 +14,7 @@ import pytest
 from api import booking, payments, settlements
 from engine.booking.payments import SIGNATURE, signature, webhook_secret
 from engine.booking.providers import CARD
-from tests.booking_world import PARTNER, SECRET
+from tests.booking_world import OTHER, PARTNER, SECRET
 from tests.seat_house import SeatHouse, problem
 
 
@@ -279,3 +279,23 @@ async def test_a_line_end_behind_an_id_or_an_address_is_refused_and_no_fault_of_
     passenger = {"seat": "1A", "firstName": "Amal", "lastName": "Kaci"}
     body = {"holdId": begun.json()["id"], "passengers": [passenger], "contact": {"email": "amal@example.org\n"}}
     problem(await till.post("/v1/bookings", body, mine), 400, "INVALID")
+
+
+async def test_bookings_are_listed_page_by_page_each_once_and_to_nobody_elses_operator(till: Till) -> None:
+    made = [(await till.booked(seat))[0] for seat in ("1A", "1B", "1C")]
+    ours = till.as_("AGENT", PARTNER)
+
+    async def pages(**params: str) -> list[str]:
+        refs: list[str] = []
+        cursor: str | None = None
+        while True:
+            asked = {"limit": "2", **params} | ({"cursor": cursor} if cursor else {})
+            page = (await till.http.get("/v1/bookings", params=asked, headers=ours)).json()
+            refs += [item["ref"] for item in page["items"]]
+            if (cursor := page["nextCursor"]) is None:
+                return refs
+
+    assert await pages() == await pages(trip=till.world.trip_id) == made[::-1]
+    foreign = await till.http.get("/v1/bookings", headers=till.as_("AGENT", OTHER), params={"trip": till.world.trip_id})
+    assert foreign.json() == {"items": [], "nextCursor": None}
+    problem(await till.http.get("/v1/bookings", params={"cursor": "17"}, headers=ours), 400, "INVALID")

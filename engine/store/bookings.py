@@ -138,15 +138,20 @@ class Bookings:
 
         return await self.pool.run(ALL, read)
 
-    async def of_holder(self, holder: str, before: datetime, limit: int) -> list[Any]:
+    async def of_holder(self, holder: str, before: str, limit: int) -> list[Any]:
+        """(reference, lead_id) of a customer's bookings, newest first, from the one with the lead `before` on."""
+
         async def read(connection: Any) -> Any:
             return await connection.fetch(self._sql["of_holder"], holder, before, limit)
 
         return list(await self.pool.run(ALL, read))
 
-    async def of_partner(self, partner_id: str, before: datetime, limit: int, trip_no: int | None = None) -> list[Any]:
+    async def of_partner(self, partner_id: str, before: str, limit: int, trip_no: int | None = None) -> list[Any]:
+        """The same of an operator, or of one of its trips."""
+        more = () if trip_no is None else (trip_no,)
+
         async def read(connection: Any) -> Any:
-            return await connection.fetch(self._sql["of_partner"], partner_id, before, limit, trip_no)
+            return await connection.fetch(self._sql["of_trip" if more else "of_partner"], partner_id, before, limit, *more)
 
         return list(await self.pool.run(partner_id, read))
 

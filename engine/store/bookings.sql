@@ -23,13 +23,16 @@ select booking.shown($1, $2)
 select booking.shown(reference, null) from booking.reference where reference = $1 and $2 = any(surnames)
 
 -- name: of_holder
--- Bookings of one customer, newest first, from a given time on backwards.
-select reference, lead_id, min(state) as state, max(held_at) as held_at, min(trip_no) as trip_no
-from booking.booking where holder = $1 and reference is not null and held_at < $2
-group by reference, lead_id order by max(held_at) desc limit $3
+-- Bookings of one customer, newest first, from one of them on.
+select min(reference) as reference, lead_id::text from booking.booking where holder = $1 and reference is not null and lead_id < $2::uuid
+group by lead_id order by lead_id desc limit $3
 
 -- name: of_partner
--- Bookings of one operator, newest first, from a given time on backwards; of one trip where it is named.
-select reference, lead_id, min(state) as state, max(held_at) as held_at, min(trip_no) as trip_no
-from booking.booking where partner_id = $1 and reference is not null and held_at < $2 and ($4::bigint is null or trip_no = $4)
-group by reference, lead_id order by max(held_at) desc limit $3
+-- Bookings of one operator, newest first, from one of them on. An exchange leaves a booking with two references.
+select min(reference) as reference, lead_id::text from booking.reference where partner_id = $1 and lead_id < $2::uuid
+group by lead_id order by lead_id desc limit $3
+
+-- name: of_trip
+-- The same of one trip.
+select min(reference) as reference, lead_id::text from booking.booking
+where trip_no = $4 and partner_id = $1 and reference is not null and lead_id < $2::uuid group by lead_id order by lead_id desc limit $3
