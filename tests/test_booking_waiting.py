@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.booking.callers import HoldTokens
+from engine.booking.callers import Caller, HoldTokens
 from engine.booking.desk import Named
 from engine.booking.refusals import Refused
 from engine.booking.room import OFF, ON, QueueTokens, Room, Switch
@@ -87,6 +87,16 @@ async def test_a_seat_that_is_let_go_is_offered_to_who_waits_and_held_for_them(l
         "select count(*) from office.outbox where kind = 'WAITLIST_OFFERED' and body->>'entryId' = $1", place["id"]
     )
     assert said == 1
+
+
+async def test_the_token_of_a_place_is_the_same_for_who_asks_again_and_kept_nowhere(line: Line) -> None:
+    await line.fill()
+    key, guest = line.world.key(), Caller(request_id="r")
+    wish = (line.world.trip_id, 1, "demo:A", "demo:F", {"email": "amal@example.org"})
+    first, again = [await line.list.join(guest, key, *wish) for _ in range(2)]
+    assert again.replayed and again.body == first.body
+    assert await line.world.value("select count(*) from office.idempotency where strpos(answer::text, $1) > 0", first.body["token"]) == 0
+    assert (await line.list.show(guest, first.body["token"], first.body["id"]))["position"] == 1
 
 
 async def test_a_hold_that_ran_out_frees_seats_for_who_waits(line: Line) -> None:

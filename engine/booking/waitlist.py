@@ -73,12 +73,12 @@ class Waitlist:
         async def work(connection: Any) -> tuple[int, Any]:
             store = Waiting(connection)
             await store.join(entry_id, trip.partner_id, trip.trip_no, count, legs, holder, contact, who, holder, caller.request_id)
-            shown = await self._shown(await store.entry(entry_id))
-            return 201, shown | {"token": self._places.mint(entry_id)}
+            return 201, await self._shown(await store.entry(entry_id))
 
         answer = await self._pool.once(key, trip.partner_id, work)
         self._wake.set()
-        return answer
+        token = self._places.mint(answer.body["id"])  # not kept with the answer; made again for who asks again
+        return Answer(answer.status, answer.body | {"token": token}, answer.replayed)
 
     async def show(self, caller: Caller, token: str | None, entry_id: str) -> dict[str, Any]:
         """A place, and what is offered to it. Raises `NotFound`: not there, or not theirs."""
