@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,7 +14,8 @@ from engine.booking.exchanges import NewName, OtherTrip
 from engine.booking.refusals import Refused
 from engine.errors import Invalid, NotFound
 from engine.store.changes import Change
-from tests.booking_world import LAYOUT
+from engine.store.payments import Payments
+from tests.booking_world import LAYOUT, PARTNER
 from tests.changes_world import ChangingWorld
 
 
@@ -197,6 +198,16 @@ async def test_for_a_dearer_trip_the_old_seat_stays_until_the_difference_is_paid
     done = (await world.changes.cancel(world.customer(), None, shown["ref"], offer_id=offer["offerId"])).body
     assert done["refund"]["amount"] == 45_000  # of both payments
     assert await world.balance() == []
+
+
+async def test_payments_and_statements_of_an_exchanged_booking_are_shown(world: ChangingWorld) -> None:
+    _, said, _ = await dearer(world)
+    assert await world.pay(said["id"])
+    payments = Payments(world.pool)
+    made = [str(row[0]) for row in await world.run("select payment_id from money.payment")]
+    assert {(await payments.shown(one, {"all": True}))["bookingRef"] for one in made} <= {said["ref"], said["payRef"]}
+    century = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+    assert len(await payments.lines(PARTNER, "DZD", *century, 0, 100)) == len(made) == 2
 
 
 async def test_who_read_a_booking_before_its_exchange_ended_changes_all_of_it_or_asks_again(world: ChangingWorld) -> None:

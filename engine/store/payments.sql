@@ -28,7 +28,8 @@ select money.attach()
 
 -- name: shown
 -- A payment as its payer sees it, or null.
-select case when money.may_open(p.lead_id, $2) then money.shown(p, (select reference from booking.reference r where r.lead_id = p.lead_id)) end
+select case when money.may_open(p.lead_id, $2)
+  then money.shown(p, (select min(reference) from booking.reference r where r.lead_id = p.lead_id)) end
 from money.payment p where p.payment_id = $1
 
 -- name: offered
@@ -95,7 +96,7 @@ from l left join c using (txn) group by 1, 2 order by 1, 2
 -- name: statement_lines
 -- The same, transaction by transaction, from a transaction on.
 select l.txn, l.at, l.kind, (l.credit - l.debit)::bigint as net, coalesce(c.commission, 0)::bigint as commission, l.payment_id::text,
-  (select reference from booking.reference r where r.lead_id = l.lead_id) as reference
+  (select min(reference) from booking.reference r where r.lead_id = l.lead_id) as reference  -- an exchange leaves two
 from money.ledger l left join lateral (select sum(credit - debit) as commission from money.ledger m
   where m.txn = l.txn and m.account = 'COMMISSION' and m.currency = l.currency) c on true
 where l.partner_id = $1 and l.account = 'PARTNER' and l.currency = $2 and l.at >= $3 and l.at < $4 and l.txn > $5
