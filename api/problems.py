@@ -19,6 +19,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from engine import errors
+from engine.booking.payments import ProviderRefused, ProviderSilent
 from engine.booking.refusals import Refused
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ TITLES: Final[dict[type[errors.EngineError], tuple[str, int]]] = {
     errors.TooMany: ("Too many requests", TOO_MANY),
     errors.Unavailable: ("Not available right now", RESTARTING),
     Refused: ("The desk refuses it", BAD_MESSAGE),  # each code has its own title: engine/booking/refusals.py
+    ProviderSilent: ("The payment provider does not answer", RESTARTING),
+    ProviderRefused: ("The payment provider refuses", BAD_MESSAGE),
     errors.FeedRejected: ("The feed has errors; nothing of it was taken", BAD_MESSAGE),
 }
 

@@ -414,6 +414,7 @@ def test_a_worker_that_goes_says_drain_and_closes_with_1012(product: Product) ->
     try:
         eventually(lambda: _ready(base))
         bus = product.running_trip()["busId"]
+        eventually(lambda: httpx.get(f"{base}/v1/buses/{bus}/location").status_code == 200)  # it has read the picture
         with open_socket(product, "/ws", base=base) as ws, open_socket(product, f"/ws/tracking/{bus}", base=base) as other:
             talk = Talk(ws)
             _, snapshot = talk.sub(f"bus:{bus}")

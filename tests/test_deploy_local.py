@@ -42,6 +42,8 @@ TIMEPOINT = """
         if pathlib.Path("broken").exists():
             sys.exit("the engine's own complaint")
         http.server.HTTPServer((os.environ["HOST"], int(os.environ["PORT"])), Ready).serve_forever()
+    elif what == "sales":
+        print('[{"tripId": "demo:W1-1:20990101", "departsAt": "2099-01-01T06:00:00.000Z"}]')
     elif what == "simulate":
         time.sleep(600)
 """
@@ -124,6 +126,7 @@ def test_a_run_tells_where_it_is_ends_clean_and_finds_its_data_again(place: Plac
     place.start()
     info = eventually(place.info)
     assert set(info) == {"baseUrl", "pids", "databaseUrl", "redisUrl", "mqttUrl", "logins", "devices", "tripInstances"}
+    assert info["tripInstances"] == ["demo:W1-1:20990101"]
     assert (place.folder / "run" / "info.json").stat().st_mode & 0o777 == 0o600
     assert info["baseUrl"] == f"http://127.0.0.1:{place.port}"
     assert info["devices"] == {"bus-1": "token-bus-1", "bus-2": "token-bus-2"}
