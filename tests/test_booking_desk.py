@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 
 from engine.booking.booking import MOVES, STATES, diagram
+from engine.booking.callers import Caller
 from engine.booking.desk import Named, Wish
 from engine.booking.refusals import Refused
 from engine.errors import Invalid, NotFound
@@ -231,6 +232,16 @@ async def test_a_booking_names_a_passenger_for_each_seat_and_prices_them(world: 
     assert await world.desk.show(world.guest(token), reference=shown["ref"])
     with pytest.raises(NotFound):
         await world.desk.lookup(shown["ref"], "Somebody")
+
+
+async def test_a_look_up_opens_nothing_for_longer_by_way_of_a_hold(world: World) -> None:
+    first = await world.booked("1A")
+    _, token, until_ms = await world.desk.lookup(first["ref"], "Benaïssa")
+    made = await world.hold("1B", who=world.guest(token))
+    mine = world.tokens.read(made.token, until_ms + 1)  # good when the look-up's token is over
+    assert await world.desk.show(world.guest(made.token), booking_id=made.held.booking)
+    with pytest.raises(NotFound):
+        await world.desk.show(Caller(request_id="r", opened=mine), reference=first["ref"])
 
 
 async def test_a_used_or_expired_hold_cannot_be_booked(world: World) -> None:

@@ -92,10 +92,10 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         return self.role == "SUPER_ADMIN" or (self.role == "PARTNER_ADMIN" and self.partner_id == partner_id)
 
     def holder(self, booking_id: str) -> str:
-        """Whose limits a new hold counts against."""
+        """Whose limits a new hold counts against. Who has looked a booking up is not for ever the guest who made it: a hold of their own."""
         if self.role is not None:
             return self.actor
-        return f"guest:{self.opened.root if self.opened is not None else booking_id}"
+        return f"guest:{self.opened.root if self.opened is not None and not self.opened.until_ms else booking_id}"
 
     def may_open(self, partner_id: str, holders: Collection[str], booking_ids: Collection[str]) -> bool:
         """Whether a booking with these holders and row ids is theirs to see and to change."""
