@@ -190,8 +190,9 @@ class Exchanges:
 
         answer = await self._pool.once(key, shown["partner"], work)
         body = answer.body
-        if body["payRef"] is not None:  # whoever opened the old booking opens the new one; made again for who asks again
-            body = body | {"holdToken": self._desk.tokens.mint(body["id"], None)}
+        if body["payRef"] is not None:  # whoever opened the old booking opens the new one, for as long; made again for who asks again
+            until_ms = caller.opened.until_ms if caller.opened is not None else 0
+            body = body | {"holdToken": self._desk.tokens.mint(body["id"], None, until_ms)}
         return Answer(answer.status, body, answer.replayed)
 
     def _wish(
