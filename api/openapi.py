@@ -321,7 +321,20 @@ def described(schema: dict[str, Any]) -> dict[str, Any]:
     for path, calls in schema["paths"].items():
         for method, call in calls.items():
             _describe(method, path, call)
+    _undo_ellipses(schema["components"]["schemas"])
     return schema
+
+
+def _undo_ellipses(part: Any) -> None:
+    """The framework takes `tuple[X, ...]` for items that are "X or anything", which no X is: they are X."""
+    if isinstance(part, dict):
+        if isinstance(part.get("items"), dict) and {} in (either := part["items"].get("oneOf", [])) and len(either) == 2:
+            part["items"] = next(one for one in either if one)
+        for inner in part.values():
+            _undo_ellipses(inner)
+    elif isinstance(part, list):
+        for inner in part:
+            _undo_ellipses(inner)
 
 
 def _describe(method: str, path: str, call: dict[str, Any]) -> None:
