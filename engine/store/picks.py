@@ -114,7 +114,8 @@ class Picks:
             raise Unavailable("Redis did not answer a moment ago", retry_after_s=1)
         key = _keys(trip.trip_id)[0][0]
         try:
-            found = await asyncio.wait_for(self._convoy.call("HMGET", key, *labels), ASK_TIMEOUT_S)
+            async with asyncio.timeout(ASK_TIMEOUT_S):  # unlike wait_for, no task of its own
+                found = await self._convoy.call("HMGET", key, *labels)
         except (Unavailable, TimeoutError) as silent:
             self._deaf_until_ms = now_ms + DEAF_MS
             raise Unavailable("Redis does not answer (picks)", retry_after_s=1) from silent
