@@ -699,6 +699,8 @@ begin
       raise exception 'SEATS_DO_NOT_FIT' using errcode = 'TP422', detail = 'as many different seats as were booked, of those that are sold'; end if;
     update booking.passenger set seat = -seat where booking_id = x.booking_id;
     update booking.passenger q set seat = t.new from unnest(x.old, x.new) t(old, new) where q.booking_id = x.booking_id and q.seat = -t.old;
+    update booking.ancillary a set seat = -t.new from unnest(x.old, x.new) t(old, new) where a.booking_id = x.booking_id and a.seat = t.old;
+    update booking.ancillary set seat = -seat where booking_id = x.booking_id and seat < 0;
     update booking.booking set seats = x.new, map_version = x.map_version where booking_id = x.booking_id;
   end loop;
   if not sale.retake(p.lead_id) then raise exception 'PROMO_USED_UP' using errcode = 'TP409', detail = 'or what was bought beside the seats'; end if;

@@ -326,6 +326,10 @@ async def test_a_payment_three_days_late_whose_seat_is_free_is_honoured(world: P
 
 async def test_a_payment_after_expiry_takes_no_seat_from_somebody_and_may_choose_others(world: PayingWorld) -> None:
     shown, payment_id = await world.begun("1A", "1B")
+    await world.run(
+        """insert into booking.ancillary (booking_id, seat, code, partner_id, trip_no, kind, name, count, price)
+        select booking_id, 2, 'BAG', partner_id, trip_no, 'BAGGAGE', 'bag', 1, 0 from booking.booking where booking_id = $1""", shown["lead"],
+    )  # fmt: skip
     await world.expire(shown)
     rival, _ = await world.paid("1A")
     await world.says([fact(payment_id, "CAPTURED", "late", 2 * PRICE)])
@@ -342,6 +346,7 @@ async def test_a_payment_after_expiry_takes_no_seat_from_somebody_and_may_choose
     seats = await world.value("select array_agg(seat order by seat) from booking.passenger where booking_id = $1", shown["lead"])
     assert seats == [5, 6]
     assert await world.value("select count(*) from ticket.ticket where booking_id = $1 and seat in (5, 6)", shown["lead"]) == 2
+    assert await world.value("select seat from booking.ancillary where booking_id = $1", shown["lead"]) == 6  # its bag too
 
 
 async def test_an_offer_that_nobody_takes_up_is_refunded_within_its_deadline(world: PayingWorld) -> None:
