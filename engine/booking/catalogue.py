@@ -4,6 +4,8 @@ after KEEP_MS; what decides a sale (status, map version) is judged by the databa
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections import OrderedDict
 from datetime import datetime
 from typing import Any, Final
@@ -12,12 +14,15 @@ import msgspec
 
 from engine.booking.refusals import Refused
 from engine.booking.seats import Layout, layout_of
-from engine.errors import Invalid, NotFound
+from engine.errors import EngineError, Invalid, NotFound
 from engine.meter import Meter
 from engine.store.desk import ALL, DeskPool
 from engine.store.postgres import statements
 
-KEEP_MS: Final = 20_000
+log = logging.getLogger(__name__)
+
+KEEP_MS: Final = 20_000  # after that it is read again, while callers go on with what they have
+STALE_MS: Final = 120_000  # older than that, they wait for it
 
 
 class SoldStop(msgspec.Struct, frozen=True, gc=False):
@@ -121,6 +126,7 @@ class Catalogue:
         self._sql = statements("catalogue")
         self._trips: OrderedDict[str, SoldTrip] = OrderedDict()
         self._ids: dict[int, str] = {}
+        self._reading: dict[str, asyncio.Task[None]] = {}
         self._unsold: OrderedDict[str, int] = OrderedDict()  # trip id -> until when (UTC ms) it need not be looked for again
         self._maps: OrderedDict[tuple[int, int], tuple[str, ...]] = OrderedDict()
         meter = meter or Meter()
@@ -129,9 +135,28 @@ class Catalogue:
     async def trip(self, trip_id: str) -> SoldTrip:
         """Raises `NotFound` for a trip that was never on sale."""
         known = self._trips.get(trip_id)
-        if known is not None and self._clock.now_ms() - known.read_at_ms < KEEP_MS:
-            return known
+        if known is not None:
+            age_ms = self._clock.now_ms() - known.read_at_ms
+            if age_ms >= KEEP_MS and age_ms < STALE_MS:
+                self._refresh(trip_id)
+            if age_ms < STALE_MS:
+                return known
         return await self._read("trip_by_id", trip_id)
+
+    def _refresh(self, trip_id: str) -> None:
+        """Read it again behind the callers' backs, once however many ask."""
+        if trip_id in self._reading:
+            return
+
+        async def read() -> None:
+            try:
+                await self._read("trip_by_id", trip_id)
+            except EngineError as fault:
+                log.info("%s could not be read again: %s", trip_id, fault)
+            finally:
+                del self._reading[trip_id]
+
+        self._reading[trip_id] = asyncio.create_task(read(), name=f"read {trip_id}")
 
     async def find(self, trip_id: str) -> SoldTrip | None:
         """The trip, or None for one that is not on sale; that too is remembered for KEEP_MS."""
