@@ -79,7 +79,7 @@ create table booking.booking (
   booking_id uuid primary key,
   lead_id uuid not null,
   partner_id text not null,
-  trip_no bigint not null references sale.trip_instance,
+  trip_no bigint not null,                   -- no foreign key: every hold of a hot trip would lock the one row it points at
   map_version int not null,
   seats int2[] not null,                     -- seat numbers, ascending
   prices bigint[] not null,                  -- of each seat, minor units of `currency`
