@@ -435,7 +435,8 @@ create function money.close_booking(p_lead uuid, p_actor text, p_request text) r
 declare v_ids uuid[];
 begin
   if exists (select from money.refund where lead_id = p_lead and state in ('PENDING', 'RUNNING', 'FAILED', 'AT_COUNTER')) then return; end if;
-  select array_agg(booking_id) into v_ids from booking.booking where lead_id = p_lead and state in ('CANCELLED', 'NO_SHOW', 'EXPIRED');
+  select array_agg(booking_id) into v_ids from booking.booking where lead_id = p_lead
+    and (state in ('CANCELLED', 'EXPIRED') or state = 'NO_SHOW' and money.paid(p_lead) <= 0);  -- a part given back leaves a no-show one
   if v_ids is not null then perform booking.move(v_ids, 'REFUNDED', p_actor, p_request); end if;
 end $$;
 

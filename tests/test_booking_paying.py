@@ -13,6 +13,7 @@ from engine.booking.payments import CAPTURED, Charge, Fact
 from engine.booking.providers import CARD, MOBILE_MONEY, THREE_DAYS_MS
 from engine.booking.refusals import Refused
 from engine.errors import NotFound, Unauthenticated
+from tests.booking_world import LAYOUT
 from tests.paying_world import PayingWorld
 
 PRICE = 50_000  # one seat from A to F
@@ -347,6 +348,31 @@ async def test_a_payment_after_expiry_takes_no_seat_from_somebody_and_may_choose
     assert seats == [5, 6]
     assert await world.value("select count(*) from ticket.ticket where booking_id = $1 and seat in (5, 6)", shown["lead"]) == 2
     assert await world.value("select seat from booking.ancillary where booking_id = $1", shown["lead"]) == 6  # its bag too
+
+
+async def test_other_seats_for_late_money_are_of_the_class_paid_for_and_not_kept_for_others(world: PayingWorld) -> None:
+    drawn = [dict(seat) for seat in LAYOUT["seats"]]
+    drawn[4]["features"], drawn[5]["kind"] = ["WOMEN_ONLY"], "PREMIUM"  # 2A and 2B
+    trip_id, _ = await world.trip(layout=LAYOUT | {"seats": drawn})
+    shown, payment_id = await world.begun("1A", trip=trip_id)
+    await world.expire(shown)
+    await world.paid("1A", trip=trip_id)
+    await world.says([fact(payment_id, "CAPTURED", "late", PRICE)])
+    payer = world.payer(shown)
+    for label in ("2A", "2B"):
+        await refused("SEATS_DO_NOT_FIT", world.paying.choose_seats(payer, world.key(), payment_id, {trip_id: [label]}))
+    done = await world.paying.choose_seats(payer, world.key(), payment_id, {trip_id: ["2C"]})
+    assert done.body["status"] == "CONFIRMED"
+
+
+async def test_a_no_show_that_gets_a_part_back_stays_one_until_all_is_given_back(world: PayingWorld) -> None:
+    shown, _ = await world.paid("1A")
+    await world.run("select * from booking.locked($1)", shown["lead"])
+    await world.run("select booking.move(array[$1::uuid], 'NO_SHOW', 'test', 'test')", shown["lead"])
+    await world.refund(shown, PRICE // 4)
+    assert await world.state(shown) == "NO_SHOW"
+    await world.refund(shown, PRICE - PRICE // 4)
+    assert await world.state(shown) == "REFUNDED"
 
 
 async def test_an_offer_that_nobody_takes_up_is_refunded_within_its_deadline(world: PayingWorld) -> None:

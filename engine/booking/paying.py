@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 
 from engine.booking import payments
 from engine.booking.callers import DESK_ROLES, Caller
-from engine.booking.catalogue import Catalogue
+from engine.booking.catalogue import Catalogue, SoldTrip
 from engine.booking.money import Money
 from engine.booking.payments import AUTHORIZED, CREATED, PENDING, Charge, Fact, Provider, ProviderRefused, ProviderSilent
 from engine.booking.refusals import Refused
@@ -194,10 +194,13 @@ class Paying:
     async def choose_seats(self, caller: Caller, key: Key | None, payment_id: str, wanted: Mapping[str, list[str]]) -> Answer:
         """Other seats for money that came too late: trip id -> labels. Raises `Refused` SEAT_TAKEN, SEATS_DO_NOT_FIT, NOTHING_OFFERED."""
         seats = []
-        for booking_id, trip_no, _ in await self.store.offered(payment_id, _who(caller)):
+        for booking_id, trip_no, map_version, old in await self.store.offered(payment_id, _who(caller)):
             trip = await self._catalogue.by_no(trip_no)
             if trip.trip_id in wanted:
-                seats.append({"booking": booking_id, "seats": [trip.number_of(label, "/trips") for label in wanted[trip.trip_id]]})
+                numbers = [trip.number_of(label, "/trips") for label in wanted[trip.trip_id]]
+                if map_version == trip.map_version:
+                    _of_the_same_kind(trip, old, numbers)
+                seats.append({"booking": booking_id, "seats": numbers})
         said = await self.store.accept_seats(key, payment_id, _who(caller), seats, caller.actor, caller.request_id)
         done = _known(said, f"no payment {payment_id!r}, or not one of yours")
         assert done is not None
@@ -318,6 +321,17 @@ class Paying:
 
 
 # ------------------------------------------------------------------------------------------------ small things
+
+
+def _of_the_same_kind(trip: SoldTrip, old: list[int], new: list[int]) -> None:
+    """Raises `Refused` for seats of a class that was not paid for, and for those that are kept for others."""
+    paid_for = {trip.layout.seat(number).kind for number in old}
+    for number in new:
+        seat = trip.layout.seat(number)
+        kept = seat.has("WOMEN_ONLY") or (trip.layout.accessible_only and seat.has("ACCESSIBLE"))
+        if number not in old and (kept or seat.kind not in paid_for):
+            what = "kept for those who ask for it" if kept else f"{seat.kind}, which was not paid for"
+            raise Refused("SEATS_DO_NOT_FIT", f"seat {seat.label} is {what}; choose others")
 
 
 def _who(caller: Caller) -> dict[str, Any]:

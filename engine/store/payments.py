@@ -140,13 +140,13 @@ class Payments:
 
         return await self.pool.run(ALL, read)
 
-    async def offered(self, payment_id: str, who: dict[str, Any]) -> list[tuple[str, int, int]]:
-        """(booking id, trip number, seats) of the rows of a payment's booking; nothing: not theirs."""
+    async def offered(self, payment_id: str, who: dict[str, Any]) -> list[tuple[str, int, int, list[int]]]:
+        """(booking id, trip number, map version, seats) of the rows of a payment's booking; nothing: not theirs."""
 
         async def read(connection: Any) -> Any:
             return await connection.fetch(self._sql["offered"], payment_id, who)
 
-        return [(row["booking_id"], row["trip_no"], row["count"]) for row in await self.pool.run(ALL, read)]
+        return [(row["booking_id"], row["trip_no"], row["map_version"], row["seats"]) for row in await self.pool.run(ALL, read)]
 
     async def accept_seats(
         self, key: Key | None, payment_id: str, who: dict[str, Any], seats: list[dict[str, Any]], actor: str, request_id: str

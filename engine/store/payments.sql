@@ -33,8 +33,8 @@ select case when money.may_open(p.lead_id, $2)
 from money.payment p where p.payment_id = $1
 
 -- name: offered
--- The rows of a booking whose payment waits for the customer to choose other seats: booking, trip, seats wanted.
-select b.booking_id::text, b.trip_no, cardinality(b.seats) as count
+-- The rows of a booking whose payment waits for the customer to choose other seats: booking, trip, its map then and the seats on it.
+select b.booking_id::text, b.trip_no, b.map_version, b.seats
 from money.payment p join booking.booking b using (lead_id)
 where p.payment_id = $1 and money.may_open(p.lead_id, $2) order by b.booking_id
 
