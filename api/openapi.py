@@ -369,10 +369,13 @@ def _describe(method: str, path: str, call: dict[str, Any]) -> None:
 
 
 class Schema(JsonRenderPlugin):
-    """/schema: the framework's schema, described."""
+    """/schema: the framework's schema, described once."""
 
     def __init__(self) -> None:
         super().__init__(path="/")
+        self._made: bytes | None = None
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        return super().render(request, described(openapi_schema))
+        if self._made is None:  # described() changes the schema, and the framework hands out the same one each time
+            self._made = super().render(request, described(openapi_schema))
+        return self._made

@@ -134,9 +134,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     expiry_s: Annotated[float, _d("how often holds and unpaid bookings past their time are swept", gt=0)] = 1.0
 
     # tickets and boarding
-    ticket_alg: Annotated[str, _d("what new ticket keys sign with: ed25519, or hmac (small devices; verifying needs the trip's secret)")] = (
-        "ed25519"
-    )
+    ticket_alg: Annotated[
+        str, _d("what new ticket keys sign with: ed25519, or hmac (small devices; verifying needs the trip's secret)")
+    ] = "ed25519"
     check_in_open_s: Annotated[int, _d("check-in opens this long before a passenger's departure", ge=0)] = 172_800
     no_show_after_s: Annotated[
         int, _d("a passenger is given up this long after the planned departure from their stop: buses are late too", ge=0)
@@ -148,8 +148,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pos_lease_most_s: Annotated[int, _d("longest life of a block of seats, extensions counted", ge=60, le=604_800)] = 86_400
     waitlist_offer_s: Annotated[int, _d("how long freed seats are held for who waits; then the next are asked", ge=10, le=86_400)] = 900
     waitlist_poll_s: Annotated[float, _d("how often who waits is looked for besides the events that free seats", gt=0)] = 5.0
-    rush_threshold_per_s: Annotated[float, _d("holds a second tried on one trip that open its waiting room; 0: never by itself", ge=0)] = 5_000.0
-    rush_admit_per_s: Annotated[float, _d("people a second let out of a trip's waiting room unless its operator says otherwise", gt=0)] = 20.0
+    rush_threshold_per_s: Annotated[float, _d("holds a second tried on one trip that open its waiting room; 0: never by itself", ge=0)] = (
+        5_000.0
+    )
+    rush_admit_per_s: Annotated[float, _d("people a second let out of a trip's waiting room unless its operator says otherwise", gt=0)] = (
+        20.0
+    )
     rush_calm_s: Annotated[int, _d("a waiting room that opened by itself closes after so long below the threshold", ge=1)] = 30
     rush_pass_s: Annotated[int, _d("how long who was let out of the waiting room may hold seats", ge=10)] = 300
 

@@ -73,7 +73,9 @@ class Databases:
 
     def give_back(self, name: str) -> None:
         with psycopg.connect(self.server.dsn(name, "postgres"), autocommit=True) as connection:
-            connection.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s and pid <> pg_backend_pid()", (name,))
+            connection.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s and pid <> pg_backend_pid()", (name,)
+            )
             connection.execute(EMPTY.format(seeds=self.seeds))
         self.free.append(name)
 

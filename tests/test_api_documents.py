@@ -16,6 +16,7 @@ from api.documents import DOCS, made
 from engine.live.frames import BookingSaid, Notice, SeatSaid
 from engine.office.outbox import Bookings, Seats
 from engine.office.topics import booking_data, event_of
+from tests.product import Product
 
 MADE = made()
 
@@ -127,3 +128,8 @@ def test_settings_are_shown_without_their_secrets(name: str, value: str) -> None
     shown = str(_masked(name, value))
     assert "hidden" not in shown and "***" in shown
     assert ("bob" in shown) == ("bob" in value) and ("sslmode=require" in shown) == ("sslmode" in value)
+
+
+def test_the_schema_is_the_same_each_time_it_is_asked_for(product: Product) -> None:
+    first, second = (product.http.get("/schema").json() for _ in range(2))
+    assert first == second == json.loads(MADE["openapi.json"])
