@@ -81,10 +81,3 @@ def answered(answer: Answer, headers: dict[str, str] | None = None) -> Response[
     if answer.replayed:
         said["Idempotency-Replayed"] = "true"
     return Response(msgspec.to_builtins(answer.body), status_code=answer.status, headers=said)
-
-
-def unless_match(request: Request[Any, Any, Any], tag: str) -> None:
-    """Raises `Refused` PRECONDITION_FAILED where If-Match names another version."""
-    wanted = request.headers.get("if-match")
-    if wanted is not None and wanted.strip() != "*" and tag not in [one.strip() for one in wanted.split(",")]:
-        raise Refused("PRECONDITION_FAILED", f"it is now version {tag}; read it again and decide anew")

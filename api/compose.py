@@ -32,36 +32,14 @@ DRAIN_STEP_S: Final = 15.0  # longest wait for one step of a drain
 
 async def run_worker(settings: Settings, sock: socket.socket) -> int:
     """One worker: every part in the order in which it depends on the others, until SIGTERM or SIGINT; then the drain. The exit code."""
-    from api import (
-        asyncapi,
-        booking,
-        changes,
-        fares,
-        feeds,
-        fleet,
-        incidents,
-        network,
-        office,
-        ops,
-        pages,
-        payments,
-        pos,
-        promos,
-        quotes,
-        search,
-        seat_maps,
-        seats,
-        settlements,
-        tickets,
-        tracking,
-        waiting,
-    )
+    from api import asyncapi, pages
     from api.app import make_app
     from api.auth import Tokens, may_listen
     from api.following import Followers, guests
     from api.lag import LoopLag
     from api.live import Sockets
     from api.parts import Parts
+    from api.routers import ROOTS, ROUTERS
     from api.server import Worker
     from api.sse import Streams
     from engine.booking.sales import Opener
@@ -132,29 +110,9 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         lag=lag,
         booking=desk,
     )
-    routers = (
-        *network.ROUTERS,
-        *tracking.ROUTERS,
-        *incidents.ROUTERS,
-        *fleet.ROUTERS,
-        *booking.ROUTERS,
-        *changes.ROUTERS,
-        *seats.ROUTERS,
-        *search.ROUTERS,
-        *tickets.ROUTERS,
-        *office.ROUTERS,
-        *quotes.ROUTERS,
-        *fares.ROUTERS,
-        *promos.ROUTERS,
-        *pos.ROUTERS,
-        *waiting.ROUTERS,
-        *seat_maps.ROUTERS,
-        *payments.ROUTERS,
-        *settlements.ROUTERS,
-    )
     guest_of = guests(desk.tokens, clock)
     streams = Streams(hub, settings.socket_buffer_max_bytes, tokens.principal, guest_of)
-    app = make_app(parts, routers, roots=(*ops.ROOTS, *feeds.ROOTS, *pages.ROOTS, asyncapi.asyncapi, streams.handler))
+    app = make_app(parts, ROUTERS, roots=(*ROOTS, *pages.ROOTS, asyncapi.asyncapi, streams.handler))
 
     sockets = parts.sockets = Sockets(hub, settings, clock, tokens.principal, meter, device_paths, guest_of)
     worker = Worker(app, sockets, parts, streams, device_paths)

@@ -11,32 +11,11 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from api import (
-    asyncapi,
-    booking,
-    changes,
-    fares,
-    feeds,
-    fleet,
-    incidents,
-    network,
-    office,
-    ops,
-    payments,
-    pos,
-    promos,
-    quotes,
-    search,
-    seat_maps,
-    seats,
-    settlements,
-    tickets,
-    tracking,
-    waiting,
-)
+from api import asyncapi
 from api.app import make_app
 from api.openapi import described
 from api.parts import Parts
+from api.routers import ROOTS, ROUTERS
 from engine import settings as settings_
 from engine.booking.booking import diagram
 from engine.clock import ManualClock
@@ -59,30 +38,7 @@ def openapi() -> str:
     """docs/openapi.json: the REST side without the pages and the device paths (docs/devices.md)."""
     settings, clock, table = Settings(), ManualClock(), LiveTable()
     parts = Parts(settings=settings, clock=clock, table=table, hub=Hub(table, settings, clock))
-    app = make_app(
-        parts,
-        (
-            *network.ROUTERS,
-            *tracking.ROUTERS,
-            *incidents.ROUTERS,
-            *fleet.ROUTERS,
-            *booking.ROUTERS,
-            *changes.ROUTERS,
-            *seats.ROUTERS,
-            *search.ROUTERS,
-            *tickets.ROUTERS,
-            *office.ROUTERS,
-            *quotes.ROUTERS,
-            *fares.ROUTERS,
-            *promos.ROUTERS,
-            *pos.ROUTERS,
-            *waiting.ROUTERS,
-            *seat_maps.ROUTERS,
-            *payments.ROUTERS,
-            *settlements.ROUTERS,
-        ),
-        roots=(*ops.ROOTS, *feeds.ROOTS),
-    )
+    app = make_app(parts, ROUTERS, roots=ROOTS)
     return json.dumps(described(app.litestar.openapi_schema.to_schema()), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 

@@ -16,11 +16,12 @@ from litestar import Request, Response, delete, get, patch, post
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from api.auth import PARTNER_ADMIN, SUPER_ADMIN, need
-from api.callers import answered, booking_of, caller_of, key_of, unless_match
+from api.callers import answered, booking_of, caller_of, key_of
 from api.network import Cursor, Limit
 from api.parts import Parts, parts_of
 from api.tracking import principal_of
 from engine.booking.fares import PlanBody, plan_of
+from engine.booking.refusals import unless_match
 from engine.booking.seats import layout_of
 from engine.errors import Conflict, Invalid, NotFound
 from engine.live.frames import rfc3339
@@ -354,7 +355,7 @@ async def changed(request: Request[Any, Any, Any], change: Change) -> Any:
     async def work(connection: Any) -> Any:
         book = OfferBook(connection)
         before = found(await change.read(book), change.word, change.what)
-        unless_match(request, f'"{before["version"]}"')
+        unless_match(request.headers.get("if-match"), f'"{before["version"]}"')
         after = await change.write(book, before)
         if after["version"] != before["version"]:
             shown = msgspec.to_builtins(change.show(before)), msgspec.to_builtins(change.show(after))

@@ -13,11 +13,8 @@ all answered 2xx counts. Closed loop for the rate, then by the clock at the bar'
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -26,7 +23,7 @@ import uvloop
 from bench import checks, sold
 from bench.lanes import Lanes, Script, request
 from bench.product import Product, table
-from bench.seat_rush import LEGS, Held, bound, described, over_ones, play, say
+from bench.seat_rush import LEGS, Held, arguments, bound, described, finish, over_ones, play, say
 
 BAR_BOOKINGS, BAR_MS = 200.0, 200.0
 TRIPS = 40
@@ -133,19 +130,8 @@ def report(found: dict[str, Any]) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.booking", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each measurement (default 10)")
-    parser.add_argument("--lanes", type=int, default=16, metavar="N", help="callers at once (default 16)")
-    parser.add_argument("--full", type=int, default=250, metavar="N", help="trips that are sold out beside them (default 250)")
-    parser.add_argument("--roles", default="api", help="roles of the worker (default api)")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the figures")
-    args = parser.parse_args()
-    found = uvloop.run(measure(args))
-    if args.out is not None:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
-    sys.exit(0 if report(found) else 1)
+    args = arguments("python -m bench.booking", __doc__, "them").parse_args()
+    finish(uvloop.run(measure(args)), args.out, report)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import uvloop
@@ -280,21 +280,29 @@ def report(found: dict[str, Any]) -> bool:
     return good
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.seat_rush", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def arguments(prog: str, about: str | None, full: str) -> argparse.ArgumentParser:
+    """What the benches of the desk are told. `full`: what the sold-out trips are beside."""
+    parser = argparse.ArgumentParser(prog=prog, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each measurement (default 10)")
     parser.add_argument("--lanes", type=int, default=16, metavar="N", help="callers at once (default 16)")
-    parser.add_argument("--full", type=int, default=250, metavar="N", help="trips that are sold out beside the hot one (default 250)")
-    parser.add_argument("--part", action="append", choices=PARTS, help="only this part (may be given again)")
-    parser.add_argument("--roles", default="api", help="roles of the worker (default api)")
+    parser.add_argument("--full", type=int, default=250, metavar="N", help=f"trips that are sold out beside {full} (default 250)")
+    parser.add_argument("--roles", default="api", help="roles of the worker (default api; with office it relays every event too)")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the figures")
-    args = parser.parse_args()
-    found = uvloop.run(measure(args))
-    if args.out is not None:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+    return parser
+
+
+def finish(found: dict[str, Any], out: Path | None, report: Callable[[dict[str, Any]], bool]) -> NoReturn:
+    """The figures written down and told; the exit code says whether every bar is met."""
+    if out is not None:
+        out.write_text(json.dumps(found, indent=1) + "\n")
     sys.exit(0 if report(found) else 1)
+
+
+def main() -> None:
+    parser = arguments("python -m bench.seat_rush", __doc__, "the hot one")
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this part (may be given again)")
+    args = parser.parse_args()
+    finish(uvloop.run(measure(args)), args.out, report)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from engine.booking import fares
 from engine.booking.callers import Caller, HoldTokens
 from engine.booking.catalogue import Catalogue, SoldTrip
 from engine.booking.desk import Desk, Hold, Named, Wish
+from engine.booking.refusals import Refused
 from engine.booking.seats import layout_of
 from engine.clock import SystemClock
 from engine.settings import Settings
@@ -51,7 +52,7 @@ class FlatPrices:
         )  # fmt: skip
 
     async def recall(self, quote_id: str, trip: SoldTrip, start: int, end: int, numbers: Sequence[int]) -> fares.Quote:
-        raise NotImplementedError
+        raise Refused("QUOTE_EXPIRED", "a price list gives no quotes")
 
 
 class World:

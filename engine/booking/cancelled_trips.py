@@ -38,7 +38,11 @@ class CancelledTrips:
     def __init__(self, pool: DeskPool, catalogue: Catalogue, meter: Meter | None = None) -> None:
         self._pool, self._catalogue = pool, catalogue
         self._due = asyncio.Event()
-        self._dealt = (meter or Meter()).counter("timepoint_trip_cancellations_bookings_total", "bookings of cancelled trips dealt with")
+        meter = meter or Meter()
+        self._dealt = meter.counter("timepoint_trip_cancellations_bookings_total", "bookings of cancelled trips dealt with")
+        self._failed = meter.counter(
+            "timepoint_trip_cancellations_failed_total", "bookings of cancelled trips that could not be dealt with yet"
+        )
 
     # --- what the operator says ---
 
@@ -142,7 +146,8 @@ class CancelledTrips:
             await self._pool.run(ALL, work)
         except Unavailable:
             raise
-        except Exception:
+        except Exception:  # whatever it is, the other passengers get their money; the trip stays unfinished and this one is tried again
+            self._failed.add()
             log.exception("trip %s: booking %s is not dealt with", trip_no, lead_id)
             return 0
         self._dealt.add()

@@ -130,6 +130,7 @@ class Catalogue:
         self._unsold: OrderedDict[str, int] = OrderedDict()  # trip id -> until when (UTC ms) it need not be looked for again
         self._maps: OrderedDict[tuple[int, int], tuple[str, ...]] = OrderedDict()
         meter = meter or Meter()
+        self._faults = meter.counter("timepoint_catalogue_faults_total", "sold trips that could not be read again")
         self._reads = meter.counter("timepoint_catalogue_reads_total", "sold trips read from the database")
 
     async def trip(self, trip_id: str) -> SoldTrip:
@@ -152,7 +153,8 @@ class Catalogue:
             try:
                 await self._read("trip_by_id", trip_id)
             except EngineError as fault:
-                log.info("%s could not be read again: %s", trip_id, fault)
+                self._faults.add()
+                log.warning("%s could not be read again: %s", trip_id, fault)
             finally:
                 del self._reading[trip_id]
 

@@ -20,7 +20,7 @@ from engine.booking.booking import CANCELLED, CHECKED_IN, CONFIRMED, HELD, PENDI
 from engine.booking.callers import Caller
 from engine.booking.catalogue import Catalogue, SoldTrip
 from engine.booking.desk import Desk
-from engine.booking.refusals import Refused
+from engine.booking.refusals import Refused, unless_match
 from engine.clock import Clock
 from engine.errors import Invalid, NotFound
 from engine.live.frames import rfc3339
@@ -195,13 +195,6 @@ class Reader:
         return Terms(tuple(plan.cancellation) if plan.refundable else (), plan.modify_fee)
 
 
-def check_version(rows: Sequence[Row], must_be: str | None) -> None:
-    """Raises `Refused` PRECONDITION_FAILED where If-Match (its text; None: not sent) names another version."""
-    tag = f'"{version_of(rows)}"'
-    if must_be is not None and must_be.strip() != "*" and tag not in [one.strip() for one in must_be.split(",")]:
-        raise Refused("PRECONDITION_FAILED", f"the booking is now version {tag}; read it again and decide anew")
-
-
 def moved() -> Refused:
     """What was read before the transaction is no longer so."""
     return Refused("BUSY", "it was exchanged or its bus was swapped just now; ask again", retry_after_s=1, moved=True)
@@ -254,7 +247,7 @@ class Changes:
             rows = await self._reader.rows(change, shown["lead"])
             if offer_id is not None:
                 return 200, await self._confirm(change, rows, trips, reference, offer_id, must_be)
-            check_version(rows, must_be)
+            unless_match(must_be, f'"{version_of(rows)}"', "the booking")
             return 200, await self._offer(change, rows, trips, reference, seats, trip_id)
 
         return await self._pool.once(key, shown["partner"], work)
@@ -335,7 +328,7 @@ class Changes:
             raise Refused(
                 "OFFER_STALE", "the booking has changed since this was offered; ask for a new offer: the same call without offerId"
             )
-        check_version(rows, must_be)
+        unless_match(must_be, f'"{version_of(rows)}"', "the booking")
         rides = {ride.row.booking_id: ride for ride in await self._reader.rides(change, rows, trips)}
         parts = msgspec.convert(offer["parts"], list[Part])
         for part in parts:

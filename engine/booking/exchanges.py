@@ -18,9 +18,9 @@ from engine.booking import fares, seats
 from engine.booking.booking import CANCELLED, CONFIRMED, EXCHANGED, PENDING_PAYMENT, SOLD, shown_state
 from engine.booking.callers import Caller
 from engine.booking.catalogue import SoldTrip, open_for_sale, sales_closed
-from engine.booking.changes import GOING, OUT, UNPAID, Reader, Ride, check_can_go, check_version, chosen, moved, read_again
+from engine.booking.changes import GOING, OUT, UNPAID, Reader, Ride, check_can_go, chosen, moved, read_again
 from engine.booking.desk import Desk, Pricing, folded
-from engine.booking.refusals import Refused
+from engine.booking.refusals import Refused, unless_match
 from engine.clock import Clock
 from engine.errors import Invalid
 from engine.live.frames import rfc3339
@@ -327,7 +327,7 @@ class Exchanges:
     async def _rides(self, change: Change, shown: Any, trips: Any, must_be: str | None) -> tuple[list[Row], list[Ride]]:
         """(all rows, rides that can still be changed). Raises `Refused` WRONG_STATE, TOO_LATE, PAYMENT_IN_PROGRESS."""
         rows = await self._reader.rows(change, shown["lead"])
-        check_version(rows, must_be)
+        unless_match(must_be, f'"{version_of(rows)}"', "the booking")
         rides = [ride for ride in await self._reader.rides(change, rows, trips) if ride.row.state in CHANGING]
         if not rides:
             raise Refused("WRONG_STATE", f"booking {shown['ref']} cannot be changed any more: {rows[0].state if rows else CANCELLED}")

@@ -93,3 +93,9 @@ class Refused(EngineError):
         meaning = REFUSALS[code]
         super().__init__(detail, retry_after_s=retry_after_s, errors=errors, **facts)
         self.code, self.status, self.retryable, self.title = code, meaning.status, meaning.retryable, meaning.title
+
+
+def unless_match(wanted: str | None, tag: str, what: str = "it") -> None:
+    """Raises `Refused` PRECONDITION_FAILED where If-Match (its text, RFC 9110 section 13.1.1; None: not sent) names another version."""
+    if wanted is not None and wanted.strip() != "*" and tag not in [one.strip() for one in wanted.split(",")]:
+        raise Refused("PRECONDITION_FAILED", f"{what} is now version {tag}; read it again and decide anew")

@@ -1,0 +1,52 @@
+"""All REST calls of the product: what stands under /v1, and what stands at the root beside the pages. One list, for worker and documents."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from litestar.types import ControllerRouterHandler
+
+from api import (
+    booking,
+    changes,
+    fares,
+    feeds,
+    fleet,
+    incidents,
+    network,
+    office,
+    ops,
+    payments,
+    pos,
+    promos,
+    quotes,
+    search,
+    seat_maps,
+    seats,
+    settlements,
+    tickets,
+    tracking,
+    waiting,
+)
+
+ROUTERS: Final[tuple[ControllerRouterHandler, ...]] = (
+    *network.ROUTERS,
+    *tracking.ROUTERS,
+    *incidents.ROUTERS,
+    *fleet.ROUTERS,
+    *booking.ROUTERS,
+    *changes.ROUTERS,
+    *seats.ROUTERS,
+    *search.ROUTERS,
+    *tickets.ROUTERS,
+    *office.ROUTERS,
+    *quotes.ROUTERS,
+    *fares.ROUTERS,
+    *promos.ROUTERS,
+    *pos.ROUTERS,
+    *waiting.ROUTERS,
+    *seat_maps.ROUTERS,
+    *payments.ROUTERS,
+    *settlements.ROUTERS,
+)
+ROOTS: Final[tuple[ControllerRouterHandler, ...]] = (*ops.ROOTS, *feeds.ROOTS)
