@@ -177,7 +177,7 @@ def score_arguments(parser: argparse.ArgumentParser) -> None:
 
 def score(args: argparse.Namespace) -> int:
     from engine.tracking.score import score as run_score
-    from engine.tracking.score import show
+    from engine.tracking.score_show import show
     from ingest.gtfs import read_feed
 
     report = run_score(args.out, read_feed=read_feed, arrivals=args.arrivals)

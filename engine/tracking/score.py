@@ -82,14 +82,44 @@ class Report(msgspec.Struct, frozen=True, rename="camel"):
     results: list[Result]
 
 
+class RideName(msgspec.Struct, frozen=True):
+    """Whose samples they are."""
+
+    vehicle_id: str
+    trip_id: str
+    start_date: str
+    route_id: str
+
+
 class Samples(msgspec.Struct):
-    """Columns of equal length, seconds: time to the actual arrival, time of the sample, and each predictor's horizon (NaN: no value)."""
+    """Columns of equal length, seconds: time to the actual arrival, time of the sample, and each predictor's horizon (NaN: no value);
+    `ride` is an index of `rides`, `stop` the stop's sequence."""
 
     actual_s: Floats
     at_s: Floats
     predicted_s: dict[str, Floats]
     p10_s: Floats
     p90_s: Floats
+    ride: NDArray[np.int64]
+    stop: NDArray[np.int64]
+    rides: list[RideName]
+
+    def where(self, mask: NDArray[np.bool_]) -> Samples:
+        """Those of the mask; `rides` stays as it is."""
+        predicted = {name: values[mask] for name, values in self.predicted_s.items()}
+        columns = (self.p10_s[mask], self.p90_s[mask], self.ride[mask], self.stop[mask])
+        return Samples(self.actual_s[mask], self.at_s[mask], predicted, *columns, self.rides)
+
+
+class Gathered(msgspec.Struct):
+    """A replay with its truth, sample by sample."""
+
+    manifest: dict[str, Any]
+    timetable: Timetable
+    truth: str
+    rides: int
+    crossings: int
+    samples: Samples
 
 
 def score(out: str | Path, *, read_feed: Callable[[Path], Timetable], arrivals: str | Path | None = None) -> Report:
@@ -98,33 +128,51 @@ def score(out: str | Path, *, read_feed: Callable[[Path], Timetable], arrivals: 
     `read_feed` is `ingest.gtfs.read_feed`. `arrivals` is a file of crossings `vehicle_id,trip_id,start_date,stop_sequence,arrived_at_ms`
     (plain or gzip); None: derived from the fixes that the manifest names. Raises `Invalid` where OUT is no replay or its inputs changed.
     """
+    from engine.tracking.score_show import chart
+
     out = Path(out)
-    manifest = _manifest(out)
-    feed, fixes_path = (_same(manifest, name) for name in ("feed", "fixes"))
-    fixes, _ = read_fixes(fixes_path)
-    named = all(fix.trip_id and fix.start_date for fix in fixes)
-    timetable = read_feed(feed)
-    found = rides(fixes, timetable, {} if named else _assigned(out / "progress.csv"))
-    truth = "derived from the fixes" if arrivals is None else str(arrivals)
-    if arrivals is not None:
-        found = _with_arrivals(found, Path(arrivals))
-    samples = _samples(found, _predictions(out / "predictions.csv"))
-    report = Report(
-        truth=truth,
-        rides=len(found),
-        crossings=int(sum((ride.crossed_at_ms > 0).sum() for ride in found.values())),
-        samples=int((samples.actual_s <= POOLED_S).sum()),
-        results=[_result(name, samples) for name in samples.predicted_s],
-    )
+    report = report_of(gather(out, read_feed=read_feed, arrivals=arrivals))
     (out / "score.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     (out / "score.svg").write_text(chart(report), encoding="utf-8")
     return report
 
 
+def gather(out: Path, *, read_feed: Callable[[Path], Timetable], arrivals: str | Path | None = None) -> Gathered:
+    """What `score` looks at; writes nothing. Raises as `score` does."""
+    manifest = read_manifest(out)
+    feed, fixes_path = (_same(manifest, name) for name in ("feed", "fixes"))
+    fixes, _ = read_fixes(fixes_path)
+    named = all(fix.trip_id and fix.start_date for fix in fixes)
+    timetable = read_feed(feed)
+    found = rides(fixes, timetable, {} if named else _assigned(out / "progress.csv"))
+    if arrivals is not None:
+        found = _with_arrivals(found, Path(arrivals))
+    return Gathered(
+        manifest=manifest,
+        timetable=timetable,
+        truth="derived from the fixes" if arrivals is None else str(arrivals),
+        rides=len(found),
+        crossings=int(sum((ride.crossed_at_ms > 0).sum() for ride in found.values())),
+        samples=_samples(found, _predictions(out / "predictions.csv")),
+    )
+
+
+def report_of(gathered: Gathered) -> Report:
+    """The figures of all samples."""
+    return Report(
+        truth=gathered.truth,
+        rides=gathered.rides,
+        crossings=gathered.crossings,
+        samples=int((gathered.samples.actual_s <= POOLED_S).sum()),
+        results=[result_of(name, gathered.samples) for name in gathered.samples.predicted_s],
+    )
+
+
 # -- inputs -----------------------------------------------------------------------------------------------------------------------------
 
 
-def _manifest(out: Path) -> dict[str, Any]:
+def read_manifest(out: Path) -> dict[str, Any]:
+    """What a replay says of itself. Raises `Invalid` where the folder is none."""
     try:
         found: dict[str, Any] = msgspec.json.decode((out / "manifest.json").read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.DecodeError) as fault:
@@ -145,7 +193,7 @@ def _same(manifest: Mapping[str, Any], name: str) -> Path:
     return path
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[list[str]]:
+def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[list[str]]:
     """The named columns of a CSV file, plain or gzip. Raises `Invalid` with file and line."""
     try:
         raw = path.open("rb")
@@ -172,13 +220,13 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[list[str]]:
 def _assigned(path: Path) -> dict[tuple[str, int], tuple[str, str]]:
     """What trip the engine gave each fix, for recordings that name none."""
     columns = ("vehicle_id", "timestamp_ms", "trip_id", "start_date")
-    return {(v, int(at)): (trip_id, start_date) for v, at, trip_id, start_date in _rows(path, columns) if trip_id}
+    return {(v, int(at)): (trip_id, start_date) for v, at, trip_id, start_date in read_rows(path, columns) if trip_id}
 
 
 def _with_arrivals(found: dict[RideKey, Ride], path: Path) -> dict[RideKey, Ride]:
     """The rides with the crossings of a file in place of the derived ones."""
     crossed: dict[RideKey, dict[int, int]] = {}
-    for line, row in enumerate(_rows(path, ("vehicle_id", "trip_id", "start_date", "stop_sequence", "arrived_at_ms")), start=2):
+    for line, row in enumerate(read_rows(path, ("vehicle_id", "trip_id", "start_date", "stop_sequence", "arrived_at_ms")), start=2):
         try:
             crossed.setdefault((row[0], row[1], row[2]), {})[int(row[3])] = int(row[4])
         except ValueError as fault:
@@ -197,7 +245,7 @@ def _predictions(path: Path) -> dict[RideKey, NDArray[np.int64]]:
     columns = ("vehicle_id", "trip_id", "start_date", "made_at_ms", "stop_sequence", "p10_ms", "p50_ms", "p90_ms")
     key: RideKey | None = None
     mine_rows: list[int] = []
-    for line, row in enumerate(_rows(path, columns), start=2):
+    for line, row in enumerate(read_rows(path, columns), start=2):
         mine = (row[0], row[1], row[2])
         if mine != key:
             key, mine_rows = mine, gathered.setdefault(mine, [])
@@ -212,8 +260,9 @@ def _predictions(path: Path) -> dict[RideKey, NDArray[np.int64]]:
 
 
 def _samples(found: Mapping[RideKey, Ride], predictions: Mapping[RideKey, NDArray[np.int64]]) -> Samples:
-    columns: list[list[Floats]] = [[] for _ in range(8)]
-    for key, ride in found.items():
+    columns: list[list[Floats]] = [[] for _ in range(10)]
+    names = [RideName(*key, ride.instance.trip.route_id) for key, ride in found.items()]
+    for number, (key, ride) in enumerate(found.items()):
         stops = np.flatnonzero(ride.crossed_at_ms)
         first = -(-int(ride.received_at_ms.min()) // SAMPLE_MS)
         last = int(ride.crossed_at_ms.max()) // SAMPLE_MS
@@ -226,11 +275,14 @@ def _samples(found: Mapping[RideKey, Ride], predictions: Mapping[RideKey, NDArra
         delay, speed = _plain(ride, stops, ticks)
         schedule = (_scheduled_ms(ride)[stops][None, :] - ticks[:, None]) / 1000
         at = np.broadcast_to(ticks[:, None] / 1000, actual.shape)
-        for column, values in zip(columns, (actual, at, *ours, schedule, delay, speed), strict=True):
+        sequence = np.broadcast_to(np.array(ride.instance.trip.pattern.stop_sequences, dtype=np.float64)[stops], actual.shape)
+        mine = np.full(actual.shape, float(number))
+        for column, values in zip(columns, (actual, at, *ours, schedule, delay, speed, mine, sequence), strict=True):
             column.append(values[wanted])
     joined = [np.concatenate(column) if column else np.empty(0) for column in columns]
-    actual_s, at_s, p10, p50, p90, schedule, delay, speed = joined
-    return Samples(actual_s, at_s, {TIMEPOINT: p50, SCHEDULE: schedule, DELAY: delay, SPEED: speed}, p10, p90)
+    actual_s, at_s, p10, p50, p90, schedule, delay, speed, ride_no, stop_no = joined
+    predicted = {TIMEPOINT: p50, SCHEDULE: schedule, DELAY: delay, SPEED: speed}
+    return Samples(actual_s, at_s, predicted, p10, p90, ride_no.astype(np.int64), stop_no.astype(np.int64), names)
 
 
 def _ours(ride: Ride, stops: NDArray[np.intp], ticks: Times, rows: NDArray[np.int64] | None) -> tuple[Floats, Floats, Floats]:
@@ -277,7 +329,8 @@ def _plain(ride: Ride, stops: NDArray[np.intp], ticks: Times) -> tuple[Floats, F
 # -- figures ----------------------------------------------------------------------------------------------------------------------------
 
 
-def _result(name: str, samples: Samples) -> Result:
+def result_of(name: str, samples: Samples) -> Result:
+    """One predictor on these samples. Coverage in the second half is of the recorded time of these samples."""
     predicted = samples.predicted_s[name]
     error = samples.actual_s - predicted
     pooled = samples.actual_s <= POOLED_S
@@ -290,15 +343,15 @@ def _result(name: str, samples: Samples) -> Result:
     inside = (samples.actual_s >= samples.p10_s) & (samples.actual_s <= samples.p90_s) if name == TIMEPOINT else None
     half = float(np.median(samples.at_s)) if len(samples.at_s) else 0.0
     held_out = samples.at_s > half
-    figures = _figures(error[known])
+    whole = figures(error[known])
     return Result(
         name=name,
         score=round(float(np.mean(in_window)), 2),
         in_window=[round(share, 2) for share in in_window],
-        mae_s=figures[0],
-        p90_s=figures[1],
-        bias_mean_s=figures[2],
-        bias_median_s=figures[3],
+        mae_s=whole[0],
+        p90_s=whole[1],
+        bias_mean_s=whole[2],
+        bias_median_s=whole[3],
         early_share=round(float(np.mean(error[known] < -EARLY_S)), 4) if known.any() else None,
         missing_share=round(1 - float(known.sum()) / max(1, int(pooled.sum())), 4),
         by_actual=_buckets(samples.actual_s, error, inside, held_out),
@@ -306,7 +359,7 @@ def _result(name: str, samples: Samples) -> Result:
     )
 
 
-def _figures(error: Floats) -> tuple[float | None, float | None, float | None, float | None]:
+def figures(error: Floats) -> tuple[float | None, float | None, float | None, float | None]:
     """MAE, 90th percentile of the absolute error, mean and median error; seconds."""
     if not len(error):
         return None, None, None, None
@@ -322,102 +375,5 @@ def _buckets(horizon: Floats, error: Floats, inside: NDArray[np.bool_] | None, h
         cover = None if inside is None or not part.any() else round(float(inside[part].mean()), 4)
         late = part & held_out
         cover_late = None if inside is None or not late.any() else round(float(inside[late].mean()), 4)
-        found.append(Bucket(low, high, int(part.sum()), *_figures(error[part]), cover, cover_late))
+        found.append(Bucket(low, high, int(part.sum()), *figures(error[part]), cover, cover_late))
     return found
-
-
-# -- showing ----------------------------------------------------------------------------------------------------------------------------
-
-
-def show(report: Report) -> None:
-    """The report as tables on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=110)
-    console.print(f"{report.rides:,} rides, {report.crossings:,} crossings ({report.truth}), {report.samples:,} samples to 15 min ahead")
-    console.print("error = actual - predicted: positive, the bus came later than said", style="dim")
-    first = Table("to 15 min ahead", *(_right(each.name) for each in report.results))
-    for label, value in _SUMMARY:
-        first.add_row(label, *(value(each) for each in report.results))
-    console.print(first)
-    second = Table("MAE s by time to actual arrival", *(_right(each.name) for each in report.results))
-    for i, bucket in enumerate(report.results[0].by_actual):
-        second.add_row(_span(bucket), *(_text(each.by_actual[i].mae_s) for each in report.results))
-    console.print(second)
-    third = Table("timepoint by predicted horizon", *map(_right, ("samples", "MAE s", "bias mean", "median", "p10-p90 covers", "2nd half")))
-    for bucket in report.results[0].by_predicted:
-        shares = (_share(bucket.coverage), _share(bucket.coverage_late))
-        third.add_row(
-            _span(bucket), f"{bucket.samples:,}", _text(bucket.mae_s), _text(bucket.bias_mean_s), _text(bucket.bias_median_s), *shares
-        )
-    console.print(third)
-
-
-def _right(name: str) -> Any:
-    from rich.table import Column
-
-    return Column(name, justify="right")
-
-
-def _text(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def _span(bucket: Bucket) -> str:
-    return f"{bucket.from_s / 60:.0f}-{bucket.to_s / 60:.0f} min"
-
-
-_SUMMARY: tuple[tuple[str, Callable[[Result], str]], ...] = (
-    ("score (benchmark)", lambda r: f"{r.score:.1f}"),
-    ("in window 0-3/3-6/6-10/10-15", lambda r: "/".join(f"{share:.0f}" for share in r.in_window)),
-    ("MAE s", lambda r: _text(r.mae_s)),
-    ("p90 of |error| s", lambda r: _text(r.p90_s)),
-    ("bias mean s", lambda r: _text(r.bias_mean_s)),
-    ("bias median s", lambda r: _text(r.bias_median_s)),
-    ("bus came > 60 s before said", lambda r: _share(r.early_share)),
-    ("samples without a value", lambda r: _share(r.missing_share)),
-)
-
-_COLOURS = ("#0b6e4f", "#b8860b", "#7a5195", "#c0392b")
-
-
-def chart(report: Report) -> str:
-    """MAE by time to the actual arrival, one line a predictor: an SVG document."""
-    width, height, left, bottom, top = 720, 400, 56, 48, 28
-    highest = max((b.mae_s or 0.0) for each in report.results for b in each.by_actual) or 1.0
-    step = next(s for s in (10, 20, 50, 100, 200, 500, 1000, 10_000) if highest / s <= 8 or s == 10_000)
-    most = step * (int(highest / step) + 1)
-    columns = len(report.results[0].by_actual)
-
-    def x(i: int) -> float:
-        return left + (i + 0.5) * (width - left - 150) / columns
-
-    def y(value: float) -> float:
-        return height - bottom - value / most * (height - bottom - top)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12" role="img">',
-        "<title>Mean absolute error of predicted arrivals by minutes ahead</title>",
-        f'<rect width="{width}" height="{height}" fill="#fff"/>',
-    ]
-    for value in range(0, most + 1, step):
-        parts.append(f'<path d="M{left} {y(value):.1f}H{width - 150}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end" fill="#444">{value}</text>')
-    for i, bucket in enumerate(report.results[0].by_actual):
-        label = f"{bucket.from_s / 60:.0f}-{bucket.to_s / 60:.0f}"
-        parts.append(f'<text x="{x(i):.1f}" y="{height - bottom + 18}" text-anchor="middle" fill="#444">{label}</text>')
-    parts.append(f'<text x="{left}" y="{top - 10}" fill="#444">mean absolute error, s</text>')
-    parts.append(f'<text x="{(left + width - 150) / 2}" y="{height - 10}" text-anchor="middle" fill="#444">minutes to the arrival</text>')
-    for place, (each, colour) in enumerate(zip(report.results, _COLOURS, strict=False)):
-        points = [(x(i), y(bucket.mae_s)) for i, bucket in enumerate(each.by_actual) if bucket.mae_s is not None]
-        line = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{width - 142}" y="{top + 18 * place + 4}" fill="{colour}">{each.name}</text>')
-    return "\n".join([*parts, "</svg>", ""])
