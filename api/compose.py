@@ -59,6 +59,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     from engine.tracking.plans import Plans
     from engine.tracking.relay import Relay
     from engine.tracking.repair import Repairs
+    from engine.tracking.rulebooks import Rulebooks
     from engine.tracking.shares import Shares
     from ingest.broker import BrokerFiles, hang_up
     from ingest.door import Door
@@ -75,6 +76,8 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     redis = await Redis.connect(settings, meter, clock)
     plans = Plans(postgres, meter)
     await plans.refresh()
+    rulebooks = Rulebooks(postgres, meter)
+    await rulebooks.refresh()
 
     # the way in
     registry = Devices(Fleet(postgres), clock, secret_key=tokens.key, meter=meter)
@@ -104,6 +107,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         devices=DeviceApp(device_paths),
         principal_of=tokens.principal,
         plans=plans,
+        rules=rulebooks,
         registry=registry,
         history=HistoryReader(postgres),
         tokens=tokens,
@@ -118,9 +122,10 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     worker = Worker(app, sockets, parts, streams, device_paths)
 
     # what runs for ever
-    shares = Shares(redis, plans, clock=clock, settings=settings, meter=meter)
+    shares = Shares(redis, plans, clock=clock, settings=settings, meter=meter, rules=rulebooks)
     running: dict[str, Coroutine[Any, Any, None]] = {
         "plans": plans.run(),
+        "rules": rulebooks.run(),
         "registry": registry.run(),
         "live table": table.follow(redis, hub.tell),
         "hub": hub.run(),

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from engine.store.redis import Redis
     from engine.store.timescale import HistoryReader
     from engine.tracking.plans import Plans
+    from engine.tracking.rulebooks import Rulebooks
 
 
 class BookingParts(msgspec.Struct, kw_only=True):
@@ -84,6 +85,7 @@ class Parts(msgspec.Struct, kw_only=True):
     meter: Meter | None = None
     principal_of: Callable[[str], Any] | None = None  # access token -> principal; raises Unauthenticated
     plans: Plans | None = None  # the timetables in force
+    rules: Rulebooks | None = None  # what people have set for each area
     registry: Devices | None = None  # who may send
     history: HistoryReader | None = None  # range reads of the record
     tokens: Tokens | None = None  # who people are

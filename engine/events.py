@@ -115,6 +115,7 @@ class IncidentEvent(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=
     lon: float
     detail: str  # JSON object
     late: bool = False
+    handled: str | None = None  # ACKNOWLEDGED | ASSIGNED | CLOSED: what people did with it while it went on
 
 
 class TripEvent(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="trip"):
@@ -131,7 +132,48 @@ class TripEvent(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="tri
     late: bool = False
 
 
-Event = StopEvent | IncidentEvent | TripEvent
+class ApproachEvent(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="approach"):
+    """A stop is near: a word for passengers, once for each stop of a trip. Live only, history does not keep it."""
+
+    event_id: str
+    bus_id: str
+    trip_id: str
+    start_date: str
+    route_id: str
+    stop_id: str
+    stop_sequence: int
+    at_ms: int
+    away_m: float  # along the shape
+    late: bool = False
+
+
+Event = StopEvent | IncidentEvent | TripEvent | ApproachEvent
+
+
+class Sos(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="sos"):
+    """Somebody on a bus, or looking at one, calls for help. The same `incident_id` twice is one call."""
+
+    incident_id: str
+    bus_id: str
+    trip_id: str | None
+    start_date: str | None
+    route_id: str | None
+    lat: float
+    lon: float
+    at_ms: int
+    detail: str = "{}"  # JSON object: who called (role, never a name), a note
+
+
+class Handled(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="handled"):
+    """What a person did with an incident."""
+
+    incident_id: str
+    state: str  # ACKNOWLEDGED | ASSIGNED | CLOSED
+    at_ms: int
+    detail: str = "{}"  # JSON object added to the incident's: assignedTo, note
+
+
+Word = Sos | Handled  # what enters an area beside fixes, through the same stream
 
 
 class TrackRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -163,6 +205,7 @@ class OutBatch(msgspec.Struct, frozen=True, array_like=True):
     token: str
     rows: list[TrackRow]
     events: list[Event]
+    forecasts: list[TripForecast] = []  # what was published, each vehicle sampled once a minute
 
 
 class LiveBatch(msgspec.Struct, frozen=True, array_like=True):
@@ -175,6 +218,7 @@ class LiveBatch(msgspec.Struct, frozen=True, array_like=True):
     forecasts: list[msgspec.Raw]
     events: list[Event]
     gone: list[str] = []  # bus ids that left the live picture (offline)
+    incidents: list[msgspec.Raw] = []  # msgpack of IncidentEvent: all that are open. Of a picture only; a batch tells them as `events`
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,9 @@ class CountingTracker:
         self.counts: Counter[str] = Counter()
         self.restore({})
 
-    def restore(self, states: Mapping[str, bytes]) -> None:
+    def restore(self, states: Mapping[str, bytes], open_incidents: Iterable[bytes] = ()) -> None:
         self._counts: dict[str, tuple[int, int]] = {key: msgspec.msgpack.decode(blob, type=tuple[int, int]) for key, blob in states.items()}
-        self._out = Outcome({}, [], [], [], [], [])
+        self._out = Outcome({}, [], [], [], [], [], {}, [])
 
     def swap(self, timetable: Any) -> None:
         pass
@@ -79,7 +79,7 @@ class CountingTracker:
         )  # fmt: skip
 
     def take(self) -> Outcome:
-        out, self._out = self._out, Outcome({}, [], [], [], [], [])
+        out, self._out = self._out, Outcome({}, [], [], [], [], [], {}, [])
         return out
 
 

@@ -69,7 +69,7 @@ async def owned(store: AreaStore) -> str:
 async def test_an_area_appears_when_its_first_fix_is_appended(redis: Redis, store: AreaStore) -> None:
     entry = await redis.append(AREA, b"payload")
     assert await redis.areas() == [AREA]
-    assert await store.read_incoming("0-0", 10, 10) == [(entry, b"payload")]
+    assert await store.read_incoming("0-0", 10, 10) == [(entry, b"payload", False)]
 
 
 async def test_past_the_byte_cap_the_door_is_told_to_come_back_and_a_trim_opens_it_again(redis_url: str) -> None:
@@ -104,7 +104,7 @@ async def test_the_books_of_a_streams_bytes_are_exact_after_any_trim(redis: Redi
     await redis.calls.flushall()
     entries = [await redis.append(AREA, bytes(size)) for size in sizes]
     held = await store.trim_incoming(entries[min(keep, len(entries) - 1)])
-    assert held == sum(len(payload) for _, payload in await store.read_incoming("0-0", 100, 1))
+    assert held == sum(len(payload) for _, payload, _ in await store.read_incoming("0-0", 100, 1))
 
 
 async def test_a_nonce_is_new_once(redis: Redis) -> None:

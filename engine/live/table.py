@@ -19,7 +19,7 @@ from typing import Final, Protocol, TypeVar
 import msgspec
 
 from engine.errors import Unavailable
-from engine.events import LiveBatch, Position, StopEvent, TripForecast
+from engine.events import IncidentEvent, LiveBatch, Position, StopEvent, TripForecast
 from engine.live.channels import trip_key
 from engine.meter import Meter
 
@@ -30,6 +30,7 @@ K = TypeVar("K")
 WAITING_MAX: Final = 2_000  # batches kept per area while its picture is read; past it the oldest go and it is read once more
 LEFT_MAX: Final = 4_096  # departures from channels remembered per area: what a resume may look back on
 CELL_DEG: Final = 0.05  # grid of the bounding boxes: about 5 km
+CLOSED: Final = "CLOSED"  # what a person closed is shown to nobody, though its episode may go on
 CHECK_S: Final = 1.0  # how often Redis is asked whether it is there
 RETRY_S: Final = 0.5
 
@@ -55,7 +56,7 @@ class Foreseen:
 class Change:
     """What one batch, or one reading of the picture, changed."""
 
-    __slots__ = ("area", "forecasts", "gone", "moved", "n", "reset", "stops")
+    __slots__ = ("area", "forecasts", "gone", "incidents", "moved", "n", "over", "reset", "stops")
 
     def __init__(self, area: str, n: int, *, reset: bool = False) -> None:
         self.area, self.n = area, n
@@ -64,12 +65,14 @@ class Change:
         self.gone: list[Seen] = []
         self.forecasts: list[Foreseen] = []
         self.stops: list[StopEvent] = []
+        self.incidents: list[IncidentEvent] = []  # opened, changed, or closed (`closed_at_ms`), as they were said
+        self.over: list[IncidentEvent] = []  # closed while we did not hear: no longer in the picture
 
 
 class Area:
     """How far we have heard one area."""
 
-    __slots__ = ("base_n", "buses", "epoch", "id", "left", "loading", "n", "waiting")
+    __slots__ = ("base_n", "buses", "epoch", "id", "incidents", "left", "loading", "n", "waiting")
 
     def __init__(self, area_id: str) -> None:
         self.id = area_id
@@ -77,6 +80,7 @@ class Area:
         self.n = 0
         self.base_n = 0  # we know every departure since this number; a resume from before it needs a snapshot
         self.buses: dict[str, None] = {}
+        self.incidents: dict[str, IncidentEvent] = {}  # open ones by id, the oldest first
         self.left: deque[tuple[int, str, tuple[str, ...]]] = deque()  # (n, bus_id, channels it left)
         self.loading = False
         self.waiting: deque[LiveBatch] = deque(maxlen=WAITING_MAX)
@@ -123,6 +127,7 @@ class LiveTable:
         self.groups: dict[str, dict[str, None]] = {}  # "trip:..", "route:..", "fleet:.." -> bus ids
         self.stops: dict[str, dict[str, None]] = {}  # "stop:.." -> ids of the buses whose forecast has that stop
         self.cells: dict[tuple[int, int], dict[str, None]] = {}
+        self.troubled: dict[str, dict[str, None]] = {}  # public id of a trip instance -> ids of its open incidents
         self.stale = True  # True until the first picture is read, and while Redis is away
         self.wanted: dict[str, None] = {}  # areas whose picture has to be read
         meter = meter or Meter()
@@ -132,6 +137,7 @@ class LiveTable:
         self._decode_batch = msgspec.msgpack.Decoder(LiveBatch).decode
         self._decode_position = msgspec.msgpack.Decoder(Position).decode
         self._decode_forecast = msgspec.msgpack.Decoder(TripForecast).decode
+        self._decode_incident = msgspec.msgpack.Decoder(IncidentEvent).decode
 
     # --- reading ---
 
@@ -142,6 +148,16 @@ class LiveTable:
     def forecast(self, bus_id: str) -> TripForecast | None:
         found = self.forecasts.get(bus_id)
         return None if found is None else found.forecast
+
+    def incidents(self, area_id: str) -> list[IncidentEvent]:
+        """What is open in an area, the oldest first."""
+        area = self.areas.get(area_id)
+        return [] if area is None else list(area.incidents.values())
+
+    def incidents_of_trip(self, area_id: str, trip: str) -> list[IncidentEvent]:
+        """What is open on a trip instance (its public id), the oldest first."""
+        area, found = self.areas.get(area_id), self.troubled.get(trip)
+        return [] if area is None or found is None else [area.incidents[name] for name in found]
 
     def on_channel(self, channel: str) -> list[Seen]:
         """The vehicles that a `bus:`, `trip:`, `route:` or `fleet:` channel carries now."""
@@ -254,7 +270,13 @@ class LiveTable:
             self._move(area, self._decode_position(raw), change)
         for blob in batch.forecasts:
             self._foresee(area, self._decode_forecast(blob), change)
-        change.stops = [event for event in batch.events if isinstance(event, StopEvent) and not event.late]
+        for event in batch.events:
+            if isinstance(event, StopEvent):
+                if not event.late:
+                    change.stops.append(event)
+            elif isinstance(event, IncidentEvent) and not event.late:
+                change.incidents.append(event)
+                self._stand(area, event)
         for bus_id in batch.gone:
             self._drop(area, bus_id, change)
         return change
@@ -281,9 +303,34 @@ class LiveTable:
             known = self.forecasts.get(forecast.bus_id)
             if forecast.bus_id in area.buses and (reset or known is None or known.forecast.made_at_ms != forecast.made_at_ms):
                 self._foresee(area, forecast, change)
+        self._compare_incidents(area, [self._decode_incident(blob) for blob in picture.incidents], change)
         return change
 
+    def _compare_incidents(self, area: Area, standing: list[IncidentEvent], change: Change) -> None:
+        held = dict(area.incidents)
+        for event in sorted(standing, key=lambda each: (each.opened_at_ms, each.incident_id)):
+            if held.pop(event.incident_id, None) != event:
+                change.incidents.append(event)
+            self._stand(area, event)
+        for event in held.values():
+            self._end(area, event)
+            change.over.append(event)
+
     # --- the indexes ---
+
+    def _stand(self, area: Area, event: IncidentEvent) -> None:
+        """The incident as it is now: open, or no longer shown."""
+        if event.closed_at_ms is not None or event.handled == CLOSED:
+            self._end(area, event)
+            return
+        area.incidents[event.incident_id] = event
+        if event.trip_id is not None and event.start_date is not None:
+            self.troubled.setdefault(trip_key(area.id, event.trip_id, event.start_date), {})[event.incident_id] = None
+
+    def _end(self, area: Area, event: IncidentEvent) -> None:
+        known = area.incidents.pop(event.incident_id, None)
+        if known is not None and known.trip_id is not None and known.start_date is not None:
+            _leave(self.troubled, trip_key(area.id, known.trip_id, known.start_date), known.incident_id)
 
     def _move(self, area: Area, p: Position, change: Change) -> None:
         bus_id = p.bus_id

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from engine.events import Position
+from engine.events import Position, Word
 from engine.store.lease import Lease
 from engine.store.redis import Redis, keys_of
 
@@ -22,6 +22,7 @@ DEAD_MAX = 1_000  # dead letters an area keeps; the oldest go first
 GEO_LAT_MAX = 85.05  # GEOADD takes no latitude beyond it (Web Mercator); such a bus has a position and no place in the index
 
 Entry = tuple[str, bytes]  # (stream id, payload)
+Incoming = tuple[str, bytes, bool]  # (stream id, payload, it is a person's word and no fixes)
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -31,6 +32,7 @@ class Loaded(msgspec.Struct, frozen=True):
     cursor: str
     epoch: str
     states: dict[str, bytes]
+    open_incidents: list[bytes] = []
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -46,6 +48,7 @@ class Change(msgspec.Struct, frozen=True):
     positions: list[tuple[Position, bytes]]
     forecasts: dict[str, bytes]  # bus id -> msgpack TripForecast; b"" drops it
     gone: list[str]
+    open_incidents: dict[str, bytes] = {}  # incident id -> msgpack IncidentEvent; b"" drops it
 
 
 class AreaStore:
@@ -62,12 +65,12 @@ class AreaStore:
 
     async def load(self, token: str) -> Loaded | None:
         """Number, cursor, epoch and states of one instant; None: the lease is not ours."""
-        found = await self._run("load", [self.keys.lease, self.keys.ctl, self.keys.states], [token])
+        found = await self._run("load", [self.keys.lease, self.keys.ctl, self.keys.states, self.keys.open], [token])
         if not found:
             return None
-        n, cursor, epoch, flat = found
+        n, cursor, epoch, flat, incidents = found
         states = {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
-        return Loaded(int(n), cursor.decode(), epoch.decode(), states)
+        return Loaded(int(n), cursor.decode(), epoch.decode(), states, incidents)
 
     async def commit(self, token: str, change: Change) -> str:
         """OK, DONE (it was in already), STALE (load again) or LEASE (forget everything). Asked once: the caller
@@ -80,17 +83,24 @@ class AreaStore:
         forecasts = [item for bus_id, blob in change.forecasts.items() if blob for item in (bus_id, blob)]
         unsaid = [bus_id for bus_id, blob in change.forecasts.items() if not blob]
         places: list[Any] = [item for at, _ in change.positions if abs(at.lat) <= GEO_LAT_MAX for item in (at.lon, at.lat, at.bus_id)]
-        parts: list[list[Any]] = [keep, drop, positions, forecasts, unsaid, places, list(change.gone)]
+        going = [item for name, blob in change.open_incidents.items() if blob for item in (name, blob)]
+        closed = [name for name, blob in change.open_incidents.items() if not blob]
+        parts: list[list[Any]] = [keep, drop, positions, forecasts, unsaid, places, list(change.gone), going, closed]
         args: list[Any] = [token, change.n, change.cursor, change.out, k.live, change.live]
         args += [len(part) for part in parts]
         for part in parts:
             args += part
-        keys = [k.lease, k.ctl, k.states, k.pos, k.eta, k.geo, k.out, k.bytes]
+        keys = [k.lease, k.ctl, k.states, k.pos, k.eta, k.geo, k.out, k.bytes, k.open]
         return str((await self._run("commit", keys, args, attempts=1)).decode())
 
-    async def read_incoming(self, cursor: str, count: int, block_ms: int) -> list[Entry]:
+    async def say(self, word: Word) -> None:
+        """A person's word into the area, durable once this returns and folded in its turn. Raises `Unavailable`."""
+        await self.redis.append(self.area, msgspec.msgpack.encode(word), "w")
+
+    async def read_incoming(self, cursor: str, count: int, block_ms: int) -> list[Incoming]:
         """Entries after `cursor`, oldest first; empty after `block_ms` without any."""
-        return await self._read(self.keys.incoming, b"f", cursor, count, block_ms)
+        found = await self._entries(self.keys.incoming, cursor, count, block_ms)
+        return [(at.decode(), fields.get(b"f") or fields[b"w"], b"w" in fields) for at, fields in found]
 
     async def trim_incoming(self, cursor: str) -> int:
         """Drop what lies below the owner's committed cursor; bytes the stream still holds."""
@@ -144,12 +154,14 @@ class AreaStore:
         return bool(id_order(cursor)[0] > (int(seconds) + 5) * 1000)
 
     async def _read(self, stream: str, field: bytes, cursor: str, count: int, block_ms: int) -> list[Entry]:
+        return [(at.decode(), fields[field]) for at, fields in await self._entries(stream, cursor, count, block_ms)]
+
+    async def _entries(self, stream: str, cursor: str, count: int, block_ms: int) -> list[Any]:
         block = block_ms or None  # 0 would mean: for ever
         found = await self.redis.ask("read", lambda: self.redis.readers.xread({stream: cursor}, count=count, block=block))
         if not found:
             return []
-        entries = found[stream.encode()][0] if isinstance(found, dict) else found[0][1]
-        return [(at.decode(), fields[field]) for at, fields in entries]
+        return list(found[stream.encode()][0] if isinstance(found, dict) else found[0][1])
 
 
 def id_order(cursor: str) -> tuple[int, int]:

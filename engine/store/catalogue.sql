@@ -17,3 +17,9 @@ from sale.trip_instance i, lateral (select seats, labels, layout from sale.seat_
 -- name: labels_of_map
 -- Labels of the seats of one version of a trip's map.
 select labels from sale.seat_map where trip_no = $1 and map_version = $2
+
+-- name: cancelled_trips
+-- Trips that were on sale, leave or left around now, and do not run.
+select trip_id from sale.trip_instance
+where departs_at >= now() - interval '1 day' and departs_at < now() + interval '2 days' and status = 'CANCELLED'
+order by departs_at limit 10000

@@ -1,8 +1,9 @@
 -- commit: make one batch (or one tick that says something) of an area true, if the caller is its owner and this is number n + 1.
--- KEYS  1 lease  2 ctl  3 states  4 pos  5 eta  6 geo  7 out  8 bytes
+-- KEYS  1 lease  2 ctl  3 states  4 pos  5 eta  6 geo  7 out  8 bytes  9 open
 -- ARGV  1 token  2 n  3 cursor  4 out blob ('' = none)  5 live channel  6 live blob
 --       7 states: how many values follow   8 states dropped   9 positions   10 forecasts   11 forecasts dropped   12 places   13 gone
---       then the values: (key blob)*  key*  (bus blob)*  (bus blob)*  bus*  (lon lat bus)*  bus*
+--       14 incidents open   15 incidents closed
+--       then the values: (key blob)*  key*  (bus blob)*  (bus blob)*  bus*  (lon lat bus)*  bus*  (id blob)*  id*
 -- Answers OK; LEASE: not the owner, forget everything; DONE: this very batch is in already (its answer was lost);
 -- STALE: the caller's memory is not this server's (another number, or a server that restarted), load again.
 -- Lua rolls nothing back, so the checks come first, and before the rest GEOADD, which can fail on its values.
@@ -18,12 +19,12 @@ if ctl[3] ~= string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') then ret
 --[/number]
 
 local first = {}
-local at = 14
-for part = 7, 13 do
+local at = 16
+for part = 7, 15 do
   first[part] = at
   at = at + tonumber(ARGV[part])
 end
-first[14] = at
+first[16] = at
 
 -- 3,996 values a call: unpack ends at about 8,000, and pairs and triples must stay whole
 local function spread(command, key, part)
@@ -41,6 +42,8 @@ spread('HDEL', KEYS[5], 11)
 spread('HDEL', KEYS[4], 13)
 spread('HDEL', KEYS[5], 13)
 spread('ZREM', KEYS[6], 13)
+spread('HSET', KEYS[9], 14)
+spread('HDEL', KEYS[9], 15)
 if ARGV[4] ~= '' then
   local total = redis.call('HINCRBY', KEYS[8], 'out', #ARGV[4])
   redis.call('XADD', KEYS[7], '*', 'b', ARGV[4], 't', total)

@@ -64,6 +64,15 @@ select event, to_timestamp(ms / 1000.0), $1, bus, trip, start_date, route, kind,
        as t(event, ms, bus, trip, start_date, route, kind, reason, late)
 on conflict do nothing;
 
+-- name: add_forecasts
+-- Arrivals as they were published, once each. Arrays of each row come as text.
+insert into telemetry.forecasts (made_at, bus_no, area_no, trip_no, start_date, first_sequence, sequences, p10_s, p50_s, p90_s)
+select to_timestamp(ms / 1000.0), bus, area, trip, start_date, first_sequence, sequences::int[], p10::smallint[], p50::smallint[], p90::smallint[]
+  from unnest(
+    $1::bigint[], $2::int[], $3::int[], $4::int[], $5::int[], $6::int[], $7::text[], $8::text[], $9::text[], $10::text[]
+  ) as t(ms, bus, area, trip, start_date, first_sequence, sequences, p10, p50, p90)
+on conflict do nothing;
+
 -- name: say_incident
 -- The newest saying of an episode. A closed one is not opened again by an older saying that comes later.
 insert into telemetry.incidents as i (
@@ -157,6 +166,23 @@ select telemetry.ensure_partitions($1, $2);
 -- name: drop_points
 -- Days of points older than $1 days.
 select telemetry.drop_points(make_interval(days => $1));
+
+-- name: ensure_forecast_days
+-- Days of forecasts around now: $1 back, $2 ahead.
+select telemetry.ensure_forecast_days($1, $2);
+
+-- name: drop_forecasts
+-- Days of forecasts older than $1 days.
+select telemetry.drop_forecasts(make_interval(days => $1));
+
+-- name: drop_eta_accuracy
+-- Accuracy of days over $1 days ago, at most 20,000 rows a minute.
+delete from telemetry.eta_accuracy where ctid = any(array(
+  select ctid from telemetry.eta_accuracy where day < (now() - make_interval(days => $1))::date limit 20000));
+
+-- name: drop_eta_days
+-- That those days were worked out.
+delete from telemetry.eta_days where day < (now() - make_interval(days => $1))::date;
 
 -- name: drop_quarantined
 -- What was quarantined over $1 days ago, at most 20,000 rows a minute.

@@ -63,6 +63,7 @@ class Keys:
         "incoming",
         "lease",
         "live",
+        "open",
         "out",
         "pos",
         "quarantine",
@@ -74,7 +75,7 @@ class Keys:
         self.incoming, self.out, self.dead, self.quarantine = f"in:{tag}", f"out:{tag}", f"dead:{tag}", f"quar:{tag}"
         self.states, self.pos, self.eta, self.geo = f"st:{tag}", f"pos:{tag}", f"eta:{tag}", f"geo:{tag}"
         self.ctl, self.lease, self.fence, self.cursors = f"ctl:{tag}", f"lease:{tag}", f"fence:{tag}", f"cur:{tag}"
-        self.bytes, self.live = f"bytes:{tag}", f"{LIVE}{tag}"
+        self.bytes, self.live, self.open = f"bytes:{tag}", f"{LIVE}{tag}", f"open:{tag}"
 
 
 @cache
@@ -215,8 +216,8 @@ class Redis:
 
     # --- the door ---
 
-    async def append(self, area: str, payload: bytes) -> str:
-        """One XADD of msgpack list[Fix]; the entry's id. Durable once this returns.
+    async def append(self, area: str, payload: bytes, field: str = "f") -> str:
+        """One XADD of msgpack list[Fix] (field `w`: of a person's Word); the entry's id. Durable once this returns.
 
         At least once: a lost answer is tried again, and the tracker calls the second copy DUPLICATE. Raises
         `Unavailable` where Redis is away, and past the byte cap of the area's in or out stream (tracking or history
@@ -226,7 +227,7 @@ class Redis:
             await self.add_area(area)
         keys, settings = keys_of(area), self.settings
         caps = settings.ingest_stream_max_bytes, settings.out_stream_max_bytes
-        said = await self.ask("append", lambda: self.script("append")(keys=[keys.incoming, keys.bytes], args=[payload, *caps]))
+        said = await self.ask("append", lambda: self.script("append")(keys=[keys.incoming, keys.bytes], args=[payload, *caps, field]))
         if said in (b"IN", b"OUT"):
             stream = said.decode().lower()
             self._full.add(1, area, stream)
@@ -253,7 +254,7 @@ class Redis:
     # --- the live picture ---
 
     async def load_live(self, area: str) -> LiveBatch:
-        """Epoch, number, all positions and forecasts of one instant. An area without an owner yet: epoch "", number
+        """Epoch, number, all positions, forecasts and open incidents of one instant. An area without an owner yet: epoch "", number
         0, nothing in it.
         """
         keys = keys_of(area)
@@ -263,9 +264,10 @@ class Redis:
                 pipe.hmget(keys.ctl, "epoch", "n")
                 pipe.hvals(keys.pos)
                 pipe.hvals(keys.eta)
+                pipe.hvals(keys.open)
                 return await pipe.execute()
 
-        (epoch, number), positions, forecasts = await self.ask("load_live", read)
+        (epoch, number), positions, forecasts, incidents = await self.ask("load_live", read)
         return LiveBatch(
             area=area,
             epoch=(epoch or b"").decode(),
@@ -273,6 +275,7 @@ class Redis:
             positions=[msgspec.Raw(blob) for blob in positions],
             forecasts=[msgspec.Raw(blob) for blob in forecasts],
             events=[],
+            incidents=[msgspec.Raw(blob) for blob in incidents],
         )
 
     async def listen_live(self) -> AsyncIterator[bytes | None]:

@@ -18,7 +18,7 @@ import msgspec
 import psycopg
 
 from engine.errors import Unavailable
-from engine.events import Event, IncidentEvent, Refusal, StopEvent, TrackRow, TripEvent
+from engine.events import Event, IncidentEvent, Refusal, StopEvent, TrackRow, TripEvent, TripForecast
 from engine.settings import Settings
 from engine.store.packing import pack, register
 from engine.store.postgres import Postgres, statements
@@ -26,6 +26,7 @@ from engine.store.postgres import Postgres, statements
 SQL: Final = statements("history")
 KEPT: Final = ("OK", "LATE")  # verdicts that stand among the points
 FUTURE_MS: Final = 5 * 60_000  # ahead of now, by a receiver's clock, that history still takes
+SECONDS_MOST: Final = 32_767  # of a forecast: nine hours ahead
 NAMES_MAX: Final = 500_000  # of the name cache; then it begins anew
 END_OF_TIME_MS: Final = 253_402_300_800_000  # the year 10000: what datetime cannot hold, we do not write as a time
 FAULTS: Final = (psycopg.OperationalError, psycopg.InterfaceError, OSError, TimeoutError)
@@ -41,6 +42,7 @@ class Batch(msgspec.Struct):
     rows: list[TrackRow] = []
     events: list[Event] = []
     refusals: list[Refusal] = []
+    forecasts: list[TripForecast] = []  # as they were published
 
 
 class Moved(Exception):
@@ -54,6 +56,7 @@ class HistoryWriter:
         self._settings = settings
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._names: dict[str, int] = {}
+        self.outside = 0  # forecasts made at a time that history does not take: a clock that jumped
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -76,7 +79,7 @@ class HistoryWriter:
         connection = await self._connect()
         try:
             async with asyncio.timeout(self._settings.statement_timeout_ms / 1000 * 3):
-                await self._learn_names(connection, batch.rows)
+                await self._learn_names(connection, batch)
                 async with connection.transaction():
                     place = [batch.area, batch.stream, batch.cursor, batch.then]
                     if await (await connection.execute(SQL["move_cursor"], place)).fetchone() is None:
@@ -106,6 +109,11 @@ class HistoryWriter:
         if quarantined:
             await connection.execute(SQL["add_quarantined"], [batch.area, *columns(quarantined)])
         await self._write_events(connection, batch, now_ms)
+        samples = [one for one in batch.forecasts if oldest_ms <= one.made_at_ms <= now_ms + FUTURE_MS]
+        self.outside += len(batch.forecasts) - len(samples)
+        packed = [columned for one in samples if (columned := self._sample_columns(batch.area, one)) is not None]
+        if packed:
+            await connection.execute(SQL["add_forecasts"], columns(packed))
         return added
 
     async def _ask_repairs(self, connection: psycopg.AsyncConnection[Any], area: str, late: list[tuple[str, int, int]]) -> None:
@@ -124,11 +132,35 @@ class HistoryWriter:
             if isinstance(e, IncidentEvent):
                 await connection.execute(SQL["say_incident"], _incident_values(batch.area, e))
 
-    async def _learn_names(self, connection: psycopg.AsyncConnection[Any], rows: Iterable[TrackRow]) -> None:
-        """Numbers of all names in the rows. In a transaction of its own: a name that nobody uses yet harms nobody."""
+    def _sample_columns(self, area: str, one: TripForecast) -> tuple[Any, ...] | None:
+        """A forecast as a row of telemetry.forecasts; None: nothing was foretold."""
+        stops = [stop for stop in one.stops if stop.p50_ms is not None and stop.p10_ms is not None and stop.p90_ms is not None]
+        if not stops:
+            return None
+        sequences = [stop.stop_sequence for stop in stops]
+        dense = sequences == list(range(sequences[0], sequences[0] + len(stops)))
+        numbers = self._names
+        return (
+            one.made_at_ms,
+            numbers[one.bus_id],
+            numbers[area],
+            numbers[one.trip_id],
+            int(one.start_date),
+            sequences[0],
+            None if dense else _array(sequences),
+            _array(_ahead_s(stop.p10_ms, one.made_at_ms) for stop in stops),
+            _array(_ahead_s(stop.p50_ms, one.made_at_ms) for stop in stops),
+            _array(_ahead_s(stop.p90_ms, one.made_at_ms) for stop in stops),
+        )
+
+    async def _learn_names(self, connection: psycopg.AsyncConnection[Any], batch: Batch) -> None:
+        """Numbers of all names in the batch. In a transaction of its own: a name that nobody uses yet harms nobody."""
         if len(self._names) > NAMES_MAX:
             self._names.clear()
-        wanted = {name for row in rows for name in (row.bus_id, row.device_id, row.source, row.trip_id, row.state) if name is not None}
+        wanted = {
+            name for row in batch.rows for name in (row.bus_id, row.device_id, row.source, row.trip_id, row.state) if name is not None
+        }
+        wanted.update(name for one in batch.forecasts for name in (batch.area, one.bus_id, one.trip_id))
         unknown = sorted(wanted - self._names.keys())
         if not unknown:
             return
@@ -150,6 +182,10 @@ class HistoryWriter:
                     return
                 await connection.execute(SQL["ensure_partitions"], [settings.history_back_days + 1, 7])
                 await connection.execute(SQL["drop_points"], [settings.history_keep_days])
+                await connection.execute(SQL["ensure_forecast_days"], [settings.history_back_days + 1, 7])
+                await connection.execute(SQL["drop_forecasts"], [settings.forecast_keep_days])
+                await connection.execute(SQL["drop_eta_accuracy"], [settings.accuracy_keep_days])
+                await connection.execute(SQL["drop_eta_days"], [settings.accuracy_keep_days])
                 await connection.execute(SQL["drop_stop_events"], [settings.history_keep_days])
                 await connection.execute(SQL["drop_trip_events"], [settings.history_keep_days])
                 await connection.execute(SQL["drop_quarantined"], [min(30, settings.history_keep_days)])
@@ -184,6 +220,16 @@ class HistoryWriter:
 
 def columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _ahead_s(at_ms: int | None, made_at_ms: int) -> int:
+    assert at_ms is not None
+    return max(-SECONDS_MOST, min(SECONDS_MOST, round((at_ms - made_at_ms) / 1000)))
+
+
+def _array(values: Iterable[int]) -> str:
+    """An array in PostgreSQL's text form: rows of one statement have arrays of unequal length, which no array of arrays can hold."""
+    return "{" + ",".join(map(str, values)) + "}"
 
 
 def stop_columns(e: StopEvent) -> tuple[Any, ...]:

@@ -30,14 +30,15 @@ import msgspec
 
 from engine.clock import Clock
 from engine.errors import Unavailable
-from engine.events import STALE, LiveBatch, OutBatch
+from engine.events import STALE, LiveBatch, OutBatch, Word
 from engine.meter import SECONDS, SIZES, Meter
 from engine.settings import Settings
-from engine.store.area import START, AreaStore, Change, Entry, id_order
+from engine.store.area import START, AreaStore, Change, Incoming, id_order
 from engine.tracking.fix import Fix
 
 if TYPE_CHECKING:
     from engine.tracking.plans import Plan
+    from engine.tracking.rules import Rules
 from engine.tracking.tracker import Outcome, Tracker
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,12 @@ class PlanSource(Protocol):
     """Where the owner finds its area's timetable: `plans.Plans`."""
 
     def get(self, feed_id: str) -> Plan | None: ...
+
+
+class RuleSource(Protocol):
+    """Where the owner finds what people have set: `rulebooks.Rulebooks`."""
+
+    def get(self, feed_id: str) -> Rules: ...
 
 
 class Counts:
@@ -87,10 +94,13 @@ class Owner:
         clock: Clock,
         settings: Settings,
         counts: Counts,
+        rules: RuleSource | None = None,
     ) -> None:
         self.store, self.area, self.token = store, store.area, token
+        self._rules, self._ruled = rules, -1  # the number of the rules that the tracker has
         self._plans, self._clock, self._settings, self._counts = plans, clock, settings, counts
         self._decode = msgspec.msgpack.Decoder(list[Fix]).decode
+        self._decode_word = msgspec.msgpack.Decoder(Word).decode
         self._encode = msgspec.msgpack.Encoder().encode
         self._tracker: Tracker
         self._plan: Plan | None = None
@@ -155,6 +165,7 @@ class Owner:
     def _tick(self, now_ms: int) -> None:
         self._ticked_ms = now_ms
         self._adopt_plan()
+        self._adopt_rules()
         self._tracker.tick(now_ms)
 
     async def _load(self) -> bool:
@@ -182,7 +193,9 @@ class Owner:
                 feed_id=self.area,
                 partner_id=self._plan.partner_id if self._plan else "",
             )
-            self._tracker.restore(loaded.states)
+            self._ruled = -1
+            self._adopt_rules()
+            self._tracker.restore(loaded.states, loaded.open_incidents)
             self._n, self._cursor, self._epoch = loaded.n, cursor, loaded.epoch
             self._caught_up, self._ticked_ms, self._folded = False, 0, 0
             self._counts.epoch.add(1, self.area)
@@ -200,18 +213,28 @@ class Owner:
         self._tracker.swap(plan.timetable)
         log.info("area %s: timetable version %s", self.area, plan.timetable.version)
 
-    async def _fold(self, entries: list[Entry]) -> str:
+    def _adopt_rules(self) -> None:
+        """What people have set since."""
+        rules = self._rules.get(self.area) if self._rules is not None else None
+        if rules is not None and rules.number != self._ruled:
+            self._ruled = rules.number
+            self._tracker.rule(rules)
+
+    async def _fold(self, entries: list[Incoming]) -> str:
         """Whole entries, in order, until the batch is full; the cursor after the last one folded."""
         cursor, folded = self._cursor, 0
-        for entry_id, payload in entries:
+        for entry_id, payload, is_word in entries:
             received_ms = id_order(entry_id)[0]
             if received_ms >= self._ticked_ms + TICK_MS:
                 self._tick(received_ms)
+            fixes: list[Fix] = []
             try:
-                fixes = self._decode(payload)
+                if is_word:
+                    self._tracker.hear(self._decode_word(payload))
+                else:
+                    fixes = self._decode(payload)
             except (msgspec.DecodeError, msgspec.ValidationError):
                 await self._bury(payload)
-                fixes = []
             for fix in fixes:
                 try:
                     self._tracker.fold(fix)
@@ -270,16 +293,17 @@ class Owner:
             gone=outcome.gone,
         )
         ended = {forecast.bus_id: b"" for forecast in outcome.forecasts if not forecast.stops}
-        out = OutBatch(n, self.token, outcome.rows, outcome.events)
+        out = OutBatch(n, self.token, outcome.rows, outcome.events, outcome.sampled)
         return Change(
             n=n,
             cursor=cursor,
-            out=encode(out) if outcome.rows or outcome.events else b"",
+            out=encode(out) if outcome.rows or outcome.events or outcome.sampled else b"",
             live=encode(said),
             states=outcome.states,
             positions=positions,
             forecasts=forecasts | ended,
             gone=outcome.gone,
+            open_incidents=outcome.open_incidents,
         )
 
     async def _send(self, change: Change) -> str | None:
@@ -341,4 +365,4 @@ class Owner:
 
 
 def _says_something(outcome: Outcome) -> bool:
-    return bool(outcome.states or outcome.gone or outcome.positions or outcome.forecasts or outcome.rows or outcome.events)
+    return any((outcome.states, outcome.gone, outcome.positions, outcome.forecasts, outcome.rows, outcome.events, outcome.open_incidents))

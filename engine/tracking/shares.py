@@ -17,7 +17,7 @@ from engine.meter import Meter
 from engine.settings import Settings
 from engine.store.area import AreaStore
 from engine.store.redis import Redis
-from engine.tracking.control import Counts, Owner
+from engine.tracking.control import Counts, Owner, RuleSource
 
 if TYPE_CHECKING:
     from engine.tracking.plans import Plan
@@ -38,7 +38,10 @@ class AllPlans(Protocol):
 class Shares:
     """The areas of one worker. `run` until cancelled; `drain` first to hand them over without a pause."""
 
-    def __init__(self, redis: Redis, plans: AllPlans, *, clock: Clock, settings: Settings, meter: Meter) -> None:
+    def __init__(
+        self, redis: Redis, plans: AllPlans, *, clock: Clock, settings: Settings, meter: Meter, rules: RuleSource | None = None
+    ) -> None:
+        self._rules = rules
         self._redis, self._plans, self._clock, self._settings = redis, plans, clock, settings
         self._counts = Counts(meter)
         self._owned = meter.gauge("timepoint_areas_owned", "areas that this worker owns")
@@ -108,7 +111,7 @@ class Shares:
         if token is None:
             return
         self._taken.add(1, area)
-        owner = Owner(store, token, self._plans, clock=self._clock, settings=self._settings, counts=self._counts)
+        owner = Owner(store, token, self._plans, clock=self._clock, settings=self._settings, counts=self._counts, rules=self._rules)
         self._owners[area] = (owner, asyncio.create_task(owner.run(), name=f"area {area}"))
 
     async def _renew(self, owner: Owner) -> None:

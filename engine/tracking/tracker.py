@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 import msgspec
@@ -26,15 +26,21 @@ from engine.events import (
     SKIPPED,
     STALE,
     Event,
+    Handled,
+    IncidentEvent,
     Position,
+    Sos,
     StopForecast,
     TrackRow,
     TripForecast,
+    Word,
 )
 from engine.tracking import watch as watching
 from engine.tracking.eta import ArrivalModel, Progress
 from engine.tracking.fix import DUPLICATE, OK, ClockSkew, Fix, screen_at_door, with_delay
+from engine.tracking.open_incidents import OpenIncidents
 from engine.tracking.ride import DEVICE, Ride
+from engine.tracking.rules import Rules
 from engine.tracking.timetable import Timetable
 from engine.tracking.vehicle import Area, Said, VehicleState
 from engine.tracking.watch import OFF, QUIET
@@ -50,6 +56,7 @@ FORECAST_MS = 10_000  # a forecast is made anew with the first fix after this, o
 FORECAST_SILENT_MS = 30_000  # and without a fix after this
 DAY_BREAK_S = 4 * 3600  # local time at which yesterday's traffic is over
 LEARNED_MS = 60_000  # what the estimator has learned is kept this often
+SAMPLE_MS = 60_000  # what is published of a vehicle is kept for the record this often
 PENDING_MAX = 256  # fixes of one vehicle inside the window; past it the oldest settle early, counted
 SEEN_MAX = 100_000  # keys of one of two generations in memory; an older duplicate becomes a row LATE, which history knows already
 DEVICES_MAX = 4  # clocks of devices kept per vehicle
@@ -64,6 +71,8 @@ class Outcome(msgspec.Struct):
     forecasts: list[TripForecast]  # newest per bus; one without stops takes the bus's forecast away
     rows: list[TrackRow]  # settled fixes, and the refused ones at once
     events: list[Event]  # settled
+    open_incidents: dict[str, bytes]  # incident id -> msgpack of IncidentEvent; b"": no longer open
+    sampled: list[TripForecast]  # for the record of what was published
 
 
 class Tracker:
@@ -85,6 +94,7 @@ class Tracker:
         self._now_ms = 0
         self._learned_ms = 0
         self._day = 0  # of the newest word of the area; 0: none yet
+        self._open = OpenIncidents()
         self._decode = msgspec.msgpack.Decoder(Kept).decode
         self._encode = msgspec.msgpack.Encoder().encode
         self._clear()
@@ -92,6 +102,7 @@ class Tracker:
     def _clear(self) -> None:
         self._rows: list[TrackRow] = []
         self._events: list[Event] = []
+        self._sampled: list[TripForecast] = []
         self._forecasts: dict[str, TripForecast] = {}
         self._states: dict[str, bytes] = {}
         self._gone: dict[str, None] = {}
@@ -103,11 +114,13 @@ class Tracker:
         """The newest feed version."""
         return self._area.book.timetable if self._area.book is not None else None
 
-    def restore(self, states: Mapping[str, bytes]) -> None:
-        """Forget everything and go on from what `Outcome.states` said, key by key. A blob of another program version that cannot be
-        read is counted (BAD_STATE) and its vehicle begins anew."""
+    def restore(self, states: Mapping[str, bytes], open_incidents: Iterable[bytes] = ()) -> None:
+        """Forget everything and go on from what `Outcome.states` and `Outcome.open_incidents` said, key by key. A blob of another program
+        version that cannot be read is counted (BAD_STATE) and its vehicle begins anew."""
         self._vehicles, self._seen, self._seen_before, self._now_ms = {}, set(), set(), 0
-        self._area = Area(self.timetable)
+        rules, self._area = self._area.rules, Area(self.timetable)
+        self._area.rules = rules
+        self.counts["BAD_STATE"] += self._open.restore(open_incidents)
         self._clear()
         learned = {key.removeprefix("eta:"): blob for key, blob in states.items() if key.startswith("eta:")}
         try:
@@ -147,6 +160,17 @@ class Tracker:
                 self._changed[bus_id] = None
             versions |= vehicle.versions()
         area.keep(versions)
+
+    def rule(self, rules: Rules) -> None:
+        """From now on these rules hold."""
+        self._area.rules = rules
+
+    def hear(self, word: Word) -> None:
+        """A word of a person: said at once, it settles nothing. The same word twice is one."""
+        if isinstance(word, Sos):
+            self._events.extend(self._open.sos(word))
+        elif isinstance(word, Handled):
+            self._events.extend(self._open.handled(word))
 
     def fold(self, fix: Fix) -> None:
         """One fix, in order of receipt. May raise: the shell sends the fix to the dead letters and goes on."""
@@ -220,7 +244,10 @@ class Tracker:
             if vehicle is not None:
                 self._states["bus:" + bus_id] = self._encode(vehicle.kept())
         positions = [self._position(self._vehicles[bus_id]) for bus_id in self._moved if bus_id not in self._gone]
-        out = Outcome(self._states, list(self._gone), positions, list(self._forecasts.values()), self._rows, self._events)
+        out = Outcome(
+            self._states, list(self._gone), positions, list(self._forecasts.values()), self._rows, self._events, self._open.changed(),
+            self._sampled,
+        )  # fmt: skip
         self._clear()
         return out
 
@@ -296,11 +323,21 @@ class Tracker:
             self.counts[said.verdict] += 1
             if said.note is not None:
                 self.counts[said.note] += 1
-            self._events.extend(said.events)
+            self._say(said.events)
             self._rows.append(_settled_row(fix, state, said.verdict))
         for _, state, said in settled:
             if said.verdict == OK:
                 self._learn(state, said)
+
+    def _say(self, events: Iterable[Event]) -> None:
+        """Events that have settled; incidents as what people did with them allows."""
+        for event in events:
+            if isinstance(event, IncidentEvent):
+                said = self._open.said(event)
+                if said is not None:
+                    self._events.append(said)
+            else:
+                self._events.append(event)
 
     def _learn(self, state: VehicleState, said: Said) -> None:
         progress = self._progress(state)
@@ -350,6 +387,9 @@ class Tracker:
                 vehicle.next_stop = forecast.ahead[0]
                 self._forecasts[bus_id] = forecast
                 self._changed[bus_id] = None
+                if now_ms - vehicle.sampled_ms >= SAMPLE_MS:
+                    vehicle.sampled_ms = now_ms
+                    self._sampled.append(forecast)
                 return
         if told is not None:
             trip_id, start_date, route_id = told
@@ -388,7 +428,7 @@ class Tracker:
         """Gone from the live picture: what is open is closed at the time of the last word, and others may drive its trip."""
         state = vehicle.base
         if state.ride is not None and state.fix is not None and state.motion is not None:
-            self._events.extend(watching.close(state.watch, state.fix, state.ride, state.motion.fixed_at_ms, "SILENT"))
+            self._say(watching.close(state.watch, state.fix, state.ride, state.motion.fixed_at_ms, "SILENT"))
             vehicle.base = msgspec.structs.replace(state, watch=QUIET)
             self._claim(state.bus_id, state.ride, None)
         self._model.forget(state.bus_id)

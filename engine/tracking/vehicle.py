@@ -1,6 +1,6 @@
 """A vehicle, one fix further: the visible list of steps. Pure, and a function of frozen state.
 
-`advance` takes a `VehicleState` and the next fix in the order of the fixes' own times through screen, board, place, begin or cross, watch.
+`advance` takes a `VehicleState` and the next fix in the order of the fixes' own times through screen, board, place, begin or cross, watch, guard.
 What it answers to say (`Said`) is told when the fix has settled: see `tracker.py`.
 """
 
@@ -11,9 +11,11 @@ from typing import NamedTuple
 import msgspec
 
 from engine.events import DEADHEAD, DONE, IN_TRIP, Event, TripEvent
+from engine.tracking import guard as guarding
 from engine.tracking import watch as watching
 from engine.tracking.assign import Trail, assign, walked
 from engine.tracking.fix import OK, Fix, Motion, screen
+from engine.tracking.guard import AT_EASE, Guard
 from engine.tracking.ride import (
     BLOCK,
     DEVICE,
@@ -35,8 +37,9 @@ from engine.tracking.ride import (
     off_limit_m,
     on_new_course,
 )
+from engine.tracking.rules import NO_RULES, Rules
 from engine.tracking.timetable import Timetable, TripInstance
-from engine.tracking.watch import MAJOR_M, OFF, QUIET, Sight, Watch
+from engine.tracking.watch import OFF, QUIET, Sight, Watch
 from geo.match import Match, place_first, place_next, set_back, sigma_m
 
 MISTAKEN_MS, NEVER_BEGAN_MS = 180_000, 900_000  # an assignment of ours is given up after so long off its route, or without a start
@@ -55,6 +58,7 @@ class VehicleState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     match: Match | None = None  # on the ride's shape
     watch: Watch = QUIET
     trail: Trail = Trail()
+    guard: Guard = AT_EASE
 
 
 class Said(NamedTuple):
@@ -82,6 +86,7 @@ class Area:
         self.books: dict[str, Roadbook] = {self.book.version: self.book} if self.book is not None else {}
         self._found: dict[tuple[str, str, str], Found] = {}
         self.driven: dict[tuple[str, str], str] = {}  # (trip_id, start_date) -> bus_id
+        self.rules: Rules = NO_RULES
 
     def is_driven(self, instance: TripInstance, bus_id: str) -> bool:
         """By another vehicle."""
@@ -132,7 +137,9 @@ def advance(state: VehicleState, fix: Fix, area: Area) -> tuple[VehicleState, Sa
     ride, trail, events, note = board(state, fix, motion, area)
     found = area.of(ride) if ride is not None else None
     if ride is None or found is None:
-        return VehicleState(state.bus_id, fix, motion, None, None, QUIET, trail), Said(OK, tuple(events), (), note)
+        guard, incidents = guarding.look(state.guard, guarding.Sight(fix, motion, state.motion, None, None, None, None, area.rules))
+        events += incidents
+        return VehicleState(state.bus_id, fix, motion, None, None, QUIET, trail, guard), Said(OK, tuple(events), (), note)
     book, instance, course = found
     same = state.ride is not None and state.ride.trip_id == ride.trip_id and state.ride.start_date == ride.start_date
     same = same and state.ride.version == book.version  # type: ignore[union-attr]
@@ -153,14 +160,17 @@ def advance(state: VehicleState, fix: Fix, area: Area) -> tuple[VehicleState, Sa
     if ride.phase == IN_TRIP:
         ride, stops, crossings = cross(ride, course, instance, before, match, state.motion if before is not None else None, motion, fix)
         watch, incidents = watching.look(
-            watch, Sight(fix, motion, ride, course, before, match, stops, is_unsure(course, instance, match, motion.fixed_at_ms))
+            watch,
+            Sight(fix, motion, ride, course, before, match, stops, is_unsure(course, instance, match, motion.fixed_at_ms), area.rules, instance),
         )
         events += [*stops, *incidents]
         if ride.phase == DONE:
             events += watching.close(watch, fix, ride, motion.fixed_at_ms, "TRIP_DONE")
             events.append(_trip_event("COMPLETED", fix, ride, instance, "LAST_STOP"))
             watch = QUIET
-    return VehicleState(state.bus_id, fix, motion, ride, match, watch, trail), Said(OK, tuple(events), tuple(crossings), note)
+    guard, guarded = guarding.look(state.guard, guarding.Sight(fix, motion, state.motion, ride, course, instance, match, area.rules))
+    events += guarded
+    return VehicleState(state.bus_id, fix, motion, ride, match, watch, trail, guard), Said(OK, tuple(events), tuple(crossings), note)
 
 
 def board(state: VehicleState, fix: Fix, motion: Motion, area: Area) -> tuple[Ride | None, Trail, list[Event], str | None]:
@@ -222,7 +232,7 @@ def _is_past(ride: Ride, area: Area, motion: Motion) -> bool:
 def _mistake(state: VehicleState, ride: Ride, area: Area, at_ms: int) -> str | None:
     """Why a trip that nobody named cannot be this vehicle's, or None: its drive says otherwise for minutes."""
     off, match = state.watch.off_route, state.match
-    if off.phase == OFF and off.worst_m >= MAJOR_M and at_ms - off.since_ms >= MISTAKEN_MS:
+    if off.phase == OFF and off.worst_m >= area.rules.watch.major_m and at_ms - off.since_ms >= MISTAKEN_MS:
         return "OFF_ROUTE"
     if state.watch.wrong_way.open:
         return "WRONG_WAY"

@@ -1,8 +1,11 @@
-"""What deserves a word: off route, wrong way, missed stops. Small tables with hysteresis, one open incident per episode.
+"""What deserves a word on a trip: off route, wrong way, missed stops. Small tables with hysteresis, one open incident per episode.
 
-Pure. Single-fix rules give 1,000 to 7,000 false episodes in 1,000 trip hours, this table 0 to 220, by noise. Incident ids are made of what
-happened, so a replay says the same ids again. Fences, speeding, idling and bunching are further tables of this kind beside these
-(see `WATCHES`). Lengths in metres, times in UTC ms.
+Pure. Single-fix rules give 1,000 to 7,000 false episodes in 1,000 trip hours; `python -m bench.deviation` says what this table gives. Lengths
+in metres, times in UTC ms; every threshold is a field of `WatchConfig`. The other tables of a trip stand in `stall.py` (no progress) and
+`approach.py` (a stop is near), those that go on from trip to trip in `guard.py`, those of several vehicles in `headways.py`.
+
+Off route, ON -> SUSPECT -> OFF -> ON. How long a suspicion must last depends on how far away the vehicle is: noise seldom reaches twice the
+limit and a street has no name for 65 m, so little evidence takes three times `off_s`, a lot of it half.
 """
 
 from __future__ import annotations
@@ -11,30 +14,41 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from engine.events import IncidentEvent, StopEvent
+from engine.events import ApproachEvent, IncidentEvent, StopEvent
+from engine.tracking.approach import approached
+from engine.tracking.episodes import (
+    CLOSED,
+    CRITICAL,
+    MAJOR,
+    MINOR,
+    MISSED_STOP,
+    OFF_ROUTE,
+    OPENED,
+    WRONG_WAY,
+    incident,
+)
 from engine.tracking.fix import Fix, Motion
-from engine.tracking.ride import Course, Ride, event_id, off_limit_m
+from engine.tracking.ride import Course, Ride
+from engine.tracking.rules import NO_RULES, Rules, WatchConfig
+from engine.tracking.stall import Stall, stall_closed, stall_next
+from engine.tracking.timetable import TripInstance
 from geo.match import Match
 
 ON, SUSPECT, OFF = "ON", "SUSPECT", "OFF"
-MINOR, MAJOR, CRITICAL = "MINOR", "MAJOR", "CRITICAL"
-OFF_ROUTE, WRONG_WAY, MISSED_STOP = "OFF_ROUTE", "WRONG_WAY", "MISSED_STOP"
 
-OFF_FIXES, OFF_MS, OFF_DRIVEN_M = 3, 45_000, 150.0
-REFLECTED_MS = 90_000  # after a sideways step that no bus can make
-STEP_M, STEP_SPEED, STEP_ACCURACY = 40.0, 1.2, 2.0  # that step: more than max(40 m, 1.2 * v * dt + 2 * accuracy)
-BACK_SHARE, BACK_FIXES = 0.6, 2
-MAJOR_M, CRITICAL_M = 200.0, 2_000.0
+STEP_M, STEP_SPEED, STEP_ACCURACY = 40.0, 1.2, 2.0  # a sideways step that no bus makes: more than max(40 m, 1.2 * v * dt + 2 * accuracy)
 BYPASSED_MAX = 64  # stop sequences kept in one episode
-WRONG_M, WRONG_FIXES, RIGHT_M = 150.0, 3, 100.0
+NEAR_RATIO, FAR_RATIO = 1.35, 2.5  # mean distance over limit: below the first it takes SLOWLY times as long, beyond the second QUICKLY
+SLOWLY, QUICKLY = 3.0, 0.5
+FAR_FIXES = 2  # so far away two fixes do
 
 
 class OffRoute(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Where the vehicle stands in the table ON -> SUSPECT -> OFF -> ON."""
 
     phase: str = ON
-    since_ms: int = 0
-    fixes: int = 0  # further than D in a row
+    since_ms: int = 0  # crossed the limit, between two fixes
+    fixes: int = 0  # beyond the limit in a row
     driven_m: float = 0.0
     reflected: bool = False
     left_m: float = 0.0  # arc where it left
@@ -42,6 +56,7 @@ class OffRoute(msgspec.Struct, frozen=True, array_like=True, gc=False):
     back: int = 0  # fixes in a row that look like being back
     severity: str = MINOR
     bypassed: tuple[int, ...] = ()  # stop sequences missed meanwhile
+    ratio: float = 0.0  # distance over limit, summed over `fixes`
 
 
 class WrongWay(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -51,14 +66,19 @@ class WrongWay(msgspec.Struct, frozen=True, array_like=True, gc=False):
     since_ms: int = 0
     peak_m: float = 0.0
     low_m: float = 0.0
-    fixes: int = 0  # backwards in a row
+    fixes: int = 0  # backwards in a row; 0: it does not
+
+
+ON_ROUTE, FORWARD = OffRoute(), WrongWay()
 
 
 class Watch(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Everything that is watched of one vehicle on one trip."""
 
-    off_route: OffRoute = OffRoute()
-    wrong_way: WrongWay = WrongWay()
+    off_route: OffRoute = ON_ROUTE
+    wrong_way: WrongWay = FORWARD
+    stall: Stall = Stall()
+    near_stop: int = -1  # index of the last stop that passengers were told of
 
 
 QUIET = Watch()
@@ -75,89 +95,122 @@ class Sight(NamedTuple):
     match: Match
     stops: list[StopEvent]  # said with this fix
     unsure: bool = False  # the trip may turn out not to have begun
+    rules: Rules = NO_RULES
+    instance: TripInstance | None = None
 
 
-def look(watch: Watch, sight: Sight) -> tuple[Watch, list[IncidentEvent]]:
-    """One fix further, on a trip under way."""
-    off_route, said = off_route_next(watch.off_route, sight)
-    wrong_way, more = wrong_way_next(watch.wrong_way, sight)
-    said += more
-    for stop in sight.stops:
-        if stop.kind == "MISSED":
-            said.append(_missed(sight, stop))
-    if off_route is watch.off_route and wrong_way is watch.wrong_way:
+def look(watch: Watch, sight: Sight) -> tuple[Watch, list[IncidentEvent | ApproachEvent]]:
+    """One fix further, on a trip under way; the same object where nothing changed."""
+    said: list[IncidentEvent | ApproachEvent] = []
+    limit = limit_m(sight.rules.watch, sight.motion.accuracy_m)
+    off_route = off_route_next(watch.off_route, sight, limit, said)
+    wrong_way = wrong_way_next(watch.wrong_way, sight, limit, off_route, said)
+    stall = stall_next(watch.stall, sight, sight.match.offset_m <= limit, said)
+    near_stop = approached(watch.near_stop, sight, sight.match.offset_m <= limit, said)
+    if sight.stops:
+        said += [_missed(sight, stop) for stop in sight.stops if stop.kind == "MISSED"]
+    if off_route is watch.off_route and wrong_way is watch.wrong_way and stall is watch.stall and near_stop == watch.near_stop:
         return watch, said
-    return Watch(off_route, wrong_way), said
+    return Watch(off_route, wrong_way, stall, near_stop), said
 
 
 def close(watch: Watch, fix: Fix, ride: Ride, at_ms: int, reason: str) -> list[IncidentEvent]:
     """The trip is over, or nothing was heard for long: what is open is closed, at the time of the last word."""
     said = []
     if watch.off_route.phase == OFF:
-        off = watch.off_route
-        said.append(_off_route_event(off, fix, ride, off.severity, "closed", at_ms, {"reason": reason}))
+        said.append(_off_route_event(watch.off_route, fix, ride, watch.off_route.severity, CLOSED, at_ms, {"reason": reason}))
     if watch.wrong_way.open:
-        said.append(_wrong_way_event(watch.wrong_way, fix, ride, "closed", at_ms))
+        said.append(_wrong_way_event(watch.wrong_way, fix, ride, CLOSED, at_ms, reason))
+    if watch.stall.severity is not None:
+        said.append(stall_closed(watch.stall, fix, ride, at_ms, reason))
     return said
 
 
-def off_route_next(off: OffRoute, sight: Sight) -> tuple[OffRoute, list[IncidentEvent]]:
+def limit_m(config: WatchConfig, accuracy_m: float | None) -> float:
+    """D: further from the shape than this is not on it."""
+    return config.off_m if accuracy_m is None else max(config.off_m, config.off_accuracy * accuracy_m)
+
+
+def off_route_next(off: OffRoute, sight: Sight, limit: float, said: list[Any]) -> OffRoute:
     """The table of the module, one fix further; answers the same object where nothing changed."""
-    away, limit = sight.match.offset_m, off_limit_m(sight.motion.accuracy_m)
+    away = sight.match.offset_m
     if off.phase == ON:
-        return (off if away <= limit else _suspected(sight)), []
+        return off if away <= limit else _suspected(sight, limit)
     if off.phase == SUSPECT:
-        return _suspect_next(off, sight, away, limit)
-    return _off_next(off, sight, away, limit)
+        return _suspect_next(off, sight, away, limit, said)
+    return _off_next(off, sight, away, limit, said)
 
 
-def _suspected(sight: Sight) -> OffRoute:
+def _suspected(sight: Sight, limit: float) -> OffRoute:
     motion, match, before = sight.motion, sight.match, sight.before
-    reflected = False
+    reflected, since_ms = False, motion.fixed_at_ms
     if before is not None and motion.gap_ms:
         sideways = abs(match.offset_m - before.offset_m)
         step = STEP_SPEED * motion.speed_mps * motion.gap_ms / 1000.0 + STEP_ACCURACY * (motion.accuracy_m or 0.0)
         reflected = sideways > max(STEP_M, step)
+        if before.offset_m < limit and not reflected:
+            since_ms -= round(motion.gap_ms * (match.offset_m - limit) / (match.offset_m - before.offset_m))
     left = before.along_m if before is not None else match.along_m
-    return OffRoute(SUSPECT, motion.fixed_at_ms, 1, 0.0, reflected, left, match.offset_m, 0, MINOR, _bypassed((), sight))
+    return OffRoute(SUSPECT, since_ms, 1, 0.0, reflected, left, match.offset_m, 0, MINOR, _bypassed((), sight), match.offset_m / limit)
 
 
-def _suspect_next(off: OffRoute, sight: Sight, away: float, limit: float) -> tuple[OffRoute, list[IncidentEvent]]:
+def _suspect_next(off: OffRoute, sight: Sight, away: float, limit: float, said: list[Any]) -> OffRoute:
     if away <= limit:
-        return OffRoute(), []
-    motion = sight.motion
-    fixes, driven = off.fixes + 1, off.driven_m + motion.driven_m
+        return ON_ROUTE
+    config, motion = sight.rules.watch, sight.motion
+    fixes, driven, ratio = off.fixes + 1, off.driven_m + motion.driven_m, off.ratio + away / limit
     worst, bypassed = max(off.worst_m, away), _bypassed(off.bypassed, sight)
-    wait_ms = REFLECTED_MS if off.reflected else OFF_MS
-    sure = fixes >= OFF_FIXES and motion.fixed_at_ms - off.since_ms >= wait_ms and driven >= OFF_DRIVEN_M
-    severity = _severity(worst)
+    far = ratio >= FAR_RATIO * fixes and not off.reflected
+    wait_s = config.reflected_s if off.reflected else config.off_s * _patience(ratio / fixes)
+    sure = (
+        fixes >= (min(FAR_FIXES, config.off_fixes) if far else config.off_fixes)
+        and motion.fixed_at_ms - off.since_ms >= wait_s * 1000.0
+        and driven >= config.off_driven_m
+    )
+    severity = _severity(config, worst)
     phase = OFF if sure else SUSPECT
-    now = OffRoute(phase, off.since_ms, fixes, driven, off.reflected, off.left_m, worst, 0, severity, bypassed)
-    return now, [_off_route_event(now, sight.fix, sight.ride, severity, "opened", None, {})] if sure else []
+    now = OffRoute(phase, off.since_ms, fixes, driven, off.reflected, off.left_m, worst, 0, severity, bypassed, ratio)
+    if sure:
+        said.append(_off_route_event(now, sight.fix, sight.ride, severity, OPENED, None, {}))
+    return now
 
 
-def _off_next(off: OffRoute, sight: Sight, away: float, limit: float) -> tuple[OffRoute, list[IncidentEvent]]:
-    before = sight.before
-    advancing = before is None or sight.match.along_m > before.along_m
-    back = off.back + 1 if away < BACK_SHARE * limit and advancing else 0
+def _patience(ratio: float) -> float:
+    """By what `off_s` is multiplied at this mean distance in limits: SLOWLY near the limit, 1 from NEAR_RATIO on, QUICKLY from FAR_RATIO on."""
+    if ratio < NEAR_RATIO:
+        return SLOWLY + (1.0 - SLOWLY) * max(0.0, ratio - 1.0) / (NEAR_RATIO - 1.0)
+    return 1.0 + (QUICKLY - 1.0) * min(1.0, (ratio - NEAR_RATIO) / (FAR_RATIO - NEAR_RATIO))
+
+
+def _off_next(off: OffRoute, sight: Sight, away: float, limit: float, said: list[Any]) -> OffRoute:
+    config, before = sight.rules.watch, sight.before
+    advancing = before is None or sight.match.raw_m > before.raw_m
+    back = off.back
+    if away >= config.back_share * limit:
+        back = 0
+    elif advancing:
+        back += 1
     worst, bypassed = max(off.worst_m, away), _bypassed(off.bypassed, sight)
-    severity = _severity(worst)
+    severity = _severity(config, worst)
     now = OffRoute(
         OFF, off.since_ms, off.fixes + 1, off.driven_m + sight.motion.driven_m, off.reflected, off.left_m, worst, back, severity, bypassed
     )
-    if back >= BACK_FIXES:
+    if back >= config.back_fixes:
         facts = {"rejoinedM": round(sight.match.along_m), "reason": "BACK_ON_ROUTE"}
-        return OffRoute(), [_off_route_event(now, sight.fix, sight.ride, severity, "closed", sight.motion.fixed_at_ms, facts)]
+        said.append(_off_route_event(now, sight.fix, sight.ride, severity, CLOSED, sight.motion.fixed_at_ms, facts))
+        return ON_ROUTE
     if severity != off.severity:
-        return now, [_off_route_event(now, sight.fix, sight.ride, severity, severity, None, {})]
-    return now, []
+        said.append(_off_route_event(now, sight.fix, sight.ride, severity, severity, None, {}))
+    return now
 
 
-def _severity(worst_m: float) -> str:
-    return CRITICAL if worst_m >= CRITICAL_M else MAJOR if worst_m >= MAJOR_M else MINOR
+def _severity(config: WatchConfig, worst_m: float) -> str:
+    return CRITICAL if worst_m >= config.critical_m else MAJOR if worst_m >= config.major_m else MINOR
 
 
 def _bypassed(known: tuple[int, ...], sight: Sight) -> tuple[int, ...]:
+    if not sight.stops:
+        return known
     missed = tuple(stop.stop_sequence for stop in sight.stops if stop.kind == "MISSED")
     return (known + missed)[:BYPASSED_MAX] if missed else known
 
@@ -166,52 +219,50 @@ def _off_route_event(
     off: OffRoute, fix: Fix, ride: Ride, severity: str, saying: str, closed_at_ms: int | None, facts: dict[str, Any]
 ) -> IncidentEvent:
     detail = {"maxOffsetM": round(off.worst_m), "leftM": round(off.left_m), "bypassedStops": list(off.bypassed), **facts}
-    return _incident(OFF_ROUTE, severity, off.since_ms, fix, ride, saying, closed_at_ms, detail)
+    return incident(OFF_ROUTE, severity, off.since_ms, fix, ride, saying, closed_at_ms, detail)
 
 
-def wrong_way_next(wrong: WrongWay, sight: Sight) -> tuple[WrongWay, list[IncidentEvent]]:
-    """Opens when the match has run back 150 m in at least three fixes on the shape, closes when it has come forward 100 m."""
-    raw, at_ms = sight.match.raw_m, sight.motion.fixed_at_ms
-    if sight.match.offset_m > off_limit_m(sight.motion.accuracy_m):
-        return wrong, []
+def wrong_way_next(wrong: WrongWay, sight: Sight, limit: float, off: OffRoute, said: list[Any]) -> WrongWay:
+    """Opens when the match has run back 150 m in at least three fixes on the shape, closes when it has come forward 100 m.
+
+    A vehicle that leaves its shape and comes back to it elsewhere has not turned round: then it begins anew.
+    """
+    match = sight.match
+    raw = match.raw_m
+    if not wrong.fixes and raw >= match.peak_m:  # forward, as nearly always
+        return wrong
+    if match.offset_m > limit:
+        return wrong
+    config, at_ms = sight.rules.watch, sight.motion.fixed_at_ms
     if wrong.open:
         if raw < wrong.low_m:
-            return WrongWay(True, wrong.since_ms, wrong.peak_m, raw, wrong.fixes + 1), []
-        if raw - wrong.low_m >= RIGHT_M:
-            return WrongWay(False, at_ms, raw, raw, 0), [_wrong_way_event(wrong, sight.fix, sight.ride, "closed", at_ms)]
-        return wrong, []
-    if raw >= wrong.peak_m or sight.before is None or sight.unsure:
-        return WrongWay(False, at_ms, raw, raw, 0), []
+            return WrongWay(True, wrong.since_ms, wrong.peak_m, raw, wrong.fixes + 1)
+        if raw - wrong.low_m >= config.right_m:
+            said.append(_wrong_way_event(wrong, sight.fix, sight.ride, CLOSED, at_ms, "FORWARD"))
+            return FORWARD
+        return wrong
+    peak = wrong.peak_m if wrong.fixes else match.peak_m
+    if raw >= peak or sight.before is None or sight.unsure or off.phase == OFF:
+        return FORWARD
+    if not wrong.fixes:
+        return WrongWay(False, at_ms - sight.motion.gap_ms, peak, raw, 1)
     fixes = wrong.fixes + 1 if raw < wrong.low_m else wrong.fixes
-    now = WrongWay(wrong.peak_m - raw >= WRONG_M and fixes >= WRONG_FIXES, wrong.since_ms, wrong.peak_m, min(raw, wrong.low_m), fixes)
-    return now, [_wrong_way_event(now, sight.fix, sight.ride, "opened", None)] if now.open else []
+    open_now = peak - raw >= config.wrong_m and fixes >= config.wrong_fixes
+    now = WrongWay(open_now, wrong.since_ms, peak, min(raw, wrong.low_m), fixes)
+    if open_now:
+        said.append(_wrong_way_event(now, sight.fix, sight.ride, OPENED, None, None))
+    return now
 
 
-def _wrong_way_event(wrong: WrongWay, fix: Fix, ride: Ride, saying: str, closed_at_ms: int | None) -> IncidentEvent:
-    detail = {"turnedM": round(wrong.peak_m), "backToM": round(wrong.low_m)}
-    return _incident(WRONG_WAY, MAJOR, wrong.since_ms, fix, ride, saying, closed_at_ms, detail)
+def _wrong_way_event(wrong: WrongWay, fix: Fix, ride: Ride, saying: str, closed_at_ms: int | None, reason: str | None) -> IncidentEvent:
+    detail: dict[str, Any] = {"turnedM": round(wrong.peak_m), "backToM": round(wrong.low_m)}
+    if reason is not None:
+        detail["reason"] = reason
+    return incident(WRONG_WAY, MAJOR, wrong.since_ms, fix, ride, saying, closed_at_ms, detail)
 
 
 def _missed(sight: Sight, stop: StopEvent) -> IncidentEvent:
     at_ms = sight.motion.fixed_at_ms
     detail = {"stopId": stop.stop_id, "stopSequence": stop.stop_sequence}
     facts = (MISSED_STOP, sight.fix.bus_id, sight.ride.trip_id, sight.ride.start_date, stop.stop_sequence)
-    return _incident(MISSED_STOP, MINOR, at_ms, sight.fix, sight.ride, "closed", at_ms, detail, facts)
-
-
-def _incident(
-    kind: str,
-    severity: str,
-    opened_at_ms: int,
-    fix: Fix,
-    ride: Ride,
-    saying: str,
-    closed_at_ms: int | None,
-    detail: dict[str, Any],
-    facts: tuple[object, ...] | None = None,
-) -> IncidentEvent:
-    incident = event_id(*(facts or (kind, fix.bus_id, ride.trip_id, ride.start_date, opened_at_ms)))
-    return IncidentEvent(
-        event_id(incident, saying), incident, kind, severity, fix.bus_id, ride.trip_id, ride.start_date, ride.route_id, opened_at_ms,
-        closed_at_ms, fix.lat, fix.lon, msgspec.json.encode(detail).decode(),
-    )  # fmt: skip
+    return incident(MISSED_STOP, MINOR, at_ms, sight.fix, sight.ride, CLOSED, at_ms, detail, facts)

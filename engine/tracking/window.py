@@ -67,6 +67,7 @@ class Vehicle:
         "next_stop",
         "pending",
         "recent",
+        "sampled_ms",
         "settled_at_ms",
         "shown",
     )
@@ -84,6 +85,7 @@ class Vehicle:
         self.next_stop: StopForecast | None = None
         self.due_ms = 0  # a tick before this has nothing to do here
         self.heard_ms = 0  # last receipt of anything
+        self.sampled_ms = 0  # when a forecast was last kept for the record; not kept itself
 
     @property
     def newest(self) -> VehicleState:
