@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
-from litestar import Request
+import msgspec
+from litestar import Request, Response
 
 
 def unchanged(request: Request[Any, Any, Any], tag: str) -> bool:
@@ -17,3 +19,16 @@ def unchanged(request: Request[Any, Any, Any], tag: str) -> bool:
     if given is None:
         return False
     return given.strip() == "*" or tag in (one.strip().removeprefix("W/") for one in given.split(","))
+
+
+def tagged(request: Request[Any, Any, Any], answer: Any, *, but: Any = None) -> Response[Any]:
+    """A read that clients poll: the answer with an entity tag of what it says, or 304 where the client has just that.
+
+    `but`: the answer without what changes by itself (an age). The tag is then a weak one (RFC 9110 section 8.8.1).
+    """
+    body = msgspec.json.encode(answer if but is None else but)
+    tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+    headers = {"ETag": tag if but is None else "W/" + tag, "Cache-Control": "no-cache"}
+    if unchanged(request, tag):
+        return Response(None, status_code=304, headers=headers)
+    return Response(answer, headers=headers)

@@ -16,7 +16,8 @@ from litestar import Request, Response, get
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, FromQuery, QueryParameter
 
-from api.etags import unchanged
+from api.departures import HORIZON_MOST_S, HORIZON_S, Board, DepartureItem, DepartureItems, cancelled_trips, on_trip, route_name
+from api.etags import tagged, unchanged
 from api.ids import public_id, split_id, split_trip, trip_key
 from api.parts import Parts, parts_of
 from api.search import RideItems, Sort, day_of, price_of, search_rides
@@ -24,15 +25,13 @@ from engine.booking.catalogue import SoldTrip
 from engine.booking.search import Found
 from engine.booking.seatmaps import Money
 from engine.errors import Invalid, NotFound, Unavailable
-from engine.events import Position
 from engine.live.frames import EtaStop, Pos, eta_stop, pos, rfc3339
 from engine.tracking.plans import Plan
-from engine.tracking.timetable import Pattern, Stop, Timetable, Trip, TripInstance, parse_date
-from geo.coords import distance_m
+from engine.tracking.timetable import Pattern, Stop, Timetable, TripInstance, parse_date
+from geo.coords import distance_m, wrap_lon
 
 NEAR_MOST_M: Final = 5_000
-DEPARTURES_S: Final = 2 * 3600
-DEPARTURES_BEFORE_S: Final = 120  # a bus that has just left is still worth showing
+BOARDS_MOST: Final = 10  # departures of each stop near a point
 
 Limit = Annotated[int, QueryParameter(name="limit", ge=1, le=100, description="items a page")]
 Cursor = Annotated[str | None, QueryParameter(name="cursor", description="nextCursor of the page before")]
@@ -76,6 +75,7 @@ class StopItem(msgspec.Struct, frozen=True, rename="camel"):
     lon: float
     code: str | None
     distance_m: float | None = None
+    departures: list[DepartureItem] | None = None  # the next ones, where they were asked for
 
 
 class StopItems(msgspec.Struct, frozen=True, rename="camel"):
@@ -97,26 +97,6 @@ class ScheduleItem(msgspec.Struct, frozen=True, rename="camel"):
 
 class ScheduleItems(msgspec.Struct, frozen=True, rename="camel"):
     items: list[ScheduleItem]
-    next_cursor: str | None
-
-
-class DepartureItem(msgspec.Struct, frozen=True, rename="camel"):
-    trip_id: str
-    route_id: str
-    route_name: str
-    headsign: str | None
-    seq: int
-    scheduled_at: str
-    p10: str | None
-    p50: str | None
-    p90: str | None
-    delay_s: int | None
-    kind: str  # SCHEDULED: the timetable's word; ESTIMATED: a bus is on its way; SKIPPED: its bus missed the stop
-    bus_id: str | None
-
-
-class DepartureItems(msgspec.Struct, frozen=True, rename="camel"):
-    items: list[DepartureItem]
     next_cursor: str | None
 
 
@@ -152,6 +132,10 @@ class TripLive(Pos, frozen=True, rename="camel"):
     age_ms: int
     driven_m: float | None  # since the start of the trip
     remaining_m: float | None  # along the line to its last stop
+
+
+BOARD: Final = ResponseSpec(DepartureItems, generate_examples=False, description="the departures")
+LIVE: Final = ResponseSpec(TripLive, generate_examples=False, description="the trip as it is live")
 
 
 # ------------------------------------------------------------------------------------------------ routes
@@ -224,25 +208,46 @@ async def read_schedules(
 # ------------------------------------------------------------------------------------------------ stops
 
 
-@get("/stops", tags=["network"], sync_to_thread=False)
-def list_stops(
+@get("/stops", tags=["network"], responses={200: ResponseSpec(StopItems, generate_examples=False, description="the stops")})
+async def list_stops(
     request: Request[Any, Any, Any],
     near: Annotated[str | None, QueryParameter(description="lat,lon")] = None,
     radius: Annotated[int, QueryParameter(ge=1, le=NEAR_MOST_M, description="metres")] = 500,
+    departures: Annotated[int, QueryParameter(ge=0, le=BOARDS_MOST, description="of each stop the next so many, with live times")] = 0,
     limit: Limit = 20,
     cursor: Cursor = None,
-) -> StopItems:
-    """All stops by id, or those within `radius` of a point, nearest first."""
+) -> Response[Any]:
+    """All stops by id, or those within `radius` of a point, nearest first; with `departures` what leaves there within two hours."""
+    parts = parts_of(request)
     if near is not None:
         lat, lon = parse_point(near)
         near_by = (item for plan in _plans(request) for item in _stops_near(plan, lat, lon, radius))
         found = sorted(near_by, key=lambda stop: (stop.distance_m, stop.stop_id))
         start = offset_of(cursor)
-        return StopItems(found[start : start + limit], str(start + limit) if start + limit < len(found) else None)
-    rows = sorted((public_id(plan.feed_id, stop_id), stop) for plan in _plans(request) for stop_id, stop in plan.timetable.stops.items())
-    page = [row for row in rows if cursor is None or row[0] > cursor][: limit + 1]
-    items = [_stop(stop_id, stop) for stop_id, stop in page[:limit]]
-    return StopItems(items, items[-1].stop_id if len(page) > limit else None)
+        page, after = found[start : start + limit], str(start + limit) if start + limit < len(found) else None
+    else:
+        rows = sorted(
+            (public_id(plan.feed_id, stop_id), stop) for plan in _plans(request) for stop_id, stop in plan.timetable.stops.items()
+        )
+        few = [row for row in rows if cursor is None or row[0] > cursor][: limit + 1]
+        page = [_stop(stop_id, stop) for stop_id, stop in few[:limit]]
+        after = page[-1].stop_id if len(few) > limit else None
+    if departures:
+        page = await _with_boards(parts, page, departures)
+    return tagged(request, StopItems(page, after))
+
+
+async def _with_boards(parts: Parts, stops: list[StopItem], count: int) -> list[StopItem]:
+    """The same stops with their next departures."""
+    cancelled, now_ms = await cancelled_trips(parts), parts.clock.now_ms()
+    boards: dict[str, Board] = {}
+    found = []
+    for stop in stops:
+        feed_id, local = split_id(stop.stop_id, "stop")
+        if feed_id not in boards and parts.plans is not None and (plan := parts.plans.get(feed_id)) is not None:
+            boards[feed_id] = Board(parts, plan, now_ms, HORIZON_S, cancelled)
+        found.append(msgspec.structs.replace(stop, departures=boards[feed_id].at(local)[:count]))
+    return found
 
 
 @get("/stops/{stop_id:str}", tags=["network"], sync_to_thread=False)
@@ -255,19 +260,24 @@ def read_stop(request: Request[Any, Any, Any], stop_id: FromPath[str]) -> StopIt
     return _stop(stop_id, stop)
 
 
-@get("/stops/{stop_id:str}/departures", tags=["network"], sync_to_thread=False)
-def read_departures(request: Request[Any, Any, Any], stop_id: FromPath[str], limit: Limit = 20, cursor: Cursor = None) -> DepartureItems:
-    """The next departures within two hours: live where a bus is on its way, else the timetable's word. A cursor counts from the first
-    departure of the moment it is used, so a page that is asked for later begins as much later as buses have left meanwhile."""
+@get("/stops/{stop_id:str}/departures", tags=["network"], responses={200: BOARD})
+async def read_departures(
+    request: Request[Any, Any, Any],
+    stop_id: FromPath[str],
+    horizon: Annotated[int, QueryParameter(ge=60, le=HORIZON_MOST_S, description="seconds from now")] = HORIZON_S,
+    limit: Limit = 20,
+    cursor: Cursor = None,
+) -> Response[Any]:
+    """The next departures of a stop or a station, as they are expected: live where a bus is on its way, else the timetable's word. A cursor
+    counts from the first departure of the moment it is used, so a page that is asked for later begins as much later as buses have left
+    meanwhile."""
     parts = parts_of(request)
     plan, local = _planned(request, stop_id, "stop")
     if local not in plan.timetable.stops:
         raise NotFound(f"no stop {stop_id!r}")
-    now_ms = parts.clock.now_ms()
-    found = sorted(_departures(parts, plan, local, now_ms), key=lambda row: (row[0], row[1].trip_id, row[1].seq))
+    found = Board(parts, plan, parts.clock.now_ms(), horizon, await cancelled_trips(parts)).at(local)
     start = offset_of(cursor)
-    items = [item for _, item in found[start : start + limit]]
-    return DepartureItems(items, str(start + limit) if start + limit < len(found) else None)
+    return tagged(request, DepartureItems(found[start : start + limit], str(start + limit) if start + limit < len(found) else None))
 
 
 # ------------------------------------------------------------------------------------------------ trips
@@ -309,7 +319,7 @@ async def read_trip(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> 
         trip_id,
         public_id(plan.feed_id, trip.trip_id),
         public_id(plan.feed_id, trip.route_id),
-        _route_name(plan.timetable, trip),
+        route_name(plan.timetable, trip),
         instance.start_date,
         trip.headsign,
         status,
@@ -322,8 +332,8 @@ async def read_trip(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> 
     )
 
 
-@get("/trips/{trip_id:str}/live", tags=["trips"], sync_to_thread=False)
-def read_trip_live(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> TripLive:
+@get("/trips/{trip_id:str}/live", tags=["trips"], sync_to_thread=False, responses={200: LIVE})
+def read_trip_live(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> Response[Any]:
     """Where the trip's bus is, and when it will be at each remaining stop; stops that it missed stand before them as SKIPPED. 404 while no
     bus drives it."""
     parts = parts_of(request)
@@ -335,13 +345,14 @@ def read_trip_live(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> T
     current = forecast is not None and forecast.trip_id == position.trip_id and forecast.start_date == position.start_date
     stops = [eta_stop(position.feed_id, stop) for stop in forecast.stops] if current and forecast is not None else []
     shown = pos(position)
-    return TripLive(
+    live = TripLive(
         **msgspec.structs.asdict(shown),
         stops=stops,
         age_ms=max(0, parts.clock.now_ms() - position.fixed_at_ms),
         driven_m=metres(position.driven_m),
         remaining_m=metres(position.remaining_m),
     )
+    return tagged(request, live, but=msgspec.structs.replace(live, age_ms=0))
 
 
 # ------------------------------------------------------------------------------------------------ how they are made
@@ -355,12 +366,6 @@ async def _on_sale(parts: Parts, trip_id: str) -> SoldTrip | None:
         return await parts.booking.catalogue.find(trip_id)
     except Unavailable:
         return None
-
-
-def on_trip(parts: Parts, trip_id: str) -> Position | None:
-    """The vehicle that drives a trip instance; of several, the one heard last."""
-    seen = parts.table.on_trip(trip_id)
-    return max((one.position for one in seen), key=lambda p: p.fixed_at_ms, default=None)
 
 
 def metres(value: float | None) -> float | None:
@@ -412,11 +417,6 @@ def _route(plan: Plan, route_id: str) -> RouteItem:
     )
 
 
-def _route_name(timetable: Timetable, trip: Trip) -> str:
-    route = timetable.routes.get(trip.route_id)
-    return "" if route is None else route.short_name or route.long_name
-
-
 def _line(pattern: Pattern) -> dict[str, Any]:
     points = np.round(np.column_stack((pattern.shape.lons, pattern.shape.lats)), 6).tolist()
     return {"type": "LineString", "coordinates": points}
@@ -465,74 +465,14 @@ def _stop(public: str, stop: Stop, away_m: float | None = None) -> StopItem:
 
 
 def _stops_near(plan: Plan, lat: float, lon: float, radius_m: float) -> Iterator[StopItem]:
-    """Boarding stops (location_type 0). A box first: 2,000 stops cost 0.2 ms, exact distances ten times that."""
+    """Boarding stops (location_type 0). A box first: 2,000 stops cost 0.3 ms, exact distances ten times that."""
     reach = radius_m / 110_000
     wide = reach / max(0.01, float(np.cos(np.radians(lat))))
     for stop_id, stop in plan.timetable.stops.items():
-        if stop.location_type == 0 and abs(stop.lat - lat) <= reach and abs(stop.lon - lon) <= wide:
+        if stop.location_type == 0 and abs(stop.lat - lat) <= reach and abs(wrap_lon(stop.lon - lon)) <= wide:
             away_m = distance_m(lon, lat, stop.lon, stop.lat)
             if away_m <= radius_m:
                 yield _stop(public_id(plan.feed_id, stop_id), stop, away_m)
-
-
-def _departures(parts: Parts, plan: Plan, stop_id: str, now_ms: int) -> Iterator[tuple[int, DepartureItem]]:
-    """(departure UTC ms, item) of every trip that leaves the stop within the window, live times first asked."""
-    timetable = plan.timetable
-    calls = {
-        pattern.pattern_id: [i for i, at in enumerate(pattern.stop_ids[:-1]) if at == stop_id]
-        for pattern in timetable.patterns.values()
-        if stop_id in pattern.stop_ids[:-1]
-    }
-    if not calls:
-        return
-    low_ms, high_ms = now_ms - DEPARTURES_BEFORE_S * 1000, now_ms + DEPARTURES_S * 1000
-    for instance in timetable.instances_around(now_ms, DEPARTURES_S, 3600):
-        for index in calls.get(instance.trip.pattern.pattern_id, ()):
-            planned_ms = instance.departure_ms(index)
-            key = trip_key(plan.feed_id, instance.trip.trip_id, instance.start_date)
-            item = _departure(parts, timetable, plan.feed_id, key, instance, index)
-            leaves_ms = item[0]
-            if leaves_ms is None:
-                continue
-            if low_ms <= max(leaves_ms, planned_ms if item[1].kind == "SCHEDULED" else leaves_ms) <= high_ms:
-                yield leaves_ms, item[1]
-
-
-def _departure(
-    parts: Parts, timetable: Timetable, feed_id: str, key: str, instance: TripInstance, index: int
-) -> tuple[int | None, DepartureItem]:
-    trip, planned_ms = instance.trip, instance.departure_ms(index)
-    position = on_trip(parts, key)
-    seq = trip.pattern.stop_sequences[index]
-    p10 = p50 = p90 = delay_s = None
-    kind, leaves_ms = "SCHEDULED", planned_ms
-    if position is not None:
-        forecast = parts.table.forecast(position.bus_id)
-        live = None
-        if forecast is not None and forecast.trip_id == trip.trip_id and forecast.start_date == instance.start_date:
-            live = next((stop for stop in forecast.stops if stop.stop_sequence == seq), None)
-        if live is not None and live.p50_ms is not None:
-            kind, leaves_ms, delay_s = live.kind, live.departs_ms or live.p50_ms, live.delay_s
-            p10, p50, p90 = (None if ms is None else rfc3339(ms) for ms in (live.p10_ms, live.p50_ms, live.p90_ms))
-        elif live is not None and live.kind == "SKIPPED":
-            kind = "SKIPPED"
-        elif position.stop_index is not None and index < position.stop_index:
-            kind, leaves_ms = "DEPARTED", -1
-    item = DepartureItem(
-        key,
-        public_id(feed_id, trip.route_id),
-        _route_name(timetable, trip),
-        trip.headsign,
-        seq,
-        rfc3339(planned_ms),
-        p10,
-        p50,
-        p90,
-        delay_s,
-        kind,
-        position.bus_id if position is not None else None,
-    )
-    return (None if kind == "DEPARTED" else leaves_ms), item
 
 
 def _date(text: str | None, timetable: Timetable, now_ms: int) -> date:

@@ -11,10 +11,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 
 import msgspec
-from litestar import Request, get
+from litestar import Request, Response, get
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, QueryParameter
 
 from api.auth import PARTNER_ADMIN, SUPER_ADMIN, Principal, need
+from api.etags import tagged
 from api.ids import trip_key
 from api.network import Cursor, Limit, metres, offset_of, parse_point
 from api.parts import Parts, parts_of
@@ -37,6 +39,9 @@ class Located(Pos, frozen=True, rename="camel"):
     from_record: bool  # True: not live; the newest that history has
     driven_m: float | None  # since the start of the trip
     remaining_m: float | None  # along the line to the trip's last stop
+
+
+LOCATED: Final = ResponseSpec(Located, generate_examples=False, description="where it is")
 
 
 class LocatedItems(msgspec.Struct, frozen=True, rename="camel"):
@@ -93,18 +98,20 @@ class QuarantinedFixes(msgspec.Struct, frozen=True, rename="camel"):
     next_cursor: str | None
 
 
-@get("/buses/{bus_id:str}/location", tags=["tracking"])
-async def read_location(request: Request[Any, Any, Any], bus_id: FromPath[str]) -> Located:
+@get("/buses/{bus_id:str}/location", tags=["tracking"], responses={200: LOCATED})
+async def read_location(request: Request[Any, Any, Any], bus_id: FromPath[str]) -> Response[Any]:
     """Where a bus is: live, or the newest the record has."""
     parts = parts_of(request)
     position = parts.table.position(bus_id)
     if position is not None:
-        return _located(position, parts.clock.now_ms(), from_record=False)
-    since = datetime.fromtimestamp(parts.clock.now_ms() / 1000, UTC) - RECORD_LOOKS_BACK
-    recorded = await parts.history.last_position(bus_id, since) if parts.history is not None else None
-    if recorded is None:
-        raise NotFound(f"no bus {bus_id!r} has been heard of in the last {RECORD_LOOKS_BACK.days} days")
-    return _from_record(parts, bus_id, recorded)
+        located = _located(position, parts.clock.now_ms(), from_record=False)
+    else:
+        since = datetime.fromtimestamp(parts.clock.now_ms() / 1000, UTC) - RECORD_LOOKS_BACK
+        recorded = await parts.history.last_position(bus_id, since) if parts.history is not None else None
+        if recorded is None:
+            raise NotFound(f"no bus {bus_id!r} has been heard of in the last {RECORD_LOOKS_BACK.days} days")
+        located = _from_record(parts, bus_id, recorded)
+    return tagged(request, located, but=msgspec.structs.replace(located, age_ms=0))
 
 
 @get("/buses/locations", tags=["tracking"], sync_to_thread=False)
@@ -121,8 +128,7 @@ def list_locations(
     now_ms = parts.clock.now_ms()
     if near is not None and bbox is None:
         lat, lon = parse_point(near)
-        north_deg, east_deg = radius / 110_000, radius / (110_000 * max(0.01, math.cos(math.radians(lat))))
-        box = (max(-180.0, lon - east_deg), max(-90.0, lat - north_deg), min(180.0, lon + east_deg), min(90.0, lat + north_deg))
+        box = box_around(lat, lon, radius)
         away = ((distance_m(lon, lat, s.position.lon, s.position.lat), s.position) for s in parts.table.inside(*box))
         rows = [p for metres, p in sorted(away, key=lambda row: (row[0], row[1].bus_id)) if metres <= radius]
         start = offset_of(cursor)
@@ -234,6 +240,18 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
     if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90):
         raise Invalid(f"bbox {text[:60]!r} is on no map")
     return west, south, east, north
+
+
+def box_around(lat: float, lon: float, radius_m: float) -> tuple[float, float, float, float]:
+    """(west, south, east, north) of a box that holds the circle; west > east where it crosses the antimeridian."""
+    north_deg = radius_m / 110_000
+    south, north = max(-90.0, lat - north_deg), min(90.0, lat + north_deg)
+    per_deg_m = 110_000 * math.cos(math.radians(min(90.0, max(abs(south), abs(north)))))
+    if radius_m >= per_deg_m * 180.0:  # it goes round a pole
+        return -180.0, south, 180.0, north
+    east_deg = radius_m / per_deg_m
+    west, east = lon - east_deg, lon + east_deg
+    return west + 360.0 if west < -180.0 else west, south, east - 360.0 if east > 180.0 else east, north
 
 
 def _located(position: Position, now_ms: int, *, from_record: bool) -> Located:

@@ -180,3 +180,4 @@ def data_dir() -> Path:
 
 
 from tests.product import product  # noqa: E402, F401  # the fixture of the whole product
+from tests.reads_house import reads, reads_of_module  # noqa: E402, F401  # the REST side of a worker, in this process

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 KEEP_MS: Final = 20_000  # after that it is read again, while callers go on with what they have
 STALE_MS: Final = 120_000  # older than that, they wait for it
+CANCELLED_MS: Final = 5_000  # how old the list of cancelled trips may be
 
 
 class SoldStop(msgspec.Struct, frozen=True, gc=False):
@@ -129,6 +130,7 @@ class Catalogue:
         self._reading: dict[str, asyncio.Task[None]] = {}
         self._unsold: OrderedDict[str, int] = OrderedDict()  # trip id -> until when (UTC ms) it need not be looked for again
         self._maps: OrderedDict[tuple[int, int], tuple[str, ...]] = OrderedDict()
+        self._cancelled: tuple[int, frozenset[str]] | None = None  # until when (UTC ms) it holds, and which
         meter = meter or Meter()
         self._faults = meter.counter("timepoint_catalogue_faults_total", "sold trips that could not be read again")
         self._reads = meter.counter("timepoint_catalogue_reads_total", "sold trips read from the database")
@@ -172,6 +174,18 @@ class Catalogue:
             if len(self._unsold) > self._most:
                 self._unsold.popitem(last=False)
             return None
+
+    async def cancelled(self) -> frozenset[str]:
+        """Ids of the trips around now that their operators have cancelled, at most CANCELLED_MS old. Raises `Unavailable`."""
+        now_ms = self._clock.now_ms()
+        if self._cancelled is None or self._cancelled[0] <= now_ms:
+
+            async def read(connection: Any) -> Any:
+                return await connection.fetch(self._sql["cancelled_trips"])
+
+            rows = await self._pool.run(ALL, read)
+            self._cancelled = now_ms + CANCELLED_MS, frozenset(row["trip_id"] for row in rows)
+        return self._cancelled[1]
 
     async def by_no(self, trip_no: int) -> SoldTrip:
         """The same by the number that claims and events carry."""
