@@ -33,22 +33,35 @@ class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     wrong_m: Annotated[float, Meta(ge=50, le=5_000, description="driven backwards along the shape: the wrong way, metres")] = 150.0
     wrong_fixes: Annotated[int, Meta(ge=2, le=20, description="in at least so many fixes")] = 3
     right_m: Annotated[float, Meta(ge=10, le=5_000, description="forward again so far closes the episode, metres")] = 100.0
-    delayed_s: Annotated[float, Meta(ge=30, le=7_200, description="no progress for so long where the timetable does not ask to wait")] = 240.0
-    delayed_m: Annotated[float, Meta(ge=10, le=1_000, description="progress is this far along the shape: noise of a standing bus is less")] = 50.0
+    delayed_s: Annotated[float, Meta(ge=30, le=7_200, description="no progress for so long where the timetable does not ask to wait")] = (
+        240.0
+    )
+    delayed_m: Annotated[
+        float, Meta(ge=10, le=1_000, description="progress is this far along the shape: noise of a standing bus is less")
+    ] = 50.0
     delayed_major_s: Annotated[float, Meta(ge=30, description="no progress for so long is MAJOR, seconds")] = 600.0
     delayed_critical_s: Annotated[float, Meta(ge=30, description="and for so long CRITICAL, seconds")] = 1_800.0
     speed_limit_mps: Annotated[
-        float, Meta(gt=0, le=60, description="of every bus where no speed zone says less, m/s; 27.8 (100 km/h) is the usual limit of coaches")
+        float,
+        Meta(gt=0, le=60, description="of every bus where no speed zone says less, m/s; 27.8 (100 km/h) is the usual limit of coaches"),
     ] = 27.8
     speed_slack_mps: Annotated[float, Meta(ge=0, le=10, description="over the limit by less is a receiver's error, m/s")] = 0.8
-    speeding_s: Annotated[float, Meta(ge=0, le=300, description="over the limit for so long is speeding, and so long under it ends it")] = 10.0
-    speeding_gap_s: Annotated[float, Meta(ge=1, le=300, description="fixes further apart than this say nothing of the way between them")] = 45.0
+    speeding_s: Annotated[float, Meta(ge=0, le=300, description="over the limit for so long is speeding, and so long under it ends it")] = (
+        10.0
+    )
+    speeding_gap_s: Annotated[
+        float, Meta(ge=1, le=300, description="fixes further apart than this say nothing of the way between them")
+    ] = 45.0
     speeding_major: Annotated[float, Meta(ge=1, description="so many times the limit is MAJOR")] = 1.2
     speeding_critical: Annotated[float, Meta(ge=1, description="and so many times CRITICAL")] = 1.5
-    idle_s: Annotated[float, Meta(ge=30, le=86_400, description="standing for so long with the engine on, at no terminal and not waiting")] = 300.0
+    idle_s: Annotated[
+        float, Meta(ge=30, le=86_400, description="standing for so long with the engine on, at no terminal and not waiting")
+    ] = 300.0
     idle_m: Annotated[float, Meta(ge=5, le=500, description="standing is within this of one place, metres: receivers wander")] = 40.0
     idle_major_s: Annotated[float, Meta(ge=30, description="idling for so long is MAJOR, seconds")] = 1_200.0
-    bunched_share: Annotated[float, Meta(gt=0, lt=1, description="a gap to the leader below this share of the scheduled one is a bunch")] = 0.25
+    bunched_share: Annotated[
+        float, Meta(gt=0, lt=1, description="a gap to the leader below this share of the scheduled one is a bunch")
+    ] = 0.25
     bunched_s: Annotated[float, Meta(ge=0, le=600, description="or below so many seconds (of the scheduled gap at most half)")] = 60.0
     bunched_stops: Annotated[int, Meta(ge=1, le=20, description="at so many stops one after the other: one stop is a red light")] = 2
     bunched_major_stops: Annotated[int, Meta(ge=1, le=100, description="a bunch that lasts for so many stops is MAJOR")] = 6
