@@ -19,7 +19,7 @@ from typing import Final, Protocol, TypeVar
 import msgspec
 
 from engine.errors import Unavailable
-from engine.events import IncidentEvent, LiveBatch, Position, StopEvent, TripForecast
+from engine.events import ApproachEvent, IncidentEvent, LiveBatch, Position, StopEvent, TripForecast
 from engine.live.channels import trip_key
 from engine.meter import Meter
 
@@ -277,6 +277,8 @@ class LiveTable:
             elif isinstance(event, IncidentEvent) and not event.late:
                 change.incidents.append(event)
                 self._stand(area, event)
+            elif isinstance(event, ApproachEvent):
+                change.stops.append(_near(event))
         for bus_id in batch.gone:
             self._drop(area, bus_id, change)
         return change
@@ -428,6 +430,14 @@ class LiveTable:
                         say(change)
                 if reader.relist or self.wanted:
                     needed.set()
+
+
+def _near(event: ApproachEvent) -> StopEvent:
+    """What is said of a stop that is near, on the channels and in the shape of what is said of a stop that was served."""
+    return StopEvent(
+        event.event_id, event.bus_id, event.trip_id, event.start_date, event.route_id, event.stop_id, event.stop_sequence, None, None,
+        "APPROACHING",
+    )  # fmt: skip
 
 
 def _leave(index: dict[K, dict[str, None]], key: K, bus_id: str) -> None:
