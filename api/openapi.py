@@ -117,6 +117,9 @@ CODES: Final[dict[str, tuple[str, ...]]] = {
     "post /v1/trips/{trip_id}/picks": ("SEAT_PICKED", "SALES_CLOSED", "TOO_MANY_REQUESTS"),
     "delete /v1/trips/{trip_id}/picks/{pick_id}": (),
     "delete /v1/trips/{trip_id}/picks": (),
+    "post /v1/trips/{trip_id}/share": ("TOO_MANY_REQUESTS",),
+    "get /v1/share/{token}": (errors.Gone.code,),
+    "delete /v1/share/{token}": (),
     "get /v1/routes": (),
     "get /v1/routes/popular": (),
     "get /v1/places": (),
@@ -126,6 +129,7 @@ CODES: Final[dict[str, tuple[str, ...]]] = {
         for method in ("patch", "delete")
         for thing in ("fare-plans/{plan_id}", "promo-codes/{code}", "offers/{route_id}", "seat-maps/{layout_id}")
     },
+    "patch /v1/admin/feeds/{feed_id}/rules": ("PRECONDITION_FAILED",),
 }  # fmt: skip
 DESK: Final = ("INVALID", "UNAUTHENTICATED", "NOT_FOUND", "BUSY", "UNAVAILABLE")
 # what the path of a call of the desk begins with, or "method path"
@@ -138,7 +142,7 @@ OF_DESK: Final = (
 # path begins with -> it asks the database, and says 503 while that is away
 RECORD: Final = ("/v1/admin/", "/v1/devices/", "/v1/buses/{bus_id}/", "/v1/incidents", "/v1/events/publish", "/v1/events/dead", "/v1/audit")
 LEAVES: Final = (
-    errors.Invalid, errors.Unauthenticated, errors.Forbidden, errors.NotFound, errors.Conflict, errors.TooLarge, errors.FeedRejected,
+    errors.Invalid, errors.Unauthenticated, errors.Forbidden, errors.NotFound, errors.Gone, errors.Conflict, errors.TooLarge, errors.FeedRejected,
     errors.Unavailable,
 )  # fmt: skip
 STATUS_OF: Final = {leaf.code: leaf.status for leaf in (*LEAVES, errors.TooMany)} | {
@@ -167,6 +171,7 @@ PARAMETERS: Final[dict[str, str | int]] = {
     "seq": 12,
     "Idempotency-Key": "0f6ebd45-fb7f-47a1-a1ed-35e0d4ad8a0d",
     "payment_id": "0195c0de-0001-7000-8000-000000000004",
+    "token": "w4Jq0o3rXn8sVb2kLmTz9pQe",
     "provider": "SIMULATED_CARD",
     "feed": "demo",
     "near": "36.7538,3.0588",
@@ -195,6 +200,7 @@ BODIES: Final[dict[str, Any]] = {
             "ancillaries": [{"code": "BAG", "kind": "BAGGAGE", "name": "Second bag", "price": 30000, "stock": 20, "maxPerPassenger": 2}],
         },
     },
+    "patch /v1/admin/feeds/{feed_id}/rules": {"watch": {"offM": 80, "offS": None}, "onTimeLateS": 240},
     "patch /v1/admin/fare-plans/{plan_id}": {"name": "Coaches of the coast"},
     "post /v1/admin/promo-codes": {"code": "SPRING", "kind": "PERCENT", "value": 100, "maxUses": 500, "maxUsesEach": 1},
     "patch /v1/admin/promo-codes/{code}": {"maxUses": 1000, "validTo": None},
@@ -214,6 +220,7 @@ BODIES: Final[dict[str, Any]] = {
     },
     "patch /v1/admin/seat-maps/{layout_id}": {"name": "Small bus with a ramp"},
     "patch /v1/admin/offers/{route_id}": {"openDays": 30, "womenOnlySeats": ["1A", "1B"]},
+    "post /v1/trips/{trip_id}/share": {"expiresInS": 7200, "from": "demo:ALG", "to": "demo:ORN"},
     "post /v1/trips/{trip_id}/quotes": {"count": 2, "from": "demo:ALG", "to": "demo:ORN", "passengers": ["ADULT", "CHILD"]},
     "post /v1/events/publish": {"topic": "system", "type": "ALERT", "data": {"alert": "ROAD_CLOSED", "road": "N5"}, "partnerId": "demo"},
     "post /v1/trips/{trip_id}/holds": {"seats": ["1A", "1B"], "from": "demo:ALG", "to": "demo:ORN"},
@@ -279,7 +286,7 @@ MEDIA: Final[dict[str, tuple[str, ...]]] = {
     "get /v1/trips/{trip_id}/manifest": ("text/csv", "text/html"),
     "get /v1/settlements": ("text/csv",),
 }
-BODY_OPTIONAL: Final = ("post /v1/bookings/{ref}/check-in",)
+BODY_OPTIONAL: Final = ("post /v1/bookings/{ref}/check-in", "post /v1/trips/{trip_id}/share",)
 ZIP: Final = {"required": True, "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}
 
 

@@ -149,6 +149,7 @@ TOPICS: Final[dict[str, dict[str, Kind]]] = {
         "SEAT_LAYOUT_CHANGED": Kind("a seat layout was drawn, changed or retired", {"id": "coach-49", "version": 2}),
         "FARE_PLAN_CHANGED": Kind("a fare plan was made, changed or retired", {"id": "summer", "version": 2}),
         "OFFER_CHANGED": Kind("a route came on sale, is sold differently or no more", {"id": "demo:104", "version": 2}),
+        "RULES_CHANGED": Kind("thresholds of a feed, or its window of being on time, were set", {"id": "demo", "version": 2}),
         "PROMO_CODE_CHANGED": Kind("a promo code was made, changed or retired", {"id": "SPRING", "version": 2}),
     },
     "pos": {
