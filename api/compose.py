@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,19 +44,25 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     from api.server import Worker
     from api.sse import Streams
     from engine.booking.sales import Opener
+    from engine.live.advice import trip_incident
+    from engine.live.board import Board
     from engine.live.hub import Hub
     from engine.live.ordered import OrderedChannels
     from engine.live.table import LiveTable
     from engine.meter import Meter
     from engine.office.accounts import Devices
+    from engine.store.accuracy import AccuracyStore
+    from engine.store.alerts import changed_alerts
     from engine.store.fleet import Fleet
     from engine.store.lease import hold
+    from engine.store.loads import Loads
     from engine.store.office import Office
     from engine.store.outlet import Bell
     from engine.store.postgres import Postgres
     from engine.store.redis import Redis
     from engine.store.timescale import HistoryReader
     from engine.tracking.history import History
+    from engine.tracking.nights import Nights
     from engine.tracking.plans import Plans
     from engine.tracking.relay import Relay
     from engine.tracking.repair import Repairs
@@ -93,7 +100,11 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
 
     # the way out
     table = LiveTable(meter)
-    hub = Hub(table, settings, clock, meter, may_listen)
+    hub = Hub(
+        table, settings, clock, meter, may_listen, lambda area, event: trip_incident(area, event, plans.timetable(area), clock.now_ms())
+    )
+    board = Board(partial(changed_alerts, desk.pool), plans, hub, clock=clock, meter=meter)
+    hub.alerts = board.on_channel
     ordered = OrderedChannels(hub, redis, meter, desk.maps.picture, Followers(Office(desk.pool)).admit)
     lag = LoopLag(clock, meter)
     parts = Parts(
@@ -113,6 +124,8 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         tokens=tokens,
         lag=lag,
         booking=desk,
+        board=board,
+        loads=Loads(desk.pool, meter),
     )
     guest_of = guests(desk.tokens, clock)
     streams = Streams(hub, settings.socket_buffer_max_bytes, tokens.principal, guest_of)
@@ -130,6 +143,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         "live table": table.follow(redis, hub.tell),
         "hub": hub.run(),
         "ordered channels": ordered.run(),
+        "alerts": board.run(),
         "loop lag": lag.run(),
         "waiting rooms": desk.room.run(),
     }
@@ -138,6 +152,8 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     if "history" in roles:
         running["history"] = History(redis, clock=clock, settings=settings, meter=meter).run()
         running["repairs"] = Repairs(redis, postgres, plans, clock=clock, settings=settings, meter=meter).run()
+        nights = Nights(AccuracyStore(postgres), plans, clock=clock, settings=settings, meter=meter)
+        running["accuracy"] = hold(redis, "accuracy", settings, nights.run)
         running["relay"] = Relay(redis, plans, clock=clock, settings=settings, meter=meter).run()
     if "office" in roles:
         running |= office_work(desk, redis, bell, clock, settings, meter)
@@ -231,6 +247,7 @@ async def open_desk(settings: Settings, clock: Clock, redis: Redis, meter: Meter
             "pick": Rate(120, 4),
             "quote": Rate(60, 1),
             "queue": Rate(30, 1),
+            "share": Rate(20, 0.1),
             "verify": Rate(120, 4),
             "waitlist": Rate(10, 0.2),
         }

@@ -67,6 +67,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, _d("fixes older than this are quarantined instead of kept: a phone's clock that stood", ge=1, le=60)
     ] = 3
     history_keep_days: Annotated[int, _d("days that fixes and events are kept", ge=1)] = 90
+    forecast_keep_days: Annotated[
+        int,
+        _d("days that published arrivals are kept, one sample a vehicle and minute: what their accuracy is worked out from", ge=3, le=60),
+    ] = 8
+    accuracy_keep_days: Annotated[int, _d("days that the accuracy of published arrivals is kept, by route", ge=8)] = 730
     history_batch_max: Annotated[int, _d("most fixes of one history transaction", ge=1)] = 5_000
     history_gather_ms: Annotated[int, _d("pause of the history writer when it has caught up: larger batches for age", ge=0)] = 250
 

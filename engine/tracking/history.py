@@ -22,7 +22,7 @@ import psycopg
 
 from engine.clock import Clock
 from engine.errors import Unavailable
-from engine.events import OutBatch, Refusal, TrackRow
+from engine.events import OutBatch, Refusal, TrackRow, TripForecast
 from engine.meter import SECONDS, SIZES, Meter
 from engine.settings import Settings
 from engine.store.area import START, AreaStore, id_order
@@ -127,7 +127,7 @@ class History:
         """One transaction of each stream of an area, if there is anything; whether there was."""
         store, settings = self._areas[area], self._settings
         cursor = self._cursors.get((area, "out"))
-        batch = Batch(area, "out", cursor, cursor or START, [], [])
+        batch = Batch(area, "out", cursor, cursor or START, [], [], forecasts=[])
         while len(batch.rows) < settings.history_batch_max:
             entries = await store.read_out(batch.then, READ_COUNT, 0)
             for entry_id, payload in entries:
@@ -138,6 +138,7 @@ class History:
                 else:
                     batch.rows += out.rows
                     batch.events += out.events
+                    batch.forecasts += out.forecasts
                 batch.then = entry_id
                 if len(batch.rows) >= settings.history_batch_max:
                     break
@@ -175,7 +176,7 @@ class History:
 
     async def _write_halves(self, batch: Batch, broken: Exception) -> None:
         """A batch could not be written for what is in it: finds the item, buries it, writes all others."""
-        items = [*batch.rows, *batch.events, *batch.refusals]
+        items = [*batch.rows, *batch.events, *batch.refusals, *batch.forecasts]
         key = (batch.area, batch.stream)
         if len(items) <= 1:
             log.error("history of %s: cannot be written: %s", batch.area, broken)
@@ -190,8 +191,9 @@ class History:
                     cursor,
                     cursor or START,
                     rows=[item for item in half if isinstance(item, TrackRow)],
-                    events=[item for item in half if not isinstance(item, TrackRow | Refusal)],
+                    events=[item for item in half if not isinstance(item, TrackRow | Refusal | TripForecast)],
                     refusals=[item for item in half if isinstance(item, Refusal)],
+                    forecasts=[item for item in half if isinstance(item, TripForecast)],
                 )
                 await self._write(piece)
         await self._commit(Batch(batch.area, batch.stream, self._cursors.get(key), batch.then))
@@ -200,6 +202,9 @@ class History:
         began_s = self._clock.steady_s()
         added = await self._writer.write(batch, self._clock.now_ms())
         self._cursors[(batch.area, batch.stream)] = batch.then
+        if outside := self._writer.outside:
+            self._faults.add(outside, "ForecastOutside")
+            self._writer.outside = 0
         self._took.observe(self._clock.steady_s() - began_s)
         if batch.rows:
             self._batches.observe(len(batch.rows))
