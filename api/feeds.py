@@ -8,9 +8,12 @@ from litestar import Request, Response, get
 from litestar.params import FromQuery
 
 from api.etags import unchanged
-from api.parts import parts_of
+from api.parts import Parts, parts_of
 from api.realtime import RealtimeFeed
 from engine.errors import NotFound
+from engine.events import Position
+from engine.live.table import LiveTable, trip_of
+from engine.store.loads import Load
 
 
 def _built(request: Request[Any, Any, Any], kind: str, feed: str | None, *, as_json: bool) -> Response[bytes]:
@@ -21,22 +24,36 @@ def _built(request: Request[Any, Any, Any], kind: str, feed: str | None, *, as_j
         raise NotFound(f"no feed {feed!r}" if feed else "no feed is loaded yet")
     made = parts.realtime.setdefault(plan.feed_id, RealtimeFeed(plan.feed_id))
     now_ms = parts.clock.now_ms()
-    positions = (seen.position for seen in parts.table.buses.values())
+    table, loads = parts.table, parts.loads
     if kind == "vehicle":
-        built = made.vehicle_positions(positions, plan.timetable, now_ms, as_json=as_json)
+        if loads is not None:
+            loads.want(name.removeprefix("trip:") for name in table.groups if name.startswith("trip:"))
+        positions = (seen.position for seen in table.buses.values())
+        built = made.vehicle_positions(positions, plan.timetable, now_ms, as_json=as_json, seats=lambda position: _load(parts, position))
     elif kind == "alert":
-        built = made.alerts(positions, plan.timetable, now_ms, as_json=as_json)
+        written = parts.board.all(plan.feed_id) if parts.board is not None else ()
+        built = made.alerts(table.incidents(plan.feed_id), written, plan.timetable, now_ms, as_json=as_json)
     else:
         pairs = (
-            (found.forecast, seen.position)
-            for bus_id, found in parts.table.forecasts.items()
-            if (seen := parts.table.buses.get(bus_id)) is not None
+            (found.forecast, seen.position) for bus_id, found in table.forecasts.items() if (seen := table.buses.get(bus_id)) is not None
         )
-        built = made.trip_updates(pairs, plan.timetable, now_ms, as_json=as_json)
+        silent = (seen.position for bus_id, seen in table.buses.items() if not _is_foreseen(table, bus_id, seen.position))
+        built = made.trip_updates(pairs, plan.timetable, now_ms, as_json=as_json, silent=silent)
     headers = {"ETag": built.etag, "Cache-Control": "public, max-age=1"}
     if unchanged(request, built.etag):
         return Response(b"", status_code=304, headers=headers)
     return Response(built.body, headers=headers, media_type="application/json" if as_json else "application/x-protobuf")
+
+
+def _load(parts: Parts, position: Position) -> Load | None:
+    """What the desk knows of the trip that it drives."""
+    trip = trip_of(position)
+    return None if trip is None or parts.loads is None else parts.loads.of(trip)
+
+
+def _is_foreseen(table: LiveTable, bus_id: str, position: Position) -> bool:
+    found = table.forecasts.get(bus_id)
+    return found is not None and (found.forecast.trip_id, found.forecast.start_date) == (position.trip_id, position.start_date)
 
 
 @get("/gtfs-rt/vehicle-positions.pb", tags=["feeds"], sync_to_thread=False)
@@ -65,7 +82,7 @@ def trip_updates_json(request: Request[Any, Any, Any], feed: FromQuery[str | Non
 
 @get("/gtfs-rt/alerts.pb", tags=["feeds"], sync_to_thread=False)
 def alerts_pb(request: Request[Any, Any, Any], feed: FromQuery[str | None] = None) -> Response[bytes]:
-    """GTFS-Realtime Alerts of a feed: the detours of this moment."""
+    """GTFS-Realtime Alerts of a feed: detours and delays of this moment, and what its operator has written."""
     return _built(request, "alert", feed, as_json=False)
 
 

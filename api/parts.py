@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from engine.booking.swaps import Swaps
     from engine.booking.till import Till
     from engine.booking.waitlist import Waitlist
+    from engine.live.board import Board
     from engine.meter import Meter
     from engine.office.accounts import Devices
     from engine.store.desk import DeskPool
+    from engine.store.loads import Loads
     from engine.store.picks import Picks
     from engine.store.postgres import Postgres
     from engine.store.redis import Redis
@@ -90,6 +92,8 @@ class Parts(msgspec.Struct, kw_only=True):
     history: HistoryReader | None = None  # range reads of the record
     tokens: Tokens | None = None  # who people are
     realtime: dict[str, RealtimeFeed] = {}  # GTFS-Realtime of each feed, as last built
+    board: Board | None = None  # the operators' alerts
+    loads: Loads | None = None  # seats and boardings of trips under way
     lag: LoopLag | None = None
     booking: BookingParts | None = None  # the desk
     sockets: Sockets | None = None  # who is connected

@@ -6,28 +6,37 @@ all of it anew would hold the event loop for a tenth of a second.
 
 What the public validators hold against producers is kept by construction: header time >= every other time, strictly increasing times within
 a trip, stop_sequence on every update, no times on SKIPPED and NO_DATA, and no trip named for a vehicle that is further from the trip's
-shape than the 200 m they allow (the trip's own update then goes without the vehicle).
-Alerts are what the live table knows of right now: one detour for each vehicle that is off its route, gone when it is back.
+shape than the 200 m they allow (the trip's own update then goes without the vehicle). A trip under way whose times nobody could honestly say
+has an update too: NO_DATA from its next stop on.
+Alerts are what the live table knows of right now (one for each open incident that concerns passengers, gone when it is over), and what
+operators have written. Occupancy comes from the passengers that the device counts, else from those who were scanned aboard, against the
+seats of the trip's seat map; where neither is known nothing is said.
 Sources: the GTFS-Realtime reference, feed entities FeedHeader, VehiclePosition, TripUpdate, StopTimeUpdate, Alert, EntitySelector.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
 from google.protobuf import json_format
 from google.transit import gtfs_realtime_pb2 as rt
 
-from engine.events import OFF_ROUTE, OFFLINE, SKIPPED, Position, StopForecast, TripForecast
-from engine.tracking.timetable import Route, Timetable, Trip
+from engine.events import IN_TRIP, OFF_ROUTE, OFFLINE, SKIPPED, STALE, IncidentEvent, Position, StopForecast, TripForecast
+from engine.live.alerts import AlertItem, OperatorAlert, Selector, of_incident, of_operator
+from engine.store.loads import Load
+from engine.tracking.timetable import Timetable, Trip
 
 VERSION: Final = "2.0"
 SHAPE_BUFFER_M: Final = 180.0  # validators allow about 200 m between a vehicle and the shape of the trip it names
 AT_STOP_MPS: Final = 1.0
 AT_STOP_M: Final = 30.0
+UNDER_WAY: Final = frozenset({IN_TRIP, OFF_ROUTE, STALE})
+
+Seats = Callable[[Position], Load | None]
+Occupancy = tuple[int, int | None]  # OccupancyStatus, percentage of the seats; None: the seats are not known
 
 
 class Built(msgspec.Struct, frozen=True):
@@ -52,15 +61,40 @@ def _describe_trip(into: Any, trip: Trip, start_date: str | None) -> None:
     into.direction_id = trip.pattern.direction_id
     if start_date:
         into.start_date = start_date
-    if trip.frequency_of is not None:
+    if trip.frequency_of is None:
+        into.schedule_relationship = rt.TripDescriptor.SCHEDULED
+    else:
         first = trip.departure_s[0]
         into.start_time = f"{first // 3600:02d}:{first // 60 % 60:02d}:{first % 60:02d}"
 
 
-def vehicle_entity(position: Position, timetable: Timetable | None) -> rt.FeedEntity:
+def occupancy_of(position: Position, load: Load | None) -> Occupancy | None:
+    """How full the vehicle is; None: nobody knows. Seats are sold and nobody stands where there is a seat map: all of them taken is FULL."""
+    aboard = position.occupancy
+    if aboard is None and load is not None and position.stop_index is not None:
+        aboard = load.aboard(position.stop_index)
+    if aboard is None:
+        return None
+    if load is None or load.seats <= 0:
+        return (rt.VehiclePosition.EMPTY, None) if aboard <= 0 else None
+    percentage = round(100 * max(0, aboard) / load.seats)
+    if aboard <= 0:
+        status = rt.VehiclePosition.EMPTY
+    elif percentage < 50:
+        status = rt.VehiclePosition.MANY_SEATS_AVAILABLE
+    else:
+        status = rt.VehiclePosition.FEW_SEATS_AVAILABLE if aboard < load.seats else rt.VehiclePosition.FULL
+    return status, percentage
+
+
+def vehicle_entity(position: Position, timetable: Timetable | None, occupancy: Occupancy | None = None) -> rt.FeedEntity:
     """A VehiclePosition. Degrees, metres a second, seconds since 1970."""
     entity = rt.FeedEntity(id="v:" + position.bus_id)
     vehicle = entity.vehicle
+    if occupancy is not None:
+        vehicle.occupancy_status = occupancy[0]  # type: ignore[assignment]  # the stubs want the enum's own type for its numbers
+        if occupancy[1] is not None:
+            vehicle.occupancy_percentage = occupancy[1]
     vehicle.vehicle.id = position.bus_id
     vehicle.vehicle.label = position.bus_id
     vehicle.position.latitude = position.lat
@@ -99,6 +133,7 @@ def _add_stop(update: Any, stop: StopForecast, last_s: int) -> int:
     if stop.kind == "NO_DATA" or stop.p50_ms is None:
         entry.schedule_relationship = rt.TripUpdate.StopTimeUpdate.NO_DATA
         return last_s
+    entry.schedule_relationship = rt.TripUpdate.StopTimeUpdate.SCHEDULED
     arrival_s = max(stop.p50_ms // 1000, last_s + 1)
     departure_s = max(arrival_s, (stop.departs_ms or stop.p50_ms) // 1000)
     entry.arrival.time = arrival_s
@@ -128,26 +163,84 @@ def trip_entity(forecast: TripForecast, position: Position | None, timetable: Ti
     return entity
 
 
-def alert_entity(bus_id: str, trip: Trip, route: Route, start_date: str | None) -> rt.FeedEntity:
-    """An Alert: the trip is on a detour. No active_period: it holds for as long as it stands in the feed."""
-    entity = rt.FeedEntity(id="a:" + bus_id)
-    alert = entity.alert
-    _describe_trip(alert.informed_entity.add().trip, trip, start_date)
-    alert.cause = rt.Alert.UNKNOWN_CAUSE
-    alert.effect = rt.Alert.DETOUR
-    alert.severity_level = rt.Alert.WARNING
-    line = route.short_name or route.long_name or route.route_id
-    header, told = alert.header_text.translation.add(), alert.description_text.translation.add()
-    header.language = told.language = "en"
-    header.text = f"{line}: detour"
-    towards = f" to {trip.headsign}" if trip.headsign else ""
-    told.text = f"The bus of line {line}{towards} is off its usual way; it may not call at all of its stops."
+def silent_entity(position: Position, timetable: Timetable | None) -> rt.FeedEntity | None:
+    """The update of a trip under way that has no forecast: NO_DATA, from its next stop to its last (GTFS-Realtime lets it hold for those
+    that follow). None where that is not known."""
+    trip = timetable.trips.get(position.trip_id or "") if timetable is not None else None
+    index = position.stop_index
+    if trip is None or index is None or not 0 <= index < len(trip.pattern.stop_ids) or position.state not in UNDER_WAY:
+        return None
+    entity = rt.FeedEntity(id=f"t:{position.trip_id}:{position.start_date}")
+    update = entity.trip_update
+    _describe_trip(update.trip, trip, position.start_date)
+    if _names_trip(position, timetable):
+        update.vehicle.id = update.vehicle.label = position.bus_id
+    update.timestamp = position.fixed_at_ms // 1000
+    stop = update.stop_time_update.add()
+    stop.stop_sequence, stop.stop_id = trip.pattern.stop_sequences[index], trip.pattern.stop_ids[index]
+    stop.schedule_relationship = rt.TripUpdate.StopTimeUpdate.NO_DATA
     return entity
+
+
+def alert_entity(
+    item: AlertItem, selectors: Iterable[Selector], periods: Iterable[tuple[int | None, int | None]], timetable: Timetable
+) -> rt.FeedEntity | None:
+    """An Alert; `periods` in UTC ms, none: for as long as it stands in the feed. Selectors of what this timetable does not know are left
+    out; None where that leaves nothing."""
+    entity = rt.FeedEntity(id=f"a:{item.alert_id}")
+    alert = entity.alert
+    for selector in selectors:
+        _inform(alert, selector, timetable)
+    if not alert.informed_entity and not item.informed:
+        for agency_id in filter(None, timetable.agencies):
+            alert.informed_entity.add().agency_id = agency_id
+        if not alert.informed_entity:
+            for kind in sorted({route.kind for route in timetable.routes.values()}):
+                alert.informed_entity.add().route_type = kind
+    if not alert.informed_entity:
+        return None
+    for from_ms, to_ms in periods:
+        span = alert.active_period.add()
+        if from_ms is not None:
+            span.start = from_ms // 1000
+        if to_ms is not None:
+            span.end = to_ms // 1000
+    alert.cause = getattr(rt.Alert, item.cause)
+    alert.effect = getattr(rt.Alert, item.effect)
+    alert.severity_level = getattr(rt.Alert, item.level)
+    for texts, into in ((item.header, alert.header_text), (item.description, alert.description_text)):
+        for language, text in texts.items():
+            said = into.translation.add()
+            said.language, said.text = language, text
+    if item.url is not None:
+        alert.url.translation.add().text = item.url
+    return entity
+
+
+def _inform(alert: Any, selector: Selector, timetable: Timetable) -> None:
+    """One EntitySelector, where all that it names is in the timetable and belongs together."""
+    trip = timetable.trips.get(selector.trip_id) if selector.trip_id is not None else None
+    if (
+        (selector.trip_id is not None and trip is None)
+        or (selector.route_id is not None and selector.route_id not in timetable.routes)
+        or (selector.stop_id is not None and selector.stop_id not in timetable.stops)
+        or (trip is not None and selector.route_id not in (None, trip.route_id))
+    ):
+        return
+    into = alert.informed_entity.add()
+    if trip is not None:
+        _describe_trip(into.trip, trip, selector.start_date)
+    elif selector.route_id is not None:
+        into.route_id = selector.route_id
+        if selector.direction_id is not None:
+            into.direction_id = selector.direction_id
+    if selector.stop_id is not None:
+        into.stop_id = selector.stop_id
 
 
 class _Entity(msgspec.Struct):
     source: Any
-    named: bool
+    beside: Any  # what else it was made of
     raw: bytes
     message: rt.FeedEntity
     text: str | None = None  # JSON, made when first asked for
@@ -164,8 +257,16 @@ class RealtimeFeed:
         self._timetable: Timetable | None = None
         self._built: dict[tuple[str, bool], Built] = {}
 
-    def vehicle_positions(self, positions: Iterable[Position], timetable: Timetable | None, now_ms: int, *, as_json: bool) -> Built:
-        """VehiclePositions of all vehicles of this feed that are not offline."""
+    def vehicle_positions(
+        self,
+        positions: Iterable[Position],
+        timetable: Timetable | None,
+        now_ms: int,
+        *,
+        as_json: bool,
+        seats: Seats = lambda position: None,
+    ) -> Built:
+        """VehiclePositions of all vehicles of this feed that are not offline; `seats`: what the desk knows of the trip."""
         kept = self._serve("vehicle", as_json, now_ms)
         if kept is not None:
             return kept
@@ -174,11 +275,11 @@ class RealtimeFeed:
         for position in positions:
             if position.feed_id != self.feed_id or position.state == OFFLINE:
                 continue
-            bus_id = position.bus_id
+            bus_id, occupancy = position.bus_id, occupancy_of(position, seats(position))
             had = self._vehicles.get(bus_id)
-            if had is None or had.source is not position:
-                message = vehicle_entity(position, timetable)
-                had = _Entity(position, True, _entity_bytes(message), message)
+            if had is None or had.source is not position or had.beside != occupancy:
+                message = vehicle_entity(position, timetable, occupancy)
+                had = _Entity(position, occupancy, _entity_bytes(message), message)
             known[bus_id] = had
         self._vehicles = known
         return self._join("vehicle", known.values(), now_ms, as_json)
@@ -190,26 +291,28 @@ class RealtimeFeed:
         now_ms: int,
         *,
         as_json: bool,
+        silent: Iterable[Position] = (),
     ) -> Built:
-        """TripUpdates from (forecast, position of its vehicle): one per trip instance of this feed, the newest forecast."""
+        """TripUpdates from (forecast, position of its vehicle): one per trip instance of this feed, the newest forecast. `silent`: vehicles
+        without a forecast; where they are under way, their trips say NO_DATA."""
         kept = self._serve("trip", as_json, now_ms)
         if kept is not None:
             return kept
         self._turn(timetable)
         known: dict[str, _Entity] = {}
-        said: dict[tuple[str, str], str] = {}
+        said: dict[tuple[str, str | None], str] = {}
         for forecast, position in forecasts:
             if position.feed_id != self.feed_id:
                 continue
             bus_id = forecast.bus_id
             named = position.state != OFF_ROUTE or _names_trip(position, timetable)
             had = self._trips.get(bus_id)
-            if had is None or had.source is not forecast or had.named != named:
+            if had is None or had.source is not forecast or had.beside != named:
                 message = trip_entity(forecast, position, timetable)
                 if message is None:
                     continue
                 had = _Entity(forecast, named, _entity_bytes(message), message)
-            key = (forecast.trip_id, forecast.start_date)
+            key: tuple[str, str | None] = (forecast.trip_id, forecast.start_date)
             rival = said.get(key)
             if rival is not None and known[rival].source.made_at_ms >= forecast.made_at_ms:
                 continue
@@ -217,30 +320,62 @@ class RealtimeFeed:
                 del known[rival]
             said[key] = bus_id
             known[bus_id] = had
+        for position in silent:
+            key = (position.trip_id or "", position.start_date)
+            if position.feed_id != self.feed_id or key in said or position.bus_id in known:
+                continue
+            had = self._trips.get(position.bus_id)
+            if had is None or had.source is not position:
+                message = silent_entity(position, timetable)
+                if message is None:
+                    continue
+                had = _Entity(position, None, _entity_bytes(message), message)
+            said[key] = position.bus_id
+            known[position.bus_id] = had
         self._trips = known
         return self._join("trip", known.values(), now_ms, as_json)
 
-    def alerts(self, positions: Iterable[Position], timetable: Timetable | None, now_ms: int, *, as_json: bool) -> Built:
-        """Alerts: a detour for every vehicle of this feed that is off the route of its trip."""
+    def alerts(
+        self,
+        incidents: Iterable[IncidentEvent],
+        written: Iterable[OperatorAlert],
+        timetable: Timetable | None,
+        now_ms: int,
+        *,
+        as_json: bool,
+    ) -> Built:
+        """Alerts: of the incidents of this feed that are open and concern passengers, and those that operators wrote and that are not over."""
         kept = self._serve("alert", as_json, now_ms)
         if kept is not None:
             return kept
         self._turn(timetable)
         known: dict[str, _Entity] = {}
-        for position in positions:
-            if position.feed_id != self.feed_id or position.state != OFF_ROUTE or position.trip_id is None:
-                continue
-            trip = timetable.trips.get(position.trip_id) if timetable is not None else None
-            if timetable is None or trip is None:
-                continue
-            source = (position.trip_id, position.start_date)
-            had = self._alerts.get(position.bus_id)
+        sources: list[IncidentEvent | OperatorAlert] = [*incidents, *written]
+        for source in sources:
+            name = source.incident_id if isinstance(source, IncidentEvent) else source.alert_id
+            had = self._alerts.get(name)
             if had is None or had.source != source:
-                message = alert_entity(position.bus_id, trip, timetable.routes[trip.route_id], position.start_date)
-                had = _Entity(source, True, _entity_bytes(message), message)
-            known[position.bus_id] = had
+                message = self._alert(source, timetable, now_ms)
+                if message is None:
+                    continue
+                had = _Entity(source, None, _entity_bytes(message), message)
+            known[name] = had
         self._alerts = known
         return self._join("alert", known.values(), now_ms, as_json)
+
+    def _alert(self, source: IncidentEvent | OperatorAlert, timetable: Timetable | None, now_ms: int) -> rt.FeedEntity | None:
+        if timetable is None:
+            return None
+        if isinstance(source, OperatorAlert):
+            spans = [(period.from_ms, period.to_ms) for period in source.periods]
+            return alert_entity(of_operator(source, now_ms), source.selectors, spans, timetable)
+        item = of_incident(self.feed_id, source, timetable)
+        if item is None:
+            return None
+        trip = Selector(trip_id=source.trip_id, start_date=source.start_date)
+        stops = [] if item.params is None else [stop.stop_id.partition(":")[2] for stop in item.params.stops]
+        selectors = [trip, *(msgspec.structs.replace(trip, stop_id=stop) for stop in dict.fromkeys(stops))]
+        return alert_entity(item, selectors, [(source.opened_at_ms, None)], timetable)
 
     def _turn(self, timetable: Timetable | None) -> None:
         """A new feed version: what was serialised under the old one may name trips that are gone."""

@@ -2,7 +2,8 @@
 vehicle positions, trip updates and alerts of a full dataset. Written from the published list of rules, not from its code.
 
 `check(messages, timetable, now_s)` answers a list of `Fault`s; an empty list is what the product must reach. Rules about frequencies with
-exact_times = 0 (E006, E013) and about ADDED trips (E016) are checked as "does not happen": the product publishes neither.
+exact_times = 0 (E006, E013) and about ADDED trips (E016) are checked as "does not happen": the product publishes neither. E010 is a rule of
+the schedule and not of what is live. Beside them what the reference says of SKIPPED, NO_DATA, occupancy and active_period.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def check(messages: Iterable[rt.FeedMessage], timetable: Timetable, now_s: int) 
     for message in messages:
         faults += _header(message, now_s)
         seen_vehicles: set[str] = set()
+        ids = [entity.id for entity in message.entity]
+        faults += [Fault("UNIQUE", name, "an entity id twice in a feed") for name in set(ids) if ids.count(name) > 1 or not name]
         for entity in message.entity:
             if entity.is_deleted:
                 faults.append(Fault("E039", entity.id, "is_deleted in a full dataset"))
@@ -61,6 +64,10 @@ def check(messages: Iterable[rt.FeedMessage], timetable: Timetable, now_s: int) 
     for vehicle_id in vehicles.keys() & updates.keys():
         if vehicles[vehicle_id] != updates[vehicle_id]:
             faults.append(Fault("E047", vehicle_id, f"position says trip {vehicles[vehicle_id]}, update {updates[vehicle_id]}"))
+    drives = {trip: vehicle_id for vehicle_id, trip in vehicles.items()}
+    for vehicle_id, trip in updates.items():
+        if trip in drives and drives[trip] not in updates and vehicle_id not in vehicles:
+            faults.append(Fault("E047", trip, f"position says vehicle {drives[trip]}, update {vehicle_id}"))
     return faults
 
 
@@ -112,6 +119,11 @@ def _trip(where: str, descriptor: rt.TripDescriptor, timetable: Timetable) -> tu
         faults.append(Fault("E003", where, f"trip {descriptor.trip_id} is not in the feed"))
     if descriptor.schedule_relationship == rt.TripDescriptor.ADDED:
         faults.append(Fault("E016", where, "ADDED trip"))
+    if trip is not None and trip.frequency_of is not None:
+        if descriptor.HasField("schedule_relationship") and descriptor.schedule_relationship != rt.TripDescriptor.UNSCHEDULED:
+            faults.append(Fault("E013", where, "schedule_relationship on a trip of frequencies.txt"))
+        if not (descriptor.start_time and descriptor.start_date):
+            faults.append(Fault("E006", where, "a trip of frequencies.txt without start_time and start_date"))
     if descriptor.route_id and descriptor.route_id not in timetable.routes:
         faults.append(Fault("E004", where, f"route {descriptor.route_id} is not in the feed"))
     if descriptor.start_time and not re.fullmatch(r"\d{1,2}:[0-5]\d:[0-5]\d", descriptor.start_time):
@@ -123,15 +135,26 @@ def _trip(where: str, descriptor: rt.TripDescriptor, timetable: Timetable) -> tu
             faults.append(Fault("E024", where, "direction_id is not the trip's"))
         if descriptor.route_id and descriptor.route_id != trip.route_id:
             faults.append(Fault("E035", where, f"trip {trip.trip_id} is not of route {descriptor.route_id}"))
+        if descriptor.start_time and trip.frequency_of is not None and _seconds(descriptor.start_time) != trip.departure_s[0]:
+            faults.append(Fault("E019", where, f"start_time {descriptor.start_time} is no departure of the frequency"))
         if descriptor.start_time and trip.frequency_of is None:
             faults.append(Fault("E023", where, "start_time on a trip that frequencies.txt does not make"))
     return faults, trip
+
+
+def _seconds(start_time: str) -> int:
+    hours, minutes, seconds = map(int, start_time.split(":"))
+    return hours * 3600 + minutes * 60 + seconds
 
 
 def _vehicle(where: str, vehicle: rt.VehiclePosition, timetable: Timetable, header_s: int, now_s: int) -> list[Fault]:
     faults = _time(where, vehicle.timestamp, header_s, now_s)
     more, trip = _trip(where, vehicle.trip, timetable) if vehicle.HasField("trip") else ([], None)
     faults += more
+    if vehicle.HasField("occupancy_percentage") and not vehicle.HasField("occupancy_status"):
+        faults.append(Fault("OCCUPANCY", where, "a percentage without a status"))
+    if vehicle.HasField("occupancy_status") and vehicle.occupancy_status == rt.VehiclePosition.EMPTY and vehicle.occupancy_percentage:
+        faults.append(Fault("OCCUPANCY", where, f"empty, and {vehicle.occupancy_percentage} % full"))
     place = vehicle.position
     if not (-90 <= place.latitude <= 90 and -180 <= place.longitude <= 180) or (place.latitude == 0 and place.longitude == 0):
         return [*faults, Fault("E026", where, f"position {place.latitude},{place.longitude}")]
@@ -225,11 +248,17 @@ def _stop(at: str, stop: rt.TripUpdate.StopTimeUpdate, trip: Trip | None, timeta
     timed = stop.HasField("arrival") or stop.HasField("departure")
     if stop.schedule_relationship == STU.NO_DATA and timed:
         faults.append(Fault("E042", at, "times on NO_DATA"))
+    if stop.schedule_relationship == STU.SKIPPED and timed:
+        faults.append(Fault("SKIPPED", at, "times of a stop that is not served"))
     if stop.schedule_relationship == STU.SCHEDULED and not timed:
         faults.append(Fault("E043", at, "neither arrival nor departure"))
     for event in ("arrival", "departure"):
         if stop.HasField(event) and not (getattr(stop, event).HasField("time") or getattr(stop, event).HasField("delay")):
             faults.append(Fault("E044", at, f"{event} without time and delay"))
+        if stop.HasField(event) and not getattr(stop, event).HasField("time"):
+            faults.append(Fault("E046", at, f"{event} with a delay alone, of a stop whose planned time a reader may not have"))
+        if stop.HasField(event) and getattr(stop, event).uncertainty < 0:
+            faults.append(Fault("UNCERTAINTY", at, "less than nothing"))
     if stop.HasField("arrival") and stop.HasField("departure") and stop.departure.time < stop.arrival.time:
         faults.append(Fault("E025", at, "departure before arrival"))
     return faults
@@ -239,13 +268,25 @@ def _alert(where: str, alert: rt.Alert, timetable: Timetable) -> list[Fault]:
     faults = []
     if not alert.informed_entity:
         faults.append(Fault("E032", where, "no informed_entity"))
+    for span in alert.active_period:
+        for edge in ("start", "end"):
+            if span.HasField(edge):
+                faults += _time(f"{where} active_period.{edge}", getattr(span, edge), 0, 0, future=True)
+        if span.HasField("start") and span.HasField("end") and span.end <= span.start:
+            faults.append(Fault("PERIOD", where, "active_period ends before it begins"))
+    for texts in (alert.header_text, alert.description_text):
+        languages = [translation.language for translation in texts.translation]
+        if len(set(languages)) != len(languages) or not all(translation.text for translation in texts.translation):
+            faults.append(Fault("TEXT", where, "two texts of one language, or an empty one"))
     for entity in alert.informed_entity:
         if not (entity.agency_id or entity.route_id or entity.stop_id or entity.HasField("trip") or entity.HasField("route_type")):
             faults.append(Fault("E033", where, "informed_entity names nothing"))
         if entity.agency_id and entity.agency_id not in timetable.agencies:
             faults.append(Fault("E034", where, f"agency {entity.agency_id} is not in the feed"))
-        if entity.stop_id:
-            faults += _stop_exists(where, entity.stop_id, timetable)
+        if entity.route_id and entity.route_id not in timetable.routes:
+            faults.append(Fault("E004", where, f"route {entity.route_id} is not in the feed"))
+        if entity.stop_id and entity.stop_id not in timetable.stops:  # an alert may concern a station (E015 is for the other two feeds)
+            faults.append(Fault("E011", where, f"stop {entity.stop_id} is not in the feed"))
         if entity.HasField("trip"):
             more, trip = _trip(where, entity.trip, timetable)
             faults += more

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -17,7 +17,9 @@ from google.transit import gtfs_realtime_pb2 as rt
 
 from api.realtime import RealtimeFeed
 from bench.network.feed import write_feed
-from engine.events import Position, StopForecast, TripForecast
+from engine.events import IncidentEvent, Position, StopForecast, TripForecast
+from engine.live.alerts import OperatorAlert, Period, Selector
+from engine.store.loads import Load
 from engine.tracking.replay import read_fixes
 from engine.tracking.timetable import Timetable
 from engine.tracking.tracker import Tracker
@@ -32,6 +34,7 @@ class Moment(NamedTuple):
     now_ms: int
     positions: dict[str, Position]
     forecasts: dict[str, TripForecast]
+    incidents: list[IncidentEvent]  # open
 
 
 class Drive(NamedTuple):
@@ -56,6 +59,7 @@ def _moments(timetable: Timetable, path: Path) -> Iterator[Moment]:
     fixes = sorted(read_fixes(path)[0], key=lambda fix: fix.received_at_ms)
     positions: dict[str, Position] = {}
     forecasts: dict[str, TripForecast] = {}
+    incidents: dict[str, bytes] = {}
     now_ms = fixes[0].received_at_ms
     for fix in fixes:
         while fix.received_at_ms >= now_ms + 1_000:
@@ -64,17 +68,27 @@ def _moments(timetable: Timetable, path: Path) -> Iterator[Moment]:
             out = tracker.take()
             positions |= {p.bus_id: p for p in out.positions}
             forecasts |= {f.bus_id: f for f in out.forecasts}
+            incidents |= out.open_incidents
             if now_ms % 60_000 < 1_000:
-                yield Moment(now_ms, dict(positions), dict(forecasts))
+                going = [msgspec.msgpack.decode(blob, type=IncidentEvent) for blob in incidents.values() if blob]
+                yield Moment(now_ms, dict(positions), dict(forecasts), going)
         tracker.fold(fix)
 
 
 def built(feed: RealtimeFeed, moment: Moment, timetable: Timetable) -> tuple[rt.FeedMessage, rt.FeedMessage]:
     vehicles, trips = rt.FeedMessage(), rt.FeedMessage()
     vehicles.ParseFromString(feed.vehicle_positions(moment.positions.values(), timetable, moment.now_ms, as_json=False).body)
-    pairs = [(f, moment.positions[bus_id]) for bus_id, f in moment.forecasts.items() if bus_id in moment.positions]
-    trips.ParseFromString(feed.trip_updates(pairs, timetable, moment.now_ms, as_json=False).body)
+    pairs = [(f, moment.positions[bus_id]) for bus_id, f in moment.forecasts.items() if bus_id in moment.positions and f.stops]
+    foreseen = {(f.bus_id, f.trip_id, f.start_date) for f, _ in pairs}
+    silent = [p for p in moment.positions.values() if (p.bus_id, p.trip_id, p.start_date) not in foreseen]
+    trips.ParseFromString(feed.trip_updates(pairs, timetable, moment.now_ms, as_json=False, silent=silent).body)
     return vehicles, trips
+
+
+def alerts_of(feed: RealtimeFeed, moment: Moment, timetable: Timetable, *written: OperatorAlert) -> rt.FeedMessage:
+    message = rt.FeedMessage()
+    message.ParseFromString(feed.alerts(moment.incidents, written, timetable, moment.now_ms, as_json=False).body)
+    return message
 
 
 def test_every_minute_of_a_rough_quarter_of_an_hour_has_no_error_by_the_validators_rules(drive: Drive) -> None:
@@ -93,32 +107,130 @@ def test_every_minute_of_a_rough_quarter_of_an_hour_has_no_error_by_the_validato
     assert sum(len(entity.trip_update.stop_time_update) for entity in last[1].entity) > 150
 
 
-def test_alerts_are_the_detours_of_the_moment(drive: Drive) -> None:
+def test_alerts_are_the_open_incidents_that_concern_passengers(drive: Drive) -> None:
     feed = RealtimeFeed("demo")
     seen: set[str] = set()
     over = 0
     for moment in drive.moments:
-        now = rt.FeedMessage()
-        now.ParseFromString(feed.alerts(moment.positions.values(), drive.timetable, moment.now_ms, as_json=False).body)
+        now = alerts_of(feed, moment, drive.timetable)
         vehicles, trips = built(feed, moment, drive.timetable)
         assert not check([vehicles, trips, now], drive.timetable, moment.now_ms // 1000)
-        off = {p.bus_id: p for p in moment.positions.values() if p.state == "OFF_ROUTE"}
-        assert {entity.id for entity in now.entity} == {"a:" + bus_id for bus_id in off}
+        wanted = {"a:" + i.incident_id: i for i in moment.incidents if i.kind in ("OFF_ROUTE", "DELAYED") and i.trip_id is not None}
+        assert {entity.id for entity in now.entity} == set(wanted)
         for entity in now.entity:
-            (informed,) = entity.alert.informed_entity
-            assert informed.trip.trip_id == off[entity.id[2:]].trip_id and entity.alert.effect == rt.Alert.DETOUR
+            informed, incident = entity.alert.informed_entity[0], wanted[entity.id]
+            assert (informed.trip.trip_id, informed.trip.start_date) == (incident.trip_id, incident.start_date)
+            assert entity.alert.effect == (rt.Alert.DETOUR if incident.kind == "OFF_ROUTE" else rt.Alert.SIGNIFICANT_DELAYS)
+            assert entity.alert.active_period[0].start == incident.opened_at_ms // 1000 and not entity.alert.active_period[0].HasField(
+                "end"
+            )
             assert entity.alert.header_text.translation[0].text and entity.alert.description_text.translation[0].text
         over += len(seen - {entity.id for entity in now.entity})
         seen |= {entity.id for entity in now.entity}
     assert seen and over, "the drive must have had detours that began and ended"
 
 
-def test_no_detour_is_an_empty_feed_in_both_forms(drive: Drive) -> None:
+def test_a_detour_names_the_stops_that_it_leaves_out(drive: Drive) -> None:
+    moment = next(m for m in drive.moments if any(i.kind == "OFF_ROUTE" for i in m.incidents))
+    incident = next(i for i in moment.incidents if i.kind == "OFF_ROUTE")
+    pattern = drive.timetable.trips[incident.trip_id or ""].pattern
+    detail = msgspec.json.encode({"bypassedStops": list(pattern.stop_sequences[2:4])}).decode()
+    bypassing = moment._replace(incidents=[msgspec.structs.replace(incident, detail=detail)])
+    message = alerts_of(RealtimeFeed("demo"), bypassing, drive.timetable)
+    assert not check([message], drive.timetable, moment.now_ms // 1000)
+    alert = message.entity[0].alert
+    assert [one.stop_id for one in alert.informed_entity] == ["", *pattern.stop_ids[2:4]]
+    assert {one.trip.trip_id for one in alert.informed_entity} == {incident.trip_id}
+    assert drive.timetable.stops[pattern.stop_ids[2]].name in alert.description_text.translation[0].text
+
+
+def written(timetable: Timetable, *selectors: Selector, **more: Any) -> OperatorAlert:
+    given = {
+        "alert_id": "0195c0de-0001-7000-8000-00000000000a", "partner_id": "demo", "feed_id": timetable.feed_id, "cause": "CONSTRUCTION",
+        "effect": "MODIFIED_SERVICE", "level": "WARNING", "header": {"en": "Works", "fr": "Travaux"}, "description": {"en": "Until May."},
+        "url": "https://example.org/works", "periods": (), "selectors": selectors, "version": 1, "changed_at_ms": 1,
+    }  # fmt: skip
+    return OperatorAlert(**(given | more))
+
+
+def test_what_an_operator_wrote_stands_among_the_alerts_and_forgets_what_the_feed_no_longer_has(drive: Drive) -> None:
+    moment, timetable = drive.moments[-1], drive.timetable
+    trip = next(iter(timetable.trips.values()))
+    stop = trip.pattern.stop_ids[1]
+    selectors = (
+        Selector(route_id=trip.route_id, direction_id=trip.pattern.direction_id), Selector(route_id=trip.route_id, stop_id=stop),
+        Selector(stop_id=stop), Selector(trip_id=trip.trip_id, start_date="20261118"), Selector(trip_id=trip.trip_id, stop_id=stop),
+        Selector(route_id="gone"), Selector(stop_id="gone"), Selector(trip_id="gone"),
+    )  # fmt: skip
+    spans = (Period(moment.now_ms - 1_000, moment.now_ms + 1_000), Period(moment.now_ms + 9_000, None))
+    gone = written(timetable, Selector(route_id="gone"), alert_id="g")
+    everybody = written(timetable, alert_id="e")
+    message = alerts_of(RealtimeFeed("demo"), moment, timetable, written(timetable, *selectors, periods=spans), gone, everybody)
+    assert not check([message], timetable, moment.now_ms // 1000)
+    by_id = {entity.id: entity.alert for entity in message.entity}
+    assert "a:g" not in by_id and len(by_id["a:e"].informed_entity) >= 1
+    alert = by_id["a:0195c0de-0001-7000-8000-00000000000a"]
+    assert len(alert.informed_entity) == 5 and [span.HasField("end") for span in alert.active_period] == [True, False]
+    assert {text.language: text.text for text in alert.header_text.translation} == {"en": "Works", "fr": "Travaux"}
+    assert (alert.cause, alert.effect, alert.severity_level) == (rt.Alert.CONSTRUCTION, rt.Alert.MODIFIED_SERVICE, rt.Alert.WARNING)
+    assert alert.url.translation[0].text == "https://example.org/works"
+
+
+def test_no_alert_is_an_empty_feed_in_both_forms(drive: Drive) -> None:
     feed, moment = RealtimeFeed("demo"), drive.moments[-1]
     message = rt.FeedMessage()
-    message.ParseFromString(feed.alerts([], drive.timetable, moment.now_ms, as_json=False).body)
+    message.ParseFromString(feed.alerts([], [], drive.timetable, moment.now_ms, as_json=False).body)
     assert not message.entity and not check([message], drive.timetable, moment.now_ms // 1000)
-    assert json_format.Parse(feed.alerts([], drive.timetable, moment.now_ms, as_json=True).body, rt.FeedMessage()) == message
+    assert json_format.Parse(feed.alerts([], [], drive.timetable, moment.now_ms, as_json=True).body, rt.FeedMessage()) == message
+
+
+def test_a_trip_under_way_without_a_forecast_says_no_data_from_its_next_stop(drive: Drive) -> None:
+    moment = drive.moments[-1]
+    position = next(p for p in moment.positions.values() if p.state == "IN_TRIP" and p.stop_index is not None and p.offset_m is not None)
+    feed, message = RealtimeFeed("demo"), rt.FeedMessage()
+    message.ParseFromString(feed.trip_updates([], drive.timetable, moment.now_ms, as_json=False, silent=[position]).body)
+    vehicles = rt.FeedMessage()
+    vehicles.ParseFromString(feed.vehicle_positions([position], drive.timetable, moment.now_ms, as_json=False).body)
+    assert not check([message, vehicles], drive.timetable, moment.now_ms // 1000)
+    (row,) = message.entity[0].trip_update.stop_time_update
+    pattern = drive.timetable.trips[position.trip_id or ""].pattern
+    assert row.stop_sequence == pattern.stop_sequences[position.stop_index or 0]
+    assert row.schedule_relationship == rt.TripUpdate.StopTimeUpdate.NO_DATA and not row.HasField("arrival")
+    stands = msgspec.structs.replace(position, state="DEADHEAD")
+    message.ParseFromString(feed.trip_updates([], drive.timetable, moment.now_ms + 2_000, as_json=False, silent=[stands]).body)
+    assert not message.entity, "a bus between its trips has no times to owe"
+
+
+@pytest.mark.parametrize(
+    ("counted", "load", "said"),
+    [
+        (None, None, None),
+        (None, Load(49), None),
+        (0, None, ("EMPTY", None)),
+        (12, None, None),
+        (12, Load(49), ("MANY_SEATS_AVAILABLE", 24)),
+        (40, Load(49), ("FEW_SEATS_AVAILABLE", 82)),
+        (49, Load(49), ("FULL", 100)),
+        (55, Load(49), ("FULL", 112)),
+        (None, Load(4, ((0, 3), (0, 1), (1, 3))), ("FEW_SEATS_AVAILABLE", 50)),
+        (None, Load(4, ((0, 1),)), ("EMPTY", 0)),
+        (3, Load(4, ((0, 1),)), ("FEW_SEATS_AVAILABLE", 75)),
+    ],
+)
+def test_how_full_a_bus_is_comes_from_its_counter_else_from_who_was_scanned_aboard(
+    drive: Drive, counted: int | None, load: Load | None, said: tuple[str, int | None] | None
+) -> None:
+    moment = drive.moments[-1]
+    position = msgspec.structs.replace(next(p for p in moment.positions.values() if p.state == "IN_TRIP"), stop_index=2, occupancy=counted)
+    message = rt.FeedMessage()
+    built_ = RealtimeFeed("demo").vehicle_positions([position], drive.timetable, moment.now_ms, as_json=False, seats=lambda _: load)
+    message.ParseFromString(built_.body)
+    assert not [fault for fault in check([message], drive.timetable, moment.now_ms // 1000) if fault.rule == "OCCUPANCY"]
+    vehicle = message.entity[0].vehicle
+    assert vehicle.HasField("occupancy_status") == (said is not None)
+    if said is not None:
+        assert rt.VehiclePosition.OccupancyStatus.Name(vehicle.occupancy_status) == said[0]
+        assert (vehicle.occupancy_percentage if vehicle.HasField("occupancy_percentage") else None) == said[1]
 
 
 def test_the_json_form_says_the_same_as_the_bytes(drive: Drive) -> None:
@@ -195,6 +307,10 @@ def test_the_oracle_sees_what_it_is_there_for(drive: Drive) -> None:
     assert {"E012", "E050"} <= rules(far)
     far.header.ClearField("timestamp")
     assert "E048" in rules(far)
+    update.stop_time_update[0].schedule_relationship = rt.TripUpdate.StopTimeUpdate.NO_DATA
+    update.stop_time_update[1].schedule_relationship = rt.TripUpdate.StopTimeUpdate.SKIPPED
+    update.stop_time_update[2].arrival.ClearField("time")
+    assert {"E042", "SKIPPED", "E046"} <= rules(late)
     alerts = rt.FeedMessage(header=trips.header)
     alert = alerts.entity.add(id="a").alert
     alert.SetInParent()
@@ -203,6 +319,10 @@ def test_the_oracle_sees_what_it_is_there_for(drive: Drive) -> None:
     assert "E033" in rules(alerts)
     selector.trip.trip_id = "nobody"
     assert "E003" in rules(alerts)
+    selector.route_id, selector.stop_id = "nowhere", "nowhere"
+    alert.active_period.add(start=now_s * 1000)
+    alert.header_text.translation.add(text="")
+    assert {"E004", "E011", "E001", "TEXT"} <= rules(alerts)
 
 
 def test_skipped_and_unknown_stops_carry_no_times(drive: Drive) -> None:

@@ -87,7 +87,7 @@ class Eta(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 
 
 class Served(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    """`stop`: a vehicle served, passed or missed a stop."""
+    """`stop`: a vehicle is near a stop (APPROACHING), or it served, passed or missed it."""
 
     bus_id: str
     trip_id: str
@@ -121,6 +121,7 @@ class Incident(msgspec.Struct, frozen=True, rename="camel"):
     lat: float
     lon: float
     detail: dict[str, Any]  # what there is to say of this kind
+    handled_state: str | None  # ACKNOWLEDGED | ASSIGNED | CLOSED: what people did with it while it went on
 
 
 class SeatSaid(msgspec.Struct, frozen=True, rename="camel"):
@@ -234,6 +235,7 @@ def incident(feed_id: str, event: IncidentEvent) -> Incident:
         round(event.lat, 6),
         round(event.lon, 6),
         msgspec.json.decode(event.detail, type=dict[str, Any]),
+        event.handled,
     )
 
 

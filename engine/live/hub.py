@@ -3,6 +3,8 @@
 Promises on position channels: a snapshot (or, for a `since` of this epoch that we can look back to, only what changed), then the newest state
 per vehicle; offsets may skip; a vehicle's update reaches a listener once, naming all of its channels that carry it; several updates of one
 round travel in one frame; a slow reader gets the newest when it reads again, holds up nobody and is sent away after `socket_stall_s`.
+A trip's channel also tells the incidents that concern its passengers, and channels of trips, routes and stops the operators' alerts: a
+newcomer gets those that go on right behind its snapshot, so what is not among them is over.
 On ordered channels: every message, in order (engine/live/ordered.py).
 Refuses: a task or an await per listener. Rounds are planned at once and delivered in slices of `SLICE` sockets with a yield between, so
 that a 5,000-wide broadcast never holds the loop for more than a millisecond (on a prototype, HTTP p99 46 ms without slices, 1.5 ms with them).
@@ -21,9 +23,12 @@ from numpy.typing import NDArray
 from engine.clock import Clock
 from engine.errors import Forbidden, Invalid, TooManyChannels, Unauthenticated
 from engine.live import frames
+from engine.live.advice import trip_incident
+from engine.live.alerts import AlertItem, AlertNotice
 from engine.live.channels import ORDERED, kind_of
 from engine.live.listener import BBOX, Listener, Mailbox
 from engine.live.table import Change, Foreseen, LiveTable, Seen, group_channels
+from engine.live.troubles import Trouble, Troubles, Words
 from engine.live.updates import Part, Pending, Update, framed, gone_update, merged, same_groups
 from engine.meter import Meter
 from engine.settings import Settings
@@ -113,8 +118,11 @@ class Hub:
         clock: Clock,
         meter: Meter | None = None,
         may_listen: Callable[[Any, str], bool] = lambda principal, channel: True,
+        words: Words | None = None,
     ) -> None:
         self.table, self.settings, self.clock, self.may_listen = table, settings, clock, may_listen
+        self.troubles = Troubles(words or (lambda area, event: trip_incident(area, event, None, clock.now_ms())), clock.now_ms)
+        self.alerts: Callable[[str], list[AlertItem]] = lambda channel: []  # what is in force for a channel (engine/live/board.py)
         self.version = 0
         self.channels: dict[str, Channel] = {}
         self.viewports = Viewports()
@@ -123,6 +131,7 @@ class Hub:
         self._pending = Pending()
         self._wake = asyncio.Event()
         self._stop_channels = 0
+        self._alert_over: dict[str, int] = {}  # area -> its number when an alert ended last: who was away then takes a snapshot
         meter = meter or Meter()
         self.sent = meter.counter("timepoint_live_deliveries_total", "frames handed to listeners")
         self._kept = meter.counter("timepoint_live_kept_total", "updates kept for stalled listeners")
@@ -224,15 +233,28 @@ class Hub:
             del box.owed[name]
             snapshot = self._snapshot_for(listener, name)
             if snapshot is not None:
-                listener.write(framed(listener.wire, [(update, (name,)) for update in (snapshot, *self._forecasts_of(name, -1))]))
+                listener.write(framed(listener.wire, [(update, (name,)) for update in (snapshot, *self._beside(name))]))
 
     # --- hearing from the table ---
 
     def tell(self, change: Change) -> None:
         """What the table said; heard in the next round. Costs nothing where nobody listens."""
         self.version += 1
+        troubles = self.troubles.hear(change) if change.incidents or change.over or change.reset else ()
         if self.channels or self.viewports.rows:
             self._pending.add(change, self.version)
+            for one in troubles:
+                self._pending.troubles[one.body.incident_id] = (self._trouble(one), one.channel)
+            self._wake.set()
+
+    def announce(self, feed_id: str, item: AlertItem, *, over: bool, carries: Callable[[str], bool]) -> None:
+        """An operator's alert begins, changes or ends, on every channel that `carries` it."""
+        self.version += 1
+        update = self._notice(feed_id, item, over=over)
+        if over:
+            self._alert_over[feed_id] = update.n
+        for name in [name for name in self.channels if carries(name)]:
+            self._pending.notices[name, item.alert_id] = (update, name)
             self._wake.set()
 
     async def run(self) -> None:
@@ -301,6 +323,8 @@ class Hub:
             body = frames.served(change.area, event)
             update = Update(("stop", key), "stop", self._epoch(change.area), change.n, version, lambda body=body: body)  # type: ignore[misc]
             say(update, ("trip:" + body.trip_id, "stop:" + body.stop_id))
+        for word, name in (*pending.troubles.values(), *pending.notices.values()):
+            say(word, (name,))
         return touched
 
     def _touch_forecast(self, found: Foreseen, version: int, say: Callable[[Update, Iterable[str]], None]) -> None:
@@ -323,7 +347,7 @@ class Hub:
         for name, held in self.channels.items():
             area, _ = self.table.mark(name)
             if area is not None and area.id == area_id:
-                touched.setdefault(name, []).append(self._snapshot(held))
+                touched.setdefault(name, []).extend((self._snapshot(held), *self._troubles_of(name), *self._notices_of(name)))
 
     def _sorted(self, touched: dict[str, list[Update]]) -> tuple[list[tuple[str, list[Listener]]], dict[Listener, list[str]]]:
         """The crowd of each channel (listeners of nothing else), and the others with their touched channels."""
@@ -463,8 +487,7 @@ class Hub:
             parts = self._missed(name, since.offset)
         listener.subscribed(ident, name, epoch, offset, parts is not None)
         if parts is None:
-            parts = [(self._snapshot(channel), (name,))]
-            parts += [(update, (name,)) for update in self._forecasts_of(name, -1)]
+            parts = [(update, (name,)) for update in (self._snapshot(channel), *self._beside(name))]
         if parts:
             self._give(listener, parts)
 
@@ -474,12 +497,33 @@ class Hub:
         if area is None or offset > area.n or (name.startswith("stop:") and offset != area.n):
             return None  # ahead of us: another worker's, or a lost tail. Stops: what was served is not kept, the board is short
         left = [] if name.startswith("bus:") else self.table.left_since(area, name, offset)
-        if left is None:
+        said = self.troubles.since(area.id, name, offset)
+        if left is None or said is None or (name.startswith(("trip:", "route:")) and offset <= self._alert_over.get(area.id, -1)):
             return None
         gone = [gone_update(bus_id, area.epoch, area.n, self.version) for bus_id in left]
         changed = sorted((seen for seen in self.table.on_channel(name) if seen.n > offset), key=lambda seen: seen.n)
         updates = gone + [self._position(seen) for seen in changed] + self._forecasts_of(name, offset)
+        updates += [self._trouble(one) for one in said] + self._notices_of(name)
         return [(update, (name,)) for update in updates]
+
+    def _beside(self, name: str) -> list[Update]:
+        """What follows a snapshot in its frame: forecasts, incidents that go on, alerts in force."""
+        return [*self._forecasts_of(name, -1), *self._troubles_of(name), *self._notices_of(name)]
+
+    def _troubles_of(self, name: str) -> list[Update]:
+        return [self._trouble(one) for one in self.troubles.open_on(name)]
+
+    def _trouble(self, one: Trouble) -> Update:
+        return Update(("incident", one.body.incident_id), "incident", self._epoch(one.area), one.n, self.version, lambda: one.body)
+
+    def _notices_of(self, name: str) -> list[Update]:
+        area, _ = self.table.mark(name)
+        return [] if area is None else [self._notice(area.id, item, over=False) for item in self.alerts(name)]
+
+    def _notice(self, feed_id: str, item: AlertItem, *, over: bool) -> Update:
+        area = self.table.areas.get(feed_id)
+        body = AlertNotice("ALERT_OVER" if over else "ALERT", item)
+        return Update(("notice", item.alert_id), "notice", self._epoch(feed_id), 0 if area is None else area.n, self.version, lambda: body)
 
     def _position(self, seen: Seen) -> Update:
         return Update(seen.position.bus_id, "pos", self._epoch(seen.area), seen.n, self.version, lambda: frames.pos(seen.position))

@@ -86,9 +86,10 @@ class Moved:
 
 
 class Pending:
-    """What the table said since the last round; at most one entry per vehicle, per forecast and per stop served."""
+    """What the table said since the last round; at most one entry per vehicle, per forecast, per stop served, and per incident and alert that
+    passengers hear of."""
 
-    __slots__ = ("forecasts", "gone", "moved", "resets", "stops")
+    __slots__ = ("forecasts", "gone", "moved", "notices", "resets", "stops", "troubles")
 
     def __init__(self) -> None:
         self.moved: dict[str, Moved] = {}
@@ -96,9 +97,11 @@ class Pending:
         self.forecasts: dict[str, tuple[Foreseen, int]] = {}
         self.stops: dict[tuple[str, str, str, int], tuple[Change, StopEvent, int]] = {}
         self.resets: dict[str, None] = {}
+        self.troubles: dict[str, tuple[Update, str]] = {}  # by incident, with the channel of its trip
+        self.notices: dict[tuple[str, str], tuple[Update, str]] = {}  # by channel and alert
 
     def __bool__(self) -> bool:
-        return bool(self.moved or self.gone or self.forecasts or self.stops or self.resets)
+        return bool(self.moved or self.gone or self.forecasts or self.stops or self.resets or self.troubles or self.notices)
 
     def add(self, change: Change, version: int) -> None:
         if change.reset:
