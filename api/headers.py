@@ -27,6 +27,7 @@ HOLD_TOKEN: Final = {
     "description": "opens a guest's hold and its booking; who is signed in needs none",
 }
 QUEUE_TOKEN: Final = {"name": "X-Queue-Token", "schema": _TOKEN, "description": "of POST /v1/trips/{trip_id}/queue, where the trip is hot"}
+SHARE_KEY: Final = {"name": "X-Share-Key", "schema": _TOKEN, "description": "the `revokeKey` that a guest was given with a link"}
 WAITLIST_TOKEN: Final = {"name": "X-Waitlist-Token", "schema": _TOKEN, "description": "opens a guest's place in the waitlist"}
 
 # "method path", or what the path begins with -> a header it may have
@@ -39,6 +40,7 @@ MAY_SEND: Final = (
     ("/v1/payments/{payment_id}/", HOLD_TOKEN),
     ("post /v1/trips/{trip_id}/holds", QUEUE_TOKEN),
     ("/v1/waitlist/", WAITLIST_TOKEN),
+    ("delete /v1/share/{token}", SHARE_KEY),
 )
 # "get" of these answers 304 to whoever has it already; what ends in / stands for all below it
 CONDITIONAL: Final = (

@@ -25,6 +25,7 @@ from engine.booking.catalogue import SoldTrip
 from engine.booking.search import Found
 from engine.booking.seatmaps import Money
 from engine.errors import Invalid, NotFound, Unavailable
+from engine.events import Position
 from engine.live.frames import EtaStop, Pos, eta_stop, pos, rfc3339
 from engine.tracking.plans import Plan
 from engine.tracking.timetable import Pattern, Stop, Timetable, TripInstance, parse_date
@@ -287,18 +288,11 @@ async def read_departures(
 async def read_trip(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> TripDetail:
     """One trip instance: its stops with planned times, its line, who drives it now, and whether it is on sale."""
     parts = parts_of(request)
-    plan, instance = _instance(request, trip_id)
+    plan, instance = trip_instance(parts, trip_id)
     position = on_trip(parts, trip_id)
     now_ms = parts.clock.now_ms()
-    sold = await _on_sale(parts, trip_id)
-    if sold is not None and sold.status == "CANCELLED":
-        status = "CANCELLED"
-    elif position is not None and position.stop_index is not None:  # None: it has done this trip and has no other yet
-        status = "RUNNING"
-    elif position is not None or now_ms > instance.arrival_ms(len(instance.trip.arrival_s) - 1):
-        status = "COMPLETED"
-    else:
-        status = "SCHEDULED"
+    sold = await sold_trip(parts, trip_id)
+    status = status_of(sold, position, instance, now_ms)
     trip, pattern = instance.trip, instance.trip.pattern
     stops = []
     for index, stop_id in enumerate(pattern.stop_ids):
@@ -337,7 +331,7 @@ def read_trip_live(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> R
     """Where the trip's bus is, and when it will be at each remaining stop; stops that it missed stand before them as SKIPPED. 404 while no
     bus drives it."""
     parts = parts_of(request)
-    _instance(request, trip_id)
+    trip_instance(parts, trip_id)
     position = on_trip(parts, trip_id)
     if position is None:
         raise NotFound(f"no bus is driving {trip_id!r} right now; GET /v1/trips/{trip_id} has its planned times")
@@ -358,7 +352,18 @@ def read_trip_live(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> R
 # ------------------------------------------------------------------------------------------------ how they are made
 
 
-async def _on_sale(parts: Parts, trip_id: str) -> SoldTrip | None:
+def status_of(sold: SoldTrip | None, position: Position | None, instance: TripInstance, now_ms: int) -> str:
+    """SCHEDULED, RUNNING or COMPLETED, by what is live, else by the timetable; CANCELLED by the operator."""
+    if sold is not None and sold.status == "CANCELLED":
+        return "CANCELLED"
+    if position is not None and position.stop_index is not None:  # None: it has done this trip and has no other yet
+        return "RUNNING"
+    if position is not None or now_ms > instance.arrival_ms(len(instance.trip.arrival_s) - 1):
+        return "COMPLETED"
+    return "SCHEDULED"
+
+
+async def sold_trip(parts: Parts, trip_id: str) -> SoldTrip | None:
     """The trip as the desk knows it; None where it is not on sale, and while the database is away: the timetable is read without it."""
     if parts.booking is None:
         return None
@@ -399,15 +404,18 @@ def _planned(request: Request[Any, Any, Any], public: str, what: str) -> tuple[P
     raise NotFound(f"no {what} {public!r}: there is no feed {feed_id!r}")
 
 
-def _instance(request: Request[Any, Any, Any], public: str) -> tuple[Plan, TripInstance]:
+def trip_instance(parts: Parts, public: str) -> tuple[Plan, TripInstance]:
+    """The trip instance of a public id, and its feed. Raises `NotFound`."""
     feed_id, trip_id, start_date = split_trip(public)
-    for plan in _plans(request):
-        if plan.feed_id == feed_id:
-            instance = plan.timetable.instance(trip_id, start_date)
-            if instance is None:
-                raise NotFound(f"no trip {public!r} in feed {feed_id!r}")
-            return plan, instance
-    raise NotFound(f"no trip {public!r}: there is no feed {feed_id!r}")
+    if parts.plans is None:
+        raise Unavailable("no timetable is loaded yet", retry_after_s=2)
+    plan = parts.plans.get(feed_id)
+    if plan is None:
+        raise NotFound(f"no trip {public!r}: there is no feed {feed_id!r}")
+    instance = plan.timetable.instance(trip_id, start_date)
+    if instance is None:
+        raise NotFound(f"no trip {public!r} in feed {feed_id!r}")
+    return plan, instance
 
 
 def _route(plan: Plan, route_id: str) -> RouteItem:

@@ -66,6 +66,12 @@ def trip_page(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> Respon
     return _file(request, WEB / PAGES["/trip"], 0)
 
 
+@get("/share/{token:str}", include_in_schema=False, sync_to_thread=False)
+def share_page(request: Request[Any, Any, Any], token: FromPath[str]) -> Response[bytes]:
+    """The same page for whoever was given a link; the page asks what it leads to."""
+    return _file(request, WEB / PAGES["/trip"], 0)
+
+
 @get("/assets/{name:str}", include_in_schema=False, sync_to_thread=False)
 def asset(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
     """Our own scripts and styles."""
@@ -84,4 +90,4 @@ def vendor(request: Request[Any, Any, Any], name: FromPath[Path]) -> Response[by
     return _file(request, path, 3600)
 
 
-ROOTS: Final = (page, trip_page, asset, vendor)
+ROOTS: Final = (page, trip_page, share_page, asset, vendor)

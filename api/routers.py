@@ -7,6 +7,7 @@ from typing import Final
 from litestar.types import ControllerRouterHandler
 
 from api import (
+    analytics_eta,
     booking,
     changes,
     fares,
@@ -36,6 +37,7 @@ ROUTERS: Final[tuple[ControllerRouterHandler, ...]] = (
     *tracking.ROUTERS,
     *shares.ROUTERS,
     *incidents.ROUTERS,
+    *analytics_eta.ROUTERS,
     *fleet.ROUTERS,
     *rules.ROUTERS,
     *booking.ROUTERS,

@@ -56,6 +56,12 @@ class NotFound(EngineError):
     code, status = "NOT_FOUND", 404
 
 
+class Gone(EngineError):
+    """It was there and is over for good."""
+
+    code, status = "GONE", 410
+
+
 class Conflict(EngineError):
     """The state of things forbids it now."""
 

@@ -81,7 +81,8 @@ class House:
             self.say(gone=tuple(self.parts.table.buses), area=area)
         await self.postgres.execute("update network.feed set active_version_id = null where feed_id <> 'demo'")
         assert self.parts.plans is not None and self.parts.booking is not None
-        self.parts.booking.catalogue._cancelled = None  # its clock has gone back
+        self.parts.booking.catalogue._cancelled = None  # the clock has gone back, which theirs never does
+        self.parts.booking.rates._buckets.clear()
         for plan in self.parts.plans.all():
             if plan.feed_id != "demo":
                 del self.parts.plans._plans[plan.feed_id]
