@@ -48,6 +48,7 @@ BAR_FALSE_SHARE, BAR_DEADHEAD_S = 1 / 1_000, 90.0
 BAR_EPISODES, BAR_NOTICED, BAR_DELAY_S, BAR_CLOSED = 1.0, 0.99, 60.0, 0.99
 CLOSE_S = 120.0  # after being back on the shape an episode that is still open is not closed
 PARTS = ("recorded", "noise", "detours")
+REFLECTION_EVERY_S, REFLECTION_S, REFLECTION_M = 1_200.0, (4.0, 45.0), (35.0, 130.0)
 OFF_TRUE_M = 60.0  # really beside the shape
 
 
@@ -88,9 +89,9 @@ class Wander:
         if not noise.reflections:
             return self._east, self._north
         self._left_s -= dt_s
-        if self._left_s <= 0 and self._chance.random() < dt_s / 900.0:
-            self._left_s = self._chance.uniform(5, 75)
-            size, turn = self._chance.uniform(50, 150), self._chance.uniform(0, 2 * math.pi)
+        if self._left_s <= 0 and self._chance.random() < dt_s / REFLECTION_EVERY_S:
+            self._left_s = self._chance.uniform(*REFLECTION_S)
+            size, turn = self._chance.uniform(*REFLECTION_M), self._chance.uniform(0, 2 * math.pi)
             self._bias = size * math.cos(turn), size * math.sin(turn)
         east, north = self._bias if self._left_s > 0 else (0.0, 0.0)
         return self._east + east, self._north + north

@@ -7,7 +7,7 @@ said again until its own table has closed it too. A call for help has no table: 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import msgspec
 
@@ -92,6 +92,19 @@ class OpenIncidents:
         else:
             self._drop(word.incident_id)
         return [event]
+
+    def abandoned(self, buses: Container[str], at_ms: int) -> list[IncidentEvent]:
+        """Closes what is open of buses that nobody knows any more: their tables are gone with them. A call for help stays."""
+        left = [event for event in self._open.values() if event.kind != SOS and event.bus_id not in buses]
+        said = []
+        for event in left:
+            detail = msgspec.json.decode(event.detail) | {"reason": "FORGOTTEN"}
+            closed_at_ms, told = max(at_ms, event.opened_at_ms), msgspec.json.encode(detail).decode()
+            name = event_id(event.incident_id, "closed")
+            closed = self.said(msgspec.structs.replace(event, event_id=name, closed_at_ms=closed_at_ms, detail=told))
+            if closed is not None:
+                said.append(closed)
+        return said
 
     def _put(self, event: IncidentEvent) -> None:
         if event.incident_id not in self._open and len(self._open) >= OPEN_MAX:

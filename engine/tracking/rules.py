@@ -26,6 +26,17 @@ class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     reflected_s: Annotated[
         float, Meta(ge=0, le=900, description="seconds needed after a sideways step that no bus can make: a reflected signal")
     ] = 90.0
+    near_share: Annotated[
+        float, Meta(ge=1, le=10, description="never further away than this many times the distance: it takes near_patience times as long")
+    ] = 1.4
+    near_patience: Annotated[
+        float, Meta(ge=1, le=100, description="errors that wander slowly stay just beyond the distance for minutes")
+    ] = 6.0
+    far_share: Annotated[
+        float,
+        Meta(ge=1, le=100, description="on average further away than this many times the distance: it takes far_patience times as long"),
+    ] = 2.0
+    far_patience: Annotated[float, Meta(gt=0, le=1, description="nothing but driving leads on and on away")] = 0.5
     back_share: Annotated[float, Meta(gt=0, le=1, description="back on route is nearer than this share of the distance")] = 0.6
     back_fixes: Annotated[int, Meta(ge=1, le=20, description="for so many fixes in a row")] = 2
     major_m: Annotated[float, Meta(ge=0, description="an episode that went further than this is MAJOR, metres")] = 200.0

@@ -30,17 +30,23 @@ from engine.events import (
     IncidentEvent,
     Position,
     Sos,
+    StopEvent,
     StopForecast,
     TrackRow,
+    TripEvent,
     TripForecast,
     Word,
 )
+from engine.tracking import guard as guarding
 from engine.tracking import watch as watching
 from engine.tracking.eta import ArrivalModel, Progress
 from engine.tracking.fix import DUPLICATE, OK, ClockSkew, Fix, screen_at_door, with_delay
+from engine.tracking.guard import AT_EASE
+from engine.tracking.headways import Headways
 from engine.tracking.open_incidents import OpenIncidents
 from engine.tracking.ride import DEVICE, Ride
 from engine.tracking.rules import Rules
+from engine.tracking.silence import heard, silence_due_ms, silence_next
 from engine.tracking.timetable import Timetable
 from engine.tracking.vehicle import Area, Said, VehicleState
 from engine.tracking.watch import OFF, QUIET
@@ -95,6 +101,7 @@ class Tracker:
         self._learned_ms = 0
         self._day = 0  # of the newest word of the area; 0: none yet
         self._open = OpenIncidents()
+        self._headways = Headways()
         self._decode = msgspec.msgpack.Decoder(Kept).decode
         self._encode = msgspec.msgpack.Encoder().encode
         self._clear()
@@ -120,7 +127,7 @@ class Tracker:
         self._vehicles, self._seen, self._seen_before, self._now_ms = {}, set(), set(), 0
         rules, self._area = self._area.rules, Area(self.timetable)
         self._area.rules = rules
-        self.counts["BAD_STATE"] += self._open.restore(open_incidents)
+        self.counts["BAD_STATE"] += self._open.restore(open_incidents) + self._headways.load(states)
         self._clear()
         learned = {key.removeprefix("eta:"): blob for key, blob in states.items() if key.startswith("eta:")}
         try:
@@ -148,6 +155,7 @@ class Tracker:
             if newest is not None:
                 self._now_ms = max(self._now_ms, newest.received_at_ms)
         self._day = self._day_of(self._now_ms) if self._now_ms else 0
+        self._events.extend(self._open.abandoned(self._vehicles, self._now_ms))
 
     def swap(self, timetable: Timetable) -> None:
         """A newer feed version. A vehicle on a trip stays on the version it began with where the new one changed or lost that trip, until
@@ -223,10 +231,14 @@ class Tracker:
                 log.exception("area %s: the tick of %s failed", self.feed_id, bus_id)
         for bus_id in forgotten:
             self._forget(bus_id)
+        if forgotten:
+            self._events.extend(self._open.abandoned(self._vehicles, now_ms))
+        self._say(self._headways.look(now_ms, self._area.rules.watch))
         day = self._day_of(now_ms)
         if day != self._day:
             if self._day:
                 self._model.new_day()
+                self._headways.sweep(now_ms)
             self._day = day
         if now_ms - self._learned_ms >= LEARNED_MS:
             self._learned_ms = now_ms
@@ -243,6 +255,7 @@ class Tracker:
             vehicle = self._vehicles.get(bus_id)
             if vehicle is not None:
                 self._states["bus:" + bus_id] = self._encode(vehicle.kept())
+        self._states.update(self._headways.dump())
         positions = [self._position(self._vehicles[bus_id]) for bus_id in self._moved if bus_id not in self._gone]
         out = Outcome(
             self._states, list(self._gone), positions, list(self._forecasts.values()), self._rows, self._events, self._open.changed(),
@@ -266,6 +279,7 @@ class Tracker:
         """What follows from the area's clock for one vehicle, after a fix or a tick."""
         self._settle(vehicle)
         self._foretell(vehicle, forecast_every_ms)
+        self._miss(vehicle)
         self._show(vehicle)
 
     def _remember(self, vehicle: Vehicle, key: tuple[str, int, int, int], place: Place) -> None:
@@ -323,7 +337,11 @@ class Tracker:
             self.counts[said.verdict] += 1
             if said.note is not None:
                 self.counts[said.note] += 1
-            self._say(said.events)
+            if said.events:
+                self._say(said.events)
+                self._headway(fix, state, said.events)
+            if vehicle.silence is not None and said.verdict == OK:
+                self._is_heard(vehicle, fix)
             self._rows.append(_settled_row(fix, state, said.verdict))
         for _, state, said in settled:
             if said.verdict == OK:
@@ -338,6 +356,45 @@ class Tracker:
                     self._events.append(said)
             else:
                 self._events.append(event)
+
+    def _headway(self, fix: Fix, state: VehicleState, events: Iterable[Event]) -> None:
+        """Stops that a settled fix left behind, and trips that it ended, for those who follow each other."""
+        found = self._area.of(state.ride) if state.ride is not None else None
+        for event in events:
+            if isinstance(event, TripEvent):
+                if event.kind in ("COMPLETED", "UNASSIGNED"):
+                    self._headways.over(event.bus_id, event.trip_id, event.start_date, event.route_id, fix.fixed_at_ms)
+            elif isinstance(event, StopEvent) and found is not None:
+                at_ms = event.departed_at_ms if event.departed_at_ms is not None else event.arrived_at_ms
+                if at_ms is not None:
+                    index = found.course.pattern.stop_sequences.index(event.stop_sequence)
+                    self._headways.passed(
+                        found.instance, found.course, index, event.bus_id, at_ms, fix.fixed_at_ms, measured=event.kind != "INTERPOLATED"
+                    )
+
+    def _miss(self, vehicle: Vehicle) -> None:
+        """A bus on its trip of which nothing is heard."""
+        config, now_ms, state = self._area.rules.watch, self._now_ms, vehicle.newest
+        due_ms = silence_due_ms(vehicle.silence, state, config)
+        if due_ms is None or now_ms < due_ms:
+            return
+        found = self._area.of(state.ride) if state.ride is not None else None
+        told = vehicle.silence or state.ride
+        driver = self._area.driven.get((told.trip_id, told.start_date)) if told is not None else None
+        vehicle.silence, events = silence_next(
+            vehicle.silence, state, found.instance if found is not None else None, now_ms, config,
+            replaced=driver is not None and driver != state.bus_id,
+        )  # fmt: skip
+        if events:
+            self._say(events)
+            self._changed[state.bus_id] = None
+
+    def _is_heard(self, vehicle: Vehicle, fix: Fix) -> None:
+        """The first fix that is news ends the silence."""
+        event = heard(vehicle.silence, fix, self._area.rules.watch) if vehicle.silence is not None else None
+        if event is not None:
+            vehicle.silence = None
+            self._say([event])
 
     def _learn(self, state: VehicleState, said: Said) -> None:
         progress = self._progress(state)
@@ -422,15 +479,21 @@ class Tracker:
             due_ms = min(due_ms, vehicle.pending[0].fix.fixed_at_ms + SETTLE_MS + REST_MS + 1)
         if vehicle.forecast_trip is not None or (state.ride is not None and age_ms < SILENT_MS):
             due_ms = min(due_ms, vehicle.forecast_at_ms + FORECAST_SILENT_MS)
+        silent_ms = silence_due_ms(vehicle.silence, state, self._area.rules.watch)
+        if silent_ms is not None and silent_ms > now_ms:
+            due_ms = min(due_ms, silent_ms)
         vehicle.due_ms = due_ms
 
     def _part(self, vehicle: Vehicle) -> None:
         """Gone from the live picture: what is open is closed at the time of the last word, and others may drive its trip."""
         state = vehicle.base
-        if state.ride is not None and state.fix is not None and state.motion is not None:
-            self._say(watching.close(state.watch, state.fix, state.ride, state.motion.fixed_at_ms, "SILENT"))
-            vehicle.base = msgspec.structs.replace(state, watch=QUIET)
-            self._claim(state.bus_id, state.ride, None)
+        if state.fix is not None and state.motion is not None:
+            at_ms = state.motion.fixed_at_ms
+            self._say(guarding.close(state.guard, state.fix, state.ride, at_ms, "SILENT"))
+            if state.ride is not None:
+                self._say(watching.close(state.watch, state.fix, state.ride, at_ms, "SILENT"))
+                self._claim(state.bus_id, state.ride, None)
+            vehicle.base = msgspec.structs.replace(state, watch=QUIET, guard=AT_EASE)
         self._model.forget(state.bus_id)
         self._changed[state.bus_id] = None
 

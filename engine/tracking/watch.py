@@ -4,8 +4,9 @@ Pure. Single-fix rules give 1,000 to 7,000 false episodes in 1,000 trip hours; `
 in metres, times in UTC ms; every threshold is a field of `WatchConfig`. The other tables of a trip stand in `stall.py` (no progress) and
 `approach.py` (a stop is near), those that go on from trip to trip in `guard.py`, those of several vehicles in `headways.py`.
 
-Off route, ON -> SUSPECT -> OFF -> ON. How long a suspicion must last depends on how far away the vehicle is: noise seldom reaches twice the
-limit and a street has no name for 65 m, so little evidence takes three times `off_s`, a lot of it half.
+Off route, ON -> SUSPECT -> OFF -> ON. How long a suspicion must last depends on how far away the vehicle is: errors of 20 m that wander
+slowly stay beyond the limit for minutes and hardly reach 1.4 times it, the next street lies further; and nothing but driving leads on and on
+away.
 """
 
 from __future__ import annotations
@@ -38,9 +39,7 @@ ON, SUSPECT, OFF = "ON", "SUSPECT", "OFF"
 
 STEP_M, STEP_SPEED, STEP_ACCURACY = 40.0, 1.2, 2.0  # a sideways step that no bus makes: more than max(40 m, 1.2 * v * dt + 2 * accuracy)
 BYPASSED_MAX = 64  # stop sequences kept in one episode
-NEAR_RATIO, FAR_RATIO = 1.35, 2.5  # mean distance over limit: below the first it takes SLOWLY times as long, beyond the second QUICKLY
-SLOWLY, QUICKLY = 3.0, 0.5
-FAR_FIXES = 2  # so far away two fixes do
+FAR_FIXES = 2  # that far away two fixes do
 
 
 class OffRoute(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -160,8 +159,9 @@ def _suspect_next(off: OffRoute, sight: Sight, away: float, limit: float, said: 
     config, motion = sight.rules.watch, sight.motion
     fixes, driven, ratio = off.fixes + 1, off.driven_m + motion.driven_m, off.ratio + away / limit
     worst, bypassed = max(off.worst_m, away), _bypassed(off.bypassed, sight)
-    far = ratio >= FAR_RATIO * fixes and not off.reflected
-    wait_s = config.reflected_s if off.reflected else config.off_s * _patience(ratio / fixes)
+    far = ratio >= config.far_share * fixes and not off.reflected
+    patience = config.far_patience if far else config.near_patience if worst < config.near_share * limit else 1.0
+    wait_s = max(config.reflected_s if off.reflected else 0.0, config.off_s * patience)
     sure = (
         fixes >= (min(FAR_FIXES, config.off_fixes) if far else config.off_fixes)
         and motion.fixed_at_ms - off.since_ms >= wait_s * 1000.0
@@ -173,13 +173,6 @@ def _suspect_next(off: OffRoute, sight: Sight, away: float, limit: float, said: 
     if sure:
         said.append(_off_route_event(now, sight.fix, sight.ride, severity, OPENED, None, {}))
     return now
-
-
-def _patience(ratio: float) -> float:
-    """By what `off_s` is multiplied at this mean distance in limits: SLOWLY near the limit, 1 from NEAR_RATIO on, QUICKLY from FAR_RATIO on."""
-    if ratio < NEAR_RATIO:
-        return SLOWLY + (1.0 - SLOWLY) * max(0.0, ratio - 1.0) / (NEAR_RATIO - 1.0)
-    return 1.0 + (QUICKLY - 1.0) * min(1.0, (ratio - NEAR_RATIO) / (FAR_RATIO - NEAR_RATIO))
 
 
 def _off_next(off: OffRoute, sight: Sight, away: float, limit: float, said: list[Any]) -> OffRoute:

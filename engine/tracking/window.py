@@ -13,6 +13,7 @@ import msgspec
 
 from engine.events import StopForecast
 from engine.tracking.fix import FUTURE, FUTURE_MAX_MS, LATE, ClockSkew, Fix
+from engine.tracking.silence import Silence
 from engine.tracking.vehicle import Area, Said, VehicleState, advance
 
 RECENT = 16  # keys kept with a vehicle across restarts, to know its duplicates
@@ -51,6 +52,7 @@ class Kept(msgspec.Struct, frozen=True, array_like=True, gc=False):
     forecast_stop: int
     next_stop: StopForecast | None
     heard_ms: int
+    silence: Silence | None = None
 
 
 class Vehicle:
@@ -70,6 +72,7 @@ class Vehicle:
         "sampled_ms",
         "settled_at_ms",
         "shown",
+        "silence",
     )
 
     def __init__(self, bus_id: str) -> None:
@@ -85,6 +88,7 @@ class Vehicle:
         self.next_stop: StopForecast | None = None
         self.due_ms = 0  # a tick before this has nothing to do here
         self.heard_ms = 0  # last receipt of anything
+        self.silence: Silence | None = None  # an open episode
         self.sampled_ms = 0  # when a forecast was last kept for the record; not kept itself
 
     @property
@@ -157,6 +161,7 @@ class Vehicle:
             self.forecast_stop,
             self.next_stop,
             self.heard_ms,
+            self.silence,
         )
 
 
@@ -169,7 +174,7 @@ def taken_up(kept: Kept, area: Area) -> Vehicle:
     vehicle.clocks = {clock.device_id: clock for clock in kept.clocks}
     vehicle.recent, vehicle.shown, vehicle.next_stop = list(kept.recent), kept.shown, kept.next_stop
     vehicle.forecast_at_ms, vehicle.forecast_trip, vehicle.forecast_stop = kept.forecast_at_ms, kept.forecast_trip, kept.forecast_stop
-    vehicle.heard_ms = kept.heard_ms
+    vehicle.heard_ms, vehicle.silence = kept.heard_ms, kept.silence
     return vehicle
 
 
