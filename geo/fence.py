@@ -40,6 +40,10 @@ class Area(Protocol):
     north: float
     depth_m: float
 
+    @property
+    def is_large(self) -> bool:
+        """Whether asking takes some time: many edges."""
+
     def signed_m(self, lon: float, lat: float) -> float:
         """Metres to the border, negative inside."""
 
@@ -69,6 +73,7 @@ class Circle:
     """A centre and a radius."""
 
     __slots__ = ("depth_m", "east", "lat", "lon", "north", "radius_m", "south", "west")
+    is_large = False
 
     def __init__(self, lon: float, lat: float, radius_m: float) -> None:
         self.lon, self.lat, self.radius_m = lon, lat, radius_m
@@ -110,6 +115,10 @@ class _Edged:
         self._wide, self._high = 2.0 * wide, 2.0 * high  # of a cell, at least: all edges within the margin of a point are in its cell
         self._bands: list[list[int]] = []
         self._table: np.ndarray | None = None
+
+    @property
+    def is_large(self) -> bool:
+        return len(self._edges) >= GRID_MIN
 
     def _grid(self) -> dict[int, list[int]]:
         """Edges by the cells within one cell of them, and by the bands of latitude that they touch."""

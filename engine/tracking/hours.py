@@ -1,0 +1,69 @@
+"""When something holds: hours of service days in a time zone, between two dates. Pure.
+
+Hours are those of the timetable (GTFS): a service day begins twelve hours before its local noon and may run past midnight, so "25:00 on a
+Friday" is one o'clock on Saturday. On the two days of the year on which clocks are set, hours after the change are what the clock shows, and
+none is held twice or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date, datetime, timedelta
+from functools import lru_cache
+from typing import Final
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+DAY_MS: Final = 86_400_000
+LATEST_S: Final = 48 * 3600  # a window may end so late in its service day
+DAYS: Final = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
+FOR_EVER_MS: Final = 253_402_300_799_000  # the end of the year 9999
+
+
+class Window(msgspec.Struct, frozen=True, array_like=True):
+    """From `from_s` up to, not including, `to_s` seconds of the service days named; 0 <= from_s < to_s <= 48 h."""
+
+    days: tuple[int, ...]  # 0 Monday .. 6 Sunday
+    from_s: int
+    to_s: int
+
+
+class Hours(msgspec.Struct, frozen=True, array_like=True):
+    """No window: all the time. `valid_from_ms` and `valid_to_ms` (exclusive) bound the whole."""
+
+    tz: str = "UTC"
+    windows: tuple[Window, ...] = ()
+    valid_from_ms: int = 0
+    valid_to_ms: int = FOR_EVER_MS
+
+    def holds(self, at_ms: int) -> bool:
+        if not self.valid_from_ms <= at_ms < self.valid_to_ms:
+            return False
+        return not self.windows or any(begin <= at_ms < end for begin, end in _spans(self, at_ms // DAY_MS))
+
+    def ended_ms(self, held_ms: int, at_ms: int) -> int:
+        """When it ceased to hold, for a time at which it held and a later one at which it does not; at most `at_ms`."""
+        ends = [self.valid_to_ms]
+        ends += [end for begin, end in _spans(self, held_ms // DAY_MS) if begin <= held_ms < end] if self.windows else []
+        return max(held_ms, min(at_ms, *ends))
+
+
+@lru_cache(maxsize=4096)
+def _spans(hours: Hours, day: int) -> Sequence[tuple[int, int]]:
+    """The windows that touch a day of UTC (since 1970), as times; what joins is one."""
+    tz, middle = ZoneInfo(hours.tz), date(1970, 1, 1) + timedelta(days=day)
+    found = []
+    for back in range(-1, 4):  # time zones reach 14 h, windows 48 h
+        service = middle - timedelta(days=back)
+        begin_s = round(datetime(service.year, service.month, service.day, 12, tzinfo=tz).timestamp()) - 43_200
+        for window in hours.windows:
+            if service.weekday() in window.days:
+                found.append(((begin_s + window.from_s) * 1000, (begin_s + window.to_s) * 1000))
+    spans: list[tuple[int, int]] = []
+    for begin, end in sorted(found):
+        if spans and begin <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(spans[-1][1], end))
+        else:
+            spans.append((begin, end))
+    return tuple(spans)
