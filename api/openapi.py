@@ -23,6 +23,7 @@ from engine.booking.refusals import REFUSALS
 MANAGERS: Final = (PARTNER_ADMIN, SUPER_ADMIN)
 # "method path", or what the path begins with -> roles; what stands nowhere here is for everybody
 WHO: Final[dict[str, tuple[str, ...]]] = {
+    "/v1/admin/alerts": (PARTNER_ADMIN, AGENT, SUPER_ADMIN),
     "/v1/admin/": MANAGERS,
     "/v1/devices/": MANAGERS,
     "/v1/buses/{bus_id}/history": MANAGERS,
@@ -125,11 +126,16 @@ CODES: Final[dict[str, tuple[str, ...]]] = {
     "get /v1/routes": (),
     "get /v1/routes/popular": (),
     "get /v1/places": (),
-    **{f"post /v1/admin/{kind}": ("IDEMPOTENCY_KEY_REUSED", "IDEMPOTENCY_IN_PROGRESS") for kind in ("fare-plans", "promo-codes", "offers", "seat-maps")},
+    **{
+        f"post /v1/admin/{kind}": ("IDEMPOTENCY_KEY_REUSED", "IDEMPOTENCY_IN_PROGRESS")
+        for kind in ("fare-plans", "promo-codes", "offers", "seat-maps", "alerts")
+    },
     **{
         f"{method} /v1/admin/{thing}": ("PRECONDITION_FAILED", "CONFLICT")
         for method in ("patch", "delete")
-        for thing in ("fare-plans/{plan_id}", "promo-codes/{code}", "offers/{route_id}", "seat-maps/{layout_id}")
+        for thing in (
+            "fare-plans/{plan_id}", "promo-codes/{code}", "offers/{route_id}", "seat-maps/{layout_id}", "alerts/{alert_id}",
+        )
     },
     "patch /v1/admin/feeds/{feed_id}/rules": ("PRECONDITION_FAILED",),
 }  # fmt: skip
@@ -137,7 +143,7 @@ DESK: Final = ("INVALID", "UNAUTHENTICATED", "NOT_FOUND", "BUSY", "UNAVAILABLE")
 # what the path of a call of the desk begins with, or "method path"
 OF_DESK: Final = (
     "/v1/pos/", "/v1/waitlist/",
-    "/v1/admin/fare-plans", "/v1/admin/promo-codes", "/v1/admin/offers", "/v1/admin/seat-maps",
+    "/v1/admin/fare-plans", "/v1/admin/promo-codes", "/v1/admin/offers", "/v1/admin/seat-maps", "/v1/admin/alerts",
     "/v1/holds", "/v1/bookings", "/v1/users/me/bookings", "/v1/payments",
     "/v1/settlements",
 )  # fmt: skip
@@ -164,6 +170,7 @@ PARAMETERS: Final[dict[str, str | int]] = {
     "stop_id": "demo:END",
     "trip_id": "demo:104-END-0-031:20261121",
     "plan_id": "coach",
+    "alert_id": "0195c0de-0001-7000-8000-00000000000a",
     "layout_id": "small",
     "pick_id": "rQ8tVfN2c0Zk4yXw",
     "pickId": "rQ8tVfN2c0Zk4yXw",
@@ -221,6 +228,15 @@ BODIES: Final[dict[str, Any]] = {
         },
     },
     "patch /v1/admin/seat-maps/{layout_id}": {"name": "Small bus with a ramp"},
+    "post /v1/admin/alerts": {
+        "header": {"en": "Stop Garden closed", "fr": "Arrêt Jardin fermé"},
+        "description": {"en": "Works until Friday; use stop END."},
+        "cause": "CONSTRUCTION",
+        "effect": "MODIFIED_SERVICE",
+        "periods": [{"from": "2026-11-21T06:00:00Z", "to": "2026-11-27T22:00:00Z"}],
+        "informed": [{"routeId": "demo:104"}, {"stopId": "demo:END"}],
+    },
+    "patch /v1/admin/alerts/{alert_id}": {"level": "SEVERE", "url": None},
     "patch /v1/admin/offers/{route_id}": {"openDays": 30, "womenOnlySeats": ["1A", "1B"]},
     "post /v1/trips/{trip_id}/share": {"expiresInS": 7200, "from": "demo:ALG", "to": "demo:ORN"},
     "post /v1/trips/{trip_id}/quotes": {"count": 2, "from": "demo:ALG", "to": "demo:ORN", "passengers": ["ADULT", "CHILD"]},

@@ -7,6 +7,7 @@ from typing import Final
 from litestar.types import ControllerRouterHandler
 
 from api import (
+    alerts,
     analytics_eta,
     booking,
     changes,
@@ -37,6 +38,7 @@ ROUTERS: Final[tuple[ControllerRouterHandler, ...]] = (
     *tracking.ROUTERS,
     *shares.ROUTERS,
     *incidents.ROUTERS,
+    *alerts.ROUTERS,
     *analytics_eta.ROUTERS,
     *fleet.ROUTERS,
     *rules.ROUTERS,
