@@ -7,7 +7,7 @@ that are not on sale yet.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
@@ -298,14 +298,16 @@ class Change(msgspec.Struct, frozen=True):
     show: Callable[[Any], Any]
 
 
-def acting_for(request: Request[Any, Any, Any], wanted: str | None, *, anybody: bool = False) -> str:
-    """The operator that the caller acts for; `anybody`: a super admin who names none means all ('*').
+def acting_for(
+    request: Request[Any, Any, Any], wanted: str | None, *, anybody: bool = False, roles: Sequence[str] = (PARTNER_ADMIN, SUPER_ADMIN)
+) -> str:
+    """The operator that the caller, of one of `roles`, acts for; `anybody`: a super admin who names none means all ('*').
 
     Raises `Unauthenticated`, `Forbidden`, `NotFound` for another operator, `Invalid` where a super admin has to name one.
     """
     parts = parts_of(request)
-    who = need(principal_of(parts, request), PARTNER_ADMIN, SUPER_ADMIN)
-    if who.role == PARTNER_ADMIN:
+    who = need(principal_of(parts, request), *roles)
+    if who.role != SUPER_ADMIN:
         if who.partner_id is None or wanted not in (None, who.partner_id):
             raise NotFound(f"no partner {str(wanted)[:48]!r} that you act for")
         return who.partner_id

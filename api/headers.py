@@ -44,6 +44,7 @@ MAY_SEND: Final = (
 )
 # "get" of these answers 304 to whoever has it already; what ends in / stands for all below it
 CONDITIONAL: Final = (
+    "/v1/alerts",
     "/v1/bookings/{ref}", "/v1/bookings/{ref}/ticket", "/v1/routes/{route_id}", "/v1/tickets/keys", "/v1/trips/{trip_id}/seats", "/gtfs-rt/",
     "/v1/stops", "/v1/stops/{stop_id}/departures", "/v1/trips/{trip_id}/live", "/v1/buses/{bus_id}/location", "/v1/share/{token}",
 )  # fmt: skip

@@ -20,7 +20,7 @@ from tests.product import Product
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "6"))
-DESK = {"booking", "payments", "boarding", "operations", "offers", "POS"}  # tags of calls
+DESK = {"booking", "payments", "boarding", "operations", "offers", "POS", "alerts"}  # tags of calls
 KEPT = json.loads((Path(__file__).resolve().parent.parent / "docs/openapi.json").read_text(encoding="utf-8"))  # a test holds it to the code
 SCHEMA = schemathesis.openapi.from_dict(KEPT)
 CALLS = [(path, method) for path, calls in KEPT["paths"].items() for method, call in calls.items() if DESK & set(call["tags"])]

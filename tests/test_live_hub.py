@@ -9,13 +9,13 @@ import pytest
 
 from engine.clock import ManualClock
 from engine.errors import EngineError, Forbidden, Invalid, TooManyChannels, Unauthenticated
-from engine.events import LiveBatch
+from engine.events import IncidentEvent, LiveBatch
 from engine.live.frames import JSON, MSGPACK, Wire
 from engine.live.hub import Hub, Since
 from engine.live.listener import BBOX, MAILBOX_PARTS, Listener
 from engine.live.table import LiveTable
 from engine.settings import Settings
-from tests.live_house import batch, forecast, position, served
+from tests.live_house import AT_MS, batch, forecast, position, served
 
 PLAIN = (Wire("plain", JSON, lambda payload, last: payload), Wire("packed", MSGPACK, lambda payload, last: payload))
 
@@ -45,6 +45,9 @@ class Collector(Listener):
 
     def close(self, code: int, reason: str) -> None:
         self.closed = code
+
+    def took_all(self) -> None:
+        self.told.clear()
 
     def took(self) -> list[Any]:
         """What it was told since it was last asked, short: (t, ch, what)."""
@@ -383,3 +386,128 @@ async def test_unsubscribing_in_the_middle_of_a_broadcast_stops_it() -> None:
     crowd[0].write = lambda frame: desk.hub.unsubscribe(last, "bus:17")
     await desk.say(2, position("17"))
     assert last.took() == [] and crowd[-2].told[-1]["t"] == "pos"
+
+
+# ------------------------------------------------------------------------------------------------ what passengers should know
+
+
+def incident(saying: str = "opened", **more: Any) -> IncidentEvent:
+    given = {
+        "event_id": f"e-{saying}", "incident_id": "i1", "kind": "OFF_ROUTE", "severity": "MINOR", "bus_id": "17", "trip_id": "t1",
+        "start_date": "20260216", "route_id": "r1", "opened_at_ms": AT_MS, "closed_at_ms": None, "lat": 36.7, "lon": 3.0,
+        "detail": '{"maxOffsetM":80,"bypassedStops":[],"note":"asked Amal"}',
+    }  # fmt: skip
+    return IncidentEvent(**(given | more))
+
+
+def troubles(listener: Collector) -> list[tuple[str, str, bool]]:
+    """(code, severity, over) of the incidents since it was last asked."""
+    told, listener.told = listener.told, []
+    return [(m["d"]["code"], m["d"]["severity"], m["d"]["closedAt"] is not None) for m in told if m["t"] == "incident"]
+
+
+async def test_the_channel_of_a_trip_tells_its_detour_when_it_begins_grows_and_ends_and_no_other_channel_does() -> None:
+    desk = Desk(position("17"))
+    trip, others = desk.listen(TRIP), desk.listen("bus:17", "route:demo:r1", "fleet:demo")
+    await desk.say(2, events=(incident(),))
+    assert troubles(trip) == [("DETOUR", "MINOR", False)]
+    await desk.say(3, events=(incident("MAJOR", severity="MAJOR"),))
+    await desk.say(4, events=(incident("ACKNOWLEDGED", severity="MAJOR", handled="ACKNOWLEDGED"),))
+    assert troubles(trip) == [("DETOUR", "MAJOR", False)], "who looks after it is nobody else's business"
+    await desk.say(5, events=(incident("closed", severity="MAJOR", closed_at_ms=AT_MS + 60_000),))
+    assert troubles(trip) == [("DETOUR_OVER", "MAJOR", True)]
+    assert troubles(others) == []
+
+
+async def test_what_is_said_to_everybody_has_no_word_of_who_handles_it() -> None:
+    desk = Desk(position("17"))
+    trip = desk.listen(TRIP)
+    await desk.say(2, events=(incident(handled="ASSIGNED"),))
+    (said,) = [m["d"] for m in trip.told if m["t"] == "incident"]
+    assert said["detail"] == {"maxOffsetM": 80, "bypassedStops": []} and said["handledState"] is None
+    assert said["text"] == "The bus is on a detour; it may not call at all of its stops." and said["params"]["since"] == said["openedAt"]
+
+
+@pytest.mark.parametrize("kind", ["SPEEDING", "BUNCHING", "SOS", "IDLING", "SILENT", "FENCE_ENTERED", "WRONG_WAY"])
+async def test_what_is_the_operators_business_is_not_told_to_passengers(kind: str) -> None:
+    desk = Desk(position("17"))
+    trip = desk.listen(TRIP)
+    await desk.say(2, events=(incident(kind=kind),))
+    assert troubles(trip) == []
+
+
+async def test_a_missed_stop_is_told_once_and_late_data_never() -> None:
+    desk = Desk(position("17"))
+    trip = desk.listen(TRIP)
+    missed = incident("closed", kind="MISSED_STOP", closed_at_ms=AT_MS, detail='{"stopId":"a","stopSequence":1}')
+    await desk.say(2, events=(missed,))
+    await desk.say(3, events=(msgspec.structs.replace(missed, incident_id="i9", event_id="e9", late=True), incident("x", late=True)))
+    assert troubles(trip) == [("STOP_MISSED", "MINOR", True)]
+    assert troubles(desk.listen(TRIP)) == [], "it is over: a newcomer has the SKIPPED stop in the eta"
+
+
+async def test_a_newcomer_gets_what_goes_on_in_the_frame_of_its_snapshot() -> None:
+    desk = Desk(position("17"))
+    await desk.say(2, events=(incident(), incident("b", incident_id="i2", kind="DELAYED"), incident("c", incident_id="i3", trip_id="t2")))
+    late = desk.listen(TRIP)
+    assert [m["t"] for m in late.told] == ["snapshot", "incident", "incident"] and len(late.frames) == 1
+    assert [m["d"]["code"] for m in late.told[1:]] == ["DETOUR", "DELAYED"]
+
+
+async def test_who_comes_back_hears_that_a_detour_ended_meanwhile() -> None:
+    desk = Desk(position("17"))
+    await desk.say(2, events=(incident(),))
+    await desk.say(3, events=(incident("closed", closed_at_ms=AT_MS + 1),))
+    back = desk.listen(TRIP, since=Since("E", 2))
+    assert back.replies[-1][3] and troubles(back) == [("DETOUR_OVER", "MINOR", True)]
+    assert troubles(desk.listen(TRIP, since=Since("E", 3))) == []
+    assert not desk.listen(TRIP, since=Since("E", 0)).replies[-1][3], "before we began to hear: a snapshot"
+
+
+async def test_endings_are_remembered_for_a_while_and_then_a_snapshot_stands_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.live.troubles.ENDED_MAX", 2)
+    desk = Desk(position("17"))
+    for n in range(2, 6):
+        name = f"i{n}"
+        await desk.say(n, events=(incident(name, incident_id=name), incident(name + "c", incident_id=name, closed_at_ms=AT_MS)))
+    assert not desk.listen(TRIP, since=Since("E", 2)).replies[-1][3]
+    assert desk.listen(TRIP, since=Since("E", 3)).replies[-1][3]
+
+
+async def test_what_a_person_closed_is_over_for_passengers_though_the_bus_is_still_off_its_way() -> None:
+    desk = Desk(position("17"))
+    trip = desk.listen(TRIP)
+    await desk.say(2, events=(incident(),))
+    await desk.say(3, events=(incident("CLOSED", handled="CLOSED"),))
+    assert troubles(trip) == [("DETOUR", "MINOR", False), ("DETOUR_OVER", "MINOR", True)]
+    assert troubles(desk.listen(TRIP)) == []
+
+
+async def test_a_new_epoch_tells_again_what_goes_on_and_a_picture_without_it_tells_its_end() -> None:
+    desk = Desk(position("17"))
+    await desk.say(2, events=(incident(),))
+    trip = desk.listen(TRIP)
+    trip.took_all()
+    going = [msgspec.Raw(msgspec.msgpack.encode(incident()))]
+    desk.table.lose("demo", "CONNECTED")
+    for change in desk.table.learn(msgspec.structs.replace(batch(1, position("17"), epoch="F"), incidents=going)):
+        desk.hub.tell(change)
+    await desk.hub.round()
+    assert [m["t"] for m in trip.told] == ["snapshot", "incident"], "said once, behind the snapshot"
+    trip.took_all()
+    desk.table.lose("demo", "CONNECTED")
+    for change in desk.table.learn(batch(9, position("17"), epoch="F")):
+        desk.hub.tell(change)
+    await desk.hub.round()
+    assert troubles(trip) == [("DETOUR_OVER", "MINOR", True)]
+
+
+async def test_a_slow_reader_gets_the_newest_word_of_an_incident() -> None:
+    desk = Desk(position("17"))
+    trip = desk.listen(TRIP)
+    trip.took_all()
+    desk.hub.stall(trip)
+    await desk.say(2, events=(incident(),))
+    await desk.say(3, events=(incident("closed", closed_at_ms=AT_MS + 1),))
+    desk.hub.resume(trip)
+    assert troubles(trip) == [("DETOUR_OVER", "MINOR", True)]

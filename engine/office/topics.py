@@ -150,6 +150,9 @@ TOPICS: Final[dict[str, dict[str, Kind]]] = {
         "FARE_PLAN_CHANGED": Kind("a fare plan was made, changed or retired", {"id": "summer", "version": 2}),
         "OFFER_CHANGED": Kind("a route came on sale, is sold differently or no more", {"id": "demo:104", "version": 2}),
         "RULES_CHANGED": Kind("thresholds of a feed, or its window of being on time, were set", {"id": "demo", "version": 2}),
+        "ALERT_CHANGED": Kind(
+            "an alert for passengers was written, changed or retired", {"id": "0195c0de-0001-7000-8000-00000000000a", "version": 2}
+        ),
         "PROMO_CODE_CHANGED": Kind("a promo code was made, changed or retired", {"id": "SPRING", "version": 2}),
     },
     "pos": {
