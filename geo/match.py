@@ -41,6 +41,9 @@ NEAREST = 16  # candidates of a long window that are looked at
 PLAIN_MAX = 120  # segments up to which a plain loop beats numpy (measured: 0.23 us a segment against 30 us a call)
 
 
+Minimum = tuple[float, float, float]  # along_m, offset_m, bearing_deg of the line there
+
+
 class Line:
     """A shape made ready for matching: fewer vertices (each left-out one within 1 m of its place, along and across), as plain tuples."""
 
@@ -65,21 +68,25 @@ class Line:
 
     def candidates(self, lon: float, lat: float, low_m: float, high_m: float) -> list[Candidate]:
         """Local minima of the distance on the arcs [low_m, high_m], in order of arc; at least one."""
+        return [Candidate(*each) for each in self.minima(lon, lat, low_m, high_m)]
+
+    def minima(self, lon: float, lat: float, low_m: float, high_m: float) -> list[Minimum]:
+        """`candidates` as plain tuples, which cost a tenth: matching looks at several for every fix."""
         if not -180.0 <= lon - self._first_lon <= 180.0:
             lon += 360.0 if lon < self._first_lon else -360.0
-        first, end = self.segments_between(low_m, high_m)
+        cum = self._cum
+        first = bisect_right(cum, low_m) - 1
+        if first < 0:
+            first = 0
+        end = bisect_right(cum, high_m, first + 1)
         if end - first > PLAIN_MAX:
-            return self.candidates_array(lon, lat, first, end)
-        return self.candidates_plain(lon, lat, first, end)
+            return self.minima_array(lon, lat, first, end)
+        return self.minima_plain(lon, lat, first, end)
 
-    def segments_between(self, low_m: float, high_m: float) -> tuple[int, int]:
-        """Half-open range of the segments that touch those arcs; never empty."""
-        first = max(0, bisect_right(self._cum, low_m) - 1)
-        return first, max(first + 1, bisect_right(self._cum, high_m))
-
-    def candidates_plain(self, lon: float, lat: float, first: int, end: int) -> list[Candidate]:
+    def minima_plain(self, lon: float, lat: float, first: int, end: int) -> list[Minimum]:
         """For few segments."""
-        found: list[Candidate] = []
+        found: list[Minimum] = []
+        sqrt = math.sqrt
         above = first == 0  # the segment before had its nearest point at its end (or there is none before)
         share = x = y = cum = length = bearing = 0.0
         for lon0, lat0, per_lon, per_lat, east, north, inverse, cum, length, bearing in self._segments[first:end]:
@@ -91,16 +98,16 @@ class Line:
             if share > 0.0:
                 x -= share * east
                 y -= share * north
-                found.append(Candidate(cum + share * length, math.sqrt(x * x + y * y), bearing))
+                found.append((cum + share * length, sqrt(x * x + y * y), bearing))
             elif above:  # a corner, or the start of the line
-                found.append(Candidate(cum, math.sqrt(x * x + y * y), bearing))
+                found.append((cum, sqrt(x * x + y * y), bearing))
             above = False
         if above or not found:  # the end of the line, or of what was looked at
             share = min(1.0, max(0.0, share))
-            found.append(Candidate(cum + share * length, math.hypot(x - share * east, y - share * north), bearing))
+            found.append((cum + share * length, math.hypot(x - share * east, y - share * north), bearing))
         return found
 
-    def candidates_array(self, lon: float, lat: float, first: int, end: int) -> list[Candidate]:
+    def minima_array(self, lon: float, lat: float, first: int, end: int) -> list[Minimum]:
         """For many segments; the same minima, at most the nearest dozen."""
         lon0, lat0, per_lon, per_lat, east, north, inverse, cum, length, bearing = self._arrays[:, first:end]
         x, y = (lon - lon0) * per_lon, (lat - lat0) * per_lat
@@ -115,7 +122,10 @@ class Line:
         square = (x - share * east) ** 2 + (y - share * north) ** 2
         if len(at) > NEAREST:  # a line that winds
             at = np.sort(at[np.argsort(square[at], kind="stable")[:NEAREST]])
-        return [Candidate(float(cum[i] + share[i] * length[i]), math.sqrt(float(square[i])), float(bearing[i])) for i in at.tolist()]
+        return [(float(cum[i] + share[i] * length[i]), math.sqrt(float(square[i])), float(bearing[i])) for i in at.tolist()]
+
+
+Guess = tuple[float, float, float, bool, bool]  # cost, along_m, offset_m, opposed, trusted: in the order in which the best comes first
 
 
 class Candidate(NamedTuple):
@@ -160,12 +170,12 @@ def place_first(
     `bearing_deg` None: standing or unknown. `prior` gives an extra cost to an arc (what the timetable expects); without one all are equal
     and of equals the earliest arc is published.
     """
-    arcs = []
-    for along, offset, course in line.candidates(lon, lat, 0.0, line.length_m):
+    found: list[Guess] = []
+    for along, offset, course in line.minima(lon, lat, 0.0, line.length_m):
         opposed = bearing_deg is not None and turn_deg(bearing_deg, course) > OPPOSITE_DEG
         cost = min(FAR_COST, offset * offset / (2.0 * sigma * sigma)) + (OPPOSITE_COST if opposed else 0.0)
-        arcs.append(Arc(along, offset, cost + (prior(along) if prior is not None else 0.0), opposed, True))
-    kept = _kept(arcs)
+        found.append((cost + (prior(along) if prior is not None else 0.0), along, offset, opposed, True))
+    kept = _kept(found)
     best = kept[0]
     return Match(best.along_m, best.offset_m, best.along_m, best.along_m, best.along_m, best.opposed, kept)
 
@@ -188,25 +198,29 @@ def place_next(
     beyond = dt_s - STEADY_S if dt_s > STEADY_S else 0.0
     expected, reach = speed_mps * (dt_s - beyond) + match.pace_mps * beyond, AHEAD_M + AHEAD_MPS * dt_s
     per_square, per_m = 0.5 / (sigma * sigma), 1.0 / (BETA_M + SPREAD_MPS * beyond)
-    arcs: list[Arc] = []
+    found: list[Guess] = []
     nearest = math.inf
+    opposed = False
     for arc in match.arcs:
         base, past = arc.along_m, arc.cost
-        for along, offset, course in line.candidates(lon, lat, base - BACK_M, base + reach):
-            opposed = bearing_deg is not None and turn_deg(bearing_deg, course) > OPPOSITE_DEG
-            cost = past + min(FAR_COST, offset * offset * per_square) + abs(along - base - expected) * per_m
-            arcs.append(Arc(along, offset, cost + OPPOSITE_COST if opposed else cost, opposed, True))
+        ahead = base + expected
+        for along, offset, course in line.minima(lon, lat, base - BACK_M, base + reach):
             if offset < nearest:
                 nearest = offset
+            cost = offset * offset * per_square
+            cost = past + (cost if cost < FAR_COST else FAR_COST) + abs(along - ahead) * per_m
+            if bearing_deg is not None and (opposed := OPPOSITE_DEG < abs(bearing_deg - course) < 360.0 - OPPOSITE_DEG):
+                cost += OPPOSITE_COST
+            found.append((cost, along, offset, opposed, True))
     if nearest > lost_m:
         first = match.arcs[0]
-        for along, offset, course in line.candidates(lon, lat, 0.0, line.length_m):
+        for along, offset, course in line.minima(lon, lat, 0.0, line.length_m):
             if offset <= lost_m:
                 opposed = bearing_deg is not None and turn_deg(bearing_deg, course) > OPPOSITE_DEG
                 cost = first.cost + min(FAR_COST, offset * offset * per_square) + (OPPOSITE_COST if opposed else 0.0)
                 cost += min(JUMP_COST, abs(along - first.along_m - expected) * per_m)
-                arcs.append(Arc(along, offset, cost, opposed, False))
-    kept = (arcs[0],) if len(arcs) == 1 else _kept(arcs)
+                found.append((cost, along, offset, opposed, False))
+    kept = _kept(found)
     return _published(match, kept, dt_s, may_retreat)
 
 
@@ -215,30 +229,28 @@ def set_back(match: Match) -> Match:
     return Match(match.raw_m, match.offset_m, match.raw_m, match.raw_m, match.raw_m, match.opposed, match.arcs, match.pace_mps)
 
 
-def _kept(arcs: list[Arc]) -> tuple[Arc, ...]:
+def _kept(found: list[Guess]) -> tuple[Arc, ...]:
     """The best few, one per place, costs counted from the best; those that trail by LEAD are given up."""
-    arcs.sort(key=_by_cost)
-    least = arcs[0].cost
-    kept: list[Arc] = []
-    for arc in arcs:
-        if kept and arc.cost - least >= LEAD:
-            break
-        if all(abs(arc.along_m - other.along_m) > SAME_ARC_M for other in kept):
-            kept.append(Arc(arc.along_m, arc.offset_m, arc.cost - least, arc.opposed, arc.trusted))
+    least, along, offset, opposed, trusted = min(found)
+    best = Arc(along, offset, 0.0, opposed, trusted)
+    enough = least + LEAD
+    close = [each for each in found if each[0] < enough and abs(each[1] - along) > SAME_ARC_M]
+    if not close:
+        return (best,)
+    kept = [best]
+    for cost, along, offset, opposed, trusted in sorted(close):
+        if all(abs(along - other.along_m) > SAME_ARC_M for other in kept):
+            kept.append(Arc(along, offset, cost - least, opposed, trusted))
             if len(kept) == HYPOTHESES:
                 break
     return tuple(kept)
 
 
-def _by_cost(arc: Arc) -> tuple[float, float]:
-    return arc.cost, arc.along_m
-
-
 def _published(match: Match, kept: tuple[Arc, ...], dt_s: float, may_retreat: bool) -> Match:
-    best = next((arc for arc in kept if arc.trusted), kept[0])
+    best = kept[0]
+    if not best.trusted:
+        best = next((arc for arc in kept if arc.trusted), best)
     raw, peak, low = best.along_m, match.peak_m, match.low_m
-    if kept[0].cost:  # a lone arc keeps its cost from `place_next`: count from it
-        kept = (Arc(best.along_m, best.offset_m, 0.0, best.opposed, best.trusted),)
     stepped = min(AHEAD_MPS, max(0.0, (raw - match.raw_m) / dt_s)) if dt_s > 0 else 0.0
     pace = match.pace_mps + min(1.0, dt_s / PACE_S) * (stepped - match.pace_mps)
     if may_retreat:

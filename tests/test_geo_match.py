@@ -12,67 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.shapes import DRAWN, shape_of
 from geo.coords import distance_m, moved
 from geo.match import RETREAT_MAX_M, Line, Match, place_first, place_next, sigma_m
 from geo.shape import Shape
 
-KINDS = ("wander", "loop", "out_and_back", "figure_of_eight", "lollipop", "grid_loop")
-
-
-def shape_of(kind: str, chance: random.Random) -> Shape:
-    """A line of some kilometres in local metres, put somewhere between the tropics and Scandinavia."""
-    points = {
-        "wander": _wander,
-        "loop": _loop,
-        "out_and_back": _out_and_back,
-        "figure_of_eight": _figure_of_eight,
-        "lollipop": _lollipop,
-        "grid_loop": _grid_loop,
-    }[kind](chance)
-    lon0, lat0 = chance.uniform(-120, 140), chance.uniform(-40, 60)
-    places = [moved(lon0, lat0, x, y) for x, y in points]
-    return Shape(kind, np.array([lon for lon, _ in places]), np.array([lat for _, lat in places]))
-
-
-def _wander(chance: random.Random, length_m: float = 8_000) -> list[tuple[float, float]]:
-    points, heading = [(0.0, 0.0)], chance.uniform(0, 6.28)
-    for _ in range(int(length_m / 40)):
-        heading += chance.gauss(0, 0.12) + (chance.choice((-1.5, 1.5)) if chance.random() < 0.02 else 0)
-        points.append((points[-1][0] + 40 * math.cos(heading), points[-1][1] + 40 * math.sin(heading)))
-    return points
-
-
-def _loop(chance: random.Random) -> list[tuple[float, float]]:
-    radius = chance.uniform(400, 1_500)
-    return [(radius * math.cos(a), radius * math.sin(a)) for a in np.linspace(0, 2 * math.pi, 120)]
-
-
-def _out_and_back(chance: random.Random) -> list[tuple[float, float]]:
-    out = _wander(chance, chance.uniform(2_000, 6_000))
-    return out + out[-2::-1]
-
-
-def _figure_of_eight(chance: random.Random) -> list[tuple[float, float]]:
-    size = chance.uniform(500, 1_500)
-    return [(size * math.sin(a), size * math.sin(a) * math.cos(a)) for a in np.linspace(0.3, 0.3 + 2 * math.pi, 160)]
-
-
-def _lollipop(chance: random.Random) -> list[tuple[float, float]]:
-    stick = [(x, 0.0) for x in np.arange(0, chance.uniform(1_000, 3_000), 50)]
-    radius = chance.uniform(200, 600)
-    end = stick[-1][0]
-    head = [(end + radius - radius * math.cos(a), radius * math.sin(a)) for a in np.linspace(0, 2 * math.pi, 60)]
-    return stick + head + stick[::-1]
-
-
-def _grid_loop(chance: random.Random) -> list[tuple[float, float]]:
-    """Round a block, along a street that is driven again later: two arcs 0 m apart, driven in one direction."""
-    side = chance.uniform(300, 700)
-    corners = [(0, 0), (side, 0), (side, side), (0, side), (0, 0), (side, 0), (side, -side), (2 * side, -side)]
-    points = []
-    for (x0, y0), (x1, y1) in itertools.pairwise(corners):
-        points += [(x0 + (x1 - x0) * u, y0 + (y1 - y0) * u) for u in np.linspace(0, 1, 8, endpoint=False)]
-    return [*points, corners[-1]]
+KINDS = tuple(DRAWN)
 
 
 @dataclass
@@ -251,8 +196,8 @@ def test_loop_and_arrays_find_the_same_minima(seed: int, kind: str) -> None:
     line = Line(shape)
     lon, lat, _ = shape.position(chance.uniform(0, shape.length_m))
     lon, lat = moved(lon, lat, chance.gauss(0, 30), chance.gauss(0, 30))
-    segments = line.segments_between(0.0, 2_000.0)
-    plain = line.candidates_plain(lon, lat, *segments)
-    arrays = line.candidates_array(lon, lat, *segments)
-    nearest = sorted(plain, key=lambda each: each.offset_m)[: len(arrays)]
-    assert sorted(round(each.along_m, 3) for each in nearest) == [round(each.along_m, 3) for each in arrays]
+    segments = (0, chance.randint(1, 40))
+    plain = line.minima_plain(lon, lat, *segments)
+    arrays = line.minima_array(lon, lat, *segments)
+    nearest = sorted(plain, key=lambda each: each[1])[: len(arrays)]
+    assert sorted(round(along, 3) for along, _, _ in nearest) == [round(along, 3) for along, _, _ in arrays]
