@@ -53,6 +53,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     from engine.office.accounts import Devices
     from engine.store.accuracy import AccuracyStore
     from engine.store.alerts import changed_alerts
+    from engine.store.analytics import Analytics
     from engine.store.fleet import Fleet
     from engine.store.lease import hold
     from engine.store.loads import Loads
@@ -68,6 +69,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     from engine.tracking.repair import Repairs
     from engine.tracking.rulebooks import Rulebooks
     from engine.tracking.shares import Shares
+    from engine.tracking.summaries import Summaries
     from ingest.broker import BrokerFiles, hang_up
     from ingest.door import Door
     from ingest.http import DeviceApp, DevicePaths
@@ -154,6 +156,8 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         running["repairs"] = Repairs(redis, postgres, plans, clock=clock, settings=settings, meter=meter).run()
         nights = Nights(AccuracyStore(postgres), plans, clock=clock, settings=settings, meter=meter)
         running["accuracy"] = hold(redis, "accuracy", settings, nights.run)
+        summaries = Summaries(Analytics(postgres), clock=clock, settings=settings, meter=meter)
+        running["summaries"] = hold(redis, "summaries", settings, summaries.run)
         running["relay"] = Relay(redis, plans, clock=clock, settings=settings, meter=meter).run()
     if "office" in roles:
         running |= office_work(desk, redis, bell, clock, settings, meter)

@@ -75,6 +75,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     history_batch_max: Annotated[int, _d("most fixes of one history transaction", ge=1)] = 5_000
     history_gather_ms: Annotated[int, _d("pause of the history writer when it has caught up: larger batches for age", ge=0)] = 250
 
+    summaries_s: Annotated[float, _d("pause between two passes that keep the managers' summaries as new as the record", gt=0)] = 300.0
+    summaries_keep_days: Annotated[int, _d("days that the managers' summaries are kept", ge=8)] = 400
     repair_quiet_s: Annotated[
         float, _d("history's stops are made again this long after the last late fix of a bus: a backlog comes in pieces", gt=0)
     ] = 10.0
