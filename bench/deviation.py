@@ -9,7 +9,7 @@
 off route is a false deviation; a bus that deadheads must be off its trip within 90 s. *noise*: buses that keep to their trip, seen through
 receivers whose error has a size and a time constant (Gauss-Markov), some of them lying about their accuracy, some with reflections:
 episodes in 1,000 trip hours. *detours*: buses that leave their shape at a corner, drive 100 m to 2 km away and come back: the share that is
-noticed, seconds from 60 m beside the shape to the word (its fix has to settle for three seconds more), closed after they are back.
+noticed, seconds from 60 m beside the shape to the word (three seconds for settling included; they drive without halts), closed after they are back.
 
 Simulated buses drive the feed's own shapes. The steps of a fix are the engine's (`engine.tracking.vehicle.advance`), in order of time.
 """
@@ -50,6 +50,7 @@ CLOSE_S = 120.0  # after being back on the shape an episode that is still open i
 PARTS = ("recorded", "noise", "detours")
 REFLECTION_EVERY_S, REFLECTION_S, REFLECTION_M = 1_200.0, (4.0, 45.0), (35.0, 130.0)
 OFF_TRUE_M = 60.0  # really beside the shape
+REAL_M, REAL_S, REAL_DEG = 80.0, 75.0, 60.0  # a detour: that far away for so long, and it does not begin or end back along its own line
 
 
 class Noise(NamedTuple):
@@ -107,11 +108,12 @@ class Moment(NamedTuple):
     speed_mps: float
 
 
-def drive(path: Shape, chance: random.Random, halts_m: Sequence[float], every_s: float) -> Iterator[Moment]:
+def drive(path: Shape, chance: random.Random, halts_m: Sequence[float], every_s: float, signals: bool = True) -> Iterator[Moment]:
     """Along a line at about 8 m/s, with halts at its stops (two of three) and at signals."""
     along, at_s, stand_s, speed = 0.0, 0.0, 0.0, 0.0
     pace = chance.uniform(6.0, 11.0)
-    halts = sorted([m for m in halts_m if chance.random() < 0.67] + [chance.uniform(0, path.length_m) for _ in range(int(path.length_m / 900))])
+    red = [chance.uniform(0, path.length_m) for _ in range(int(path.length_m / 900))] if signals else []
+    halts = sorted([m for m in halts_m if chance.random() < 0.67] + red)
     following = 0
     next_s = 0.0
     while along < path.length_m:
@@ -132,7 +134,9 @@ def drive(path: Shape, chance: random.Random, halts_m: Sequence[float], every_s:
             stand_s, speed = chance.uniform(8, 35), 0.0
 
 
-def seen(moments: Iterator[Moment], instance: TripInstance, bus_id: str, noise: Noise, chance: random.Random) -> Iterator[tuple[Moment, Fix]]:
+def seen(
+    moments: Iterator[Moment], instance: TripInstance, bus_id: str, noise: Noise, chance: random.Random
+) -> Iterator[tuple[Moment, Fix]]:
     """The fixes that a receiver makes of it, beside the truth."""
     error, last_s = Wander(noise, chance), 0.0
     start = instance.departure_ms(0)
@@ -224,7 +228,9 @@ def noises(timetable: Timetable, hours: float, every_s: Sequence[float], seed: i
     return good
 
 
-def one_trip(timetable: Timetable, instance: TripInstance, noise: Noise, every_s: float, chance: random.Random, counted: Counter[str]) -> float:
+def one_trip(
+    timetable: Timetable, instance: TripInstance, noise: Noise, every_s: float, chance: random.Random, counted: Counter[str]
+) -> float:
     """Seconds driven; the episodes go into `counted`."""
     pattern = instance.trip.pattern
     area, state, at_s, known = Area(timetable), VehicleState("b"), 0.0, set[str]()
@@ -256,7 +262,7 @@ def trips(timetable: Timetable, chance: random.Random) -> Iterator[TripInstance]
 class Detoured(NamedTuple):
     """What became of one real detour."""
 
-    off_s: float  # truly further than 60 m from the shape
+    off_s: float  # truly far from the shape
     delay_s: float | None  # until it was said; None: never
     closed: bool
     episodes: int
@@ -285,7 +291,9 @@ def tell_detours(name: str, found: Sequence[Detoured]) -> bool:
     delays = sorted(one.delay_s for one in found if one.delay_s is not None)
     noticed = len(delays) / len(found)
     closed = sum(one.closed for one in found if one.delay_s is not None) / max(1, len(delays))
-    good = bar(f"{name}: share noticed (off for {statistics.median(one.off_s for one in found):.0f} s)", noticed, BAR_NOTICED, "", most=False)
+    good = bar(
+        f"{name}: share noticed (off for {statistics.median(one.off_s for one in found):.0f} s)", noticed, BAR_NOTICED, "", most=False
+    )
     if delays:
         p95 = delays[min(len(delays) - 1, int(0.95 * len(delays)))]
         good = bar(f"{name}: p95 until said (p50 {statistics.median(delays):.0f} s)", p95, BAR_DELAY_S, " s") and good
@@ -303,17 +311,21 @@ def one_detour(timetable: Timetable, instance: TripInstance, aside_m: float, eve
         return None
     left = chance.uniform(800, shape.length_m - length - 800)
     path = around(shape, left, left + length, aside_m * chance.choice((-1, 1)))
+    if folds(path, shape, left) or folds(path, shape, left + length, end=True):
+        return None
     line = Line(shape)
     area, state = Area(timetable), VehicleState("b")
     off_since = back_since = opened_s = None
-    off_s, closed, open_ids, last, turned = 0.0, False, set[str](), 0.0, 0
-    for moment, fix in seen(drive(path, chance, (), every_s), instance, "b", QUIET, chance):
+    off_s, stretch_s, closed, open_ids, last, turned = 0.0, 0.0, False, set[str](), 0.0, 0
+    for moment, fix in seen(drive(path, chance, (), every_s, signals=False), instance, "b", QUIET, chance):
         away = min(one.offset_m for one in line.candidates(moment.lon, moment.lat, 0.0, shape.length_m))
+        stretch_s = stretch_s + moment.at_s - last if away > REAL_M else 0.0
+        off_s = max(off_s, stretch_s)
         if away > OFF_TRUE_M:
             off_since, back_since = moment.at_s if off_since is None else off_since, None
-            off_s += moment.at_s - last
-        elif off_since is not None and back_since is None:
-            back_since = moment.at_s
+        elif off_since is not None:
+            back_since = moment.at_s if back_since is None else back_since
+            off_since = None if opened_s is None else off_since  # near the shape again before anybody said a word
         last = moment.at_s
         state, said = advance(state, fix, area)
         for event in said.events:
@@ -325,9 +337,9 @@ def one_detour(timetable: Timetable, instance: TripInstance, aside_m: float, eve
                     opened_s = moment.at_s if opened_s is None else opened_s
                 else:
                     closed = back_since is not None and moment.at_s - back_since <= CLOSE_S
-    if off_since is None or off_s < 75.0:  # the shape winds and the bus was near it all the same
+    if off_s < REAL_S:  # the shape winds and the bus was near it all the same
         return None
-    delay = None if opened_s is None else max(0.0, opened_s - off_since) + SETTLE_MS / 1000
+    delay = None if opened_s is None or off_since is None else max(0.0, opened_s - off_since) + SETTLE_MS / 1000
     return Detoured(off_s, delay, closed, len(open_ids), turned)
 
 
@@ -342,6 +354,20 @@ def around(shape: Shape, from_m: float, to_m: float, aside_m: float) -> Shape:
     lons = [*shape.lons[keep_low], lon0, lon0 + x, lon1 + x, lon1, *shape.lons[keep_high]]
     lats = [*shape.lats[keep_low], lat0, lat0 + y, lat1 + y, lat1, *shape.lats[keep_high]]
     return Shape("detour", np.array(lons), np.array(lats))
+
+
+def folds(path: Shape, shape: Shape, at_m: float, *, end: bool = False) -> bool:
+    """Whether a detour begins (or ends) back along the line that the bus came (or goes on) by."""
+    lon, lat, _ = shape.position(at_m)
+    side = path.position(path.length_m - (shape.length_m - at_m) - 20.0) if end else path.position(at_m + 20.0)
+    own = shape.position(at_m + 20.0 if end else at_m - 20.0)
+    back, away = bearing_deg(lon, lat, own[0], own[1]), bearing_deg(lon, lat, side[0], side[1])
+    return abs((back - away + 180.0) % 360.0 - 180.0) < REAL_DEG
+
+
+def bearing_deg(lon: float, lat: float, to_lon: float, to_lat: float) -> float:
+    per_lon, per_lat = metres_per_degree(lat)
+    return math.degrees(math.atan2((to_lon - lon) * per_lon, (to_lat - lat) * per_lat))
 
 
 # --- the command ---
@@ -371,13 +397,17 @@ def ground(path: Path | None) -> Timetable:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.deviation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.deviation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, metavar="DATA", help="the shared recordings; without them the part `recorded` is left out")
     parser.add_argument("--feed", type=Path, metavar="FEED.zip", help="whose shapes the simulated buses drive (default: the demo network)")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part (may be given again)")
     parser.add_argument("--hours", type=float, default=100.0, help="trip hours of each receiver and interval (default 100)")
     parser.add_argument("--detours", type=int, default=100, help="of each distance and interval (default 100)")
-    parser.add_argument("--every", type=float, action="append", metavar="SECONDS", help="between fixes (default 5 and 30; detours 1, 5, 10, 30)")
+    parser.add_argument(
+        "--every", type=float, action="append", metavar="SECONDS", help="between fixes (default 5 and 30; detours 1, 5, 10, 30)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     parts = args.part or PARTS

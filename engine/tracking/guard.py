@@ -12,6 +12,7 @@ import msgspec
 
 from engine.events import DEADHEAD, IN_TRIP, IncidentEvent
 from engine.tracking.episodes import CLOSED, CRITICAL, IDLING, MAJOR, MINOR, OPENED, SPEEDING, Sight, incident, worse
+from engine.tracking.fences import FenceState, fences_close, fences_next, limit_mps
 from engine.tracking.fix import Fix
 from engine.tracking.ride import REST_MPS, TERMINAL_M, Ride
 from engine.tracking.rules import WatchConfig
@@ -53,6 +54,7 @@ class Guard(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     speeding: Speeding = SLOW
     idling: Idling = LIVELY
+    fences: tuple[FenceState, ...] = ()
 
 
 AT_EASE = Guard()
@@ -61,11 +63,18 @@ AT_EASE = Guard()
 def look(guard: Guard, sight: Sight) -> tuple[Guard, list[IncidentEvent]]:
     """One fix further; the same object where nothing changed."""
     said: list[IncidentEvent] = []
-    speeding = speeding_next(guard.speeding, sight, None, said)
+    fences, zone_mps = guard.fences, None
+    index = sight.rules.fences
+    if index is not None or fences:
+        fences, words = fences_next(fences, sight, index)
+        said += words
+        if fences:
+            zone_mps = limit_mps(fences, index, sight.motion.fixed_at_ms)
+    speeding = speeding_next(guard.speeding, sight, zone_mps, said)
     idling = idling_next(guard.idling, sight, said)
-    if speeding is guard.speeding and idling is guard.idling:
+    if speeding is guard.speeding and idling is guard.idling and fences is guard.fences:
         return guard, said
-    return Guard(speeding, idling), said
+    return Guard(speeding, idling, fences), said
 
 
 def close(guard: Guard, fix: Fix, ride: Ride | None, at_ms: int, reason: str) -> list[IncidentEvent]:
@@ -75,6 +84,7 @@ def close(guard: Guard, fix: Fix, ride: Ride | None, at_ms: int, reason: str) ->
         said.append(_speeding_event(guard.speeding, fix, ride, CLOSED, at_ms, reason))
     if guard.idling.severity is not None:
         said.append(_idling_event(guard.idling, fix, ride, CLOSED, at_ms, reason))
+    said += fences_close(guard.fences, fix, ride, at_ms, reason)
     return said
 
 

@@ -11,6 +11,7 @@ away.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import msgspec
@@ -33,12 +34,14 @@ from engine.tracking.ride import Course, Ride
 from engine.tracking.rules import NO_RULES, Rules, WatchConfig
 from engine.tracking.stall import Stall, stall_closed, stall_next
 from engine.tracking.timetable import TripInstance
+from geo.coords import distance_m
 from geo.match import Match
 
 ON, SUSPECT, OFF = "ON", "SUSPECT", "OFF"
 
 STEP_M, STEP_SPEED, STEP_ACCURACY = 40.0, 1.2, 2.0  # a sideways step that no bus makes: more than max(40 m, 1.2 * v * dt + 2 * accuracy)
 BYPASSED_MAX = 64  # stop sequences kept in one episode
+WRONG_DRIVEN = 0.75  # of the way back must have been driven
 FAR_FIXES = 2  # that far away two fixes do
 
 
@@ -66,6 +69,7 @@ class WrongWay(msgspec.Struct, frozen=True, array_like=True, gc=False):
     peak_m: float = 0.0
     low_m: float = 0.0
     fixes: int = 0  # backwards in a row; 0: it does not
+    driven_m: float = 0.0  # meanwhile, by speed: a match that slips back drives nowhere
 
 
 ON_ROUTE, FORWARD = OffRoute(), WrongWay()
@@ -96,6 +100,7 @@ class Sight(NamedTuple):
     unsure: bool = False  # the trip may turn out not to have begun
     rules: Rules = NO_RULES
     instance: TripInstance | None = None
+    last: Motion | None = None  # of the fix before
 
 
 def look(watch: Watch, sight: Sight) -> tuple[Watch, list[IncidentEvent | ApproachEvent]]:
@@ -106,7 +111,7 @@ def look(watch: Watch, sight: Sight) -> tuple[Watch, list[IncidentEvent | Approa
     wrong_way = wrong_way_next(watch.wrong_way, sight, limit, off_route, said)
     stall = stall_next(watch.stall, sight, sight.match.offset_m <= limit, said)
     near_stop = approached(watch.near_stop, sight, sight.match.offset_m <= limit, said)
-    if sight.stops:
+    if sight.stops and not _is_doubtful(watch.off_route) and not _is_doubtful(off_route):
         said += [_missed(sight, stop) for stop in sight.stops if stop.kind == "MISSED"]
     if off_route is watch.off_route and wrong_way is watch.wrong_way and stall is watch.stall and near_stop == watch.near_stop:
         return watch, said
@@ -146,11 +151,17 @@ def _suspected(sight: Sight, limit: float) -> OffRoute:
     if before is not None and motion.gap_ms:
         sideways = abs(match.offset_m - before.offset_m)
         step = STEP_SPEED * motion.speed_mps * motion.gap_ms / 1000.0 + STEP_ACCURACY * (motion.accuracy_m or 0.0)
-        reflected = sideways > max(STEP_M, step)
+        reflected = sideways > max(STEP_M, step) and _moved_m(sight.last, motion) > max(STEP_M, step)
         if before.offset_m < limit and not reflected:
             since_ms -= round(motion.gap_ms * (match.offset_m - limit) / (match.offset_m - before.offset_m))
     left = before.along_m if before is not None else match.along_m
-    return OffRoute(SUSPECT, since_ms, 1, 0.0, reflected, left, match.offset_m, 0, MINOR, _bypassed((), sight), match.offset_m / limit)
+    away, severity = match.offset_m, _severity(sight.rules.watch, match.offset_m)
+    return OffRoute(SUSPECT, since_ms, 1, 0.0, reflected, left, away, 0, severity, _bypassed((), sight), away / limit)
+
+
+def _moved_m(last: Motion | None, motion: Motion) -> float:
+    """From fix to fix: where that is little and the sideways step large, the match has gone to another arc."""
+    return math.inf if last is None else distance_m(last.lon, last.lat, motion.lon, motion.lat)
 
 
 def _suspect_next(off: OffRoute, sight: Sight, away: float, limit: float, said: list[Any]) -> OffRoute:
@@ -238,10 +249,10 @@ def wrong_way_next(wrong: WrongWay, sight: Sight, limit: float, off: OffRoute, s
     if raw >= peak or sight.before is None or sight.unsure or off.phase == OFF:
         return FORWARD
     if not wrong.fixes:
-        return WrongWay(False, at_ms - sight.motion.gap_ms, peak, raw, 1)
-    fixes = wrong.fixes + 1 if raw < wrong.low_m else wrong.fixes
-    open_now = peak - raw >= config.wrong_m and fixes >= config.wrong_fixes
-    now = WrongWay(open_now, wrong.since_ms, peak, min(raw, wrong.low_m), fixes)
+        return WrongWay(False, at_ms - sight.motion.gap_ms, peak, raw, 1, sight.motion.driven_m)
+    fixes, driven = wrong.fixes + 1 if raw < wrong.low_m else wrong.fixes, wrong.driven_m + sight.motion.driven_m
+    open_now = peak - raw >= config.wrong_m and fixes >= config.wrong_fixes and driven >= WRONG_DRIVEN * config.wrong_m
+    now = WrongWay(open_now, wrong.since_ms, peak, min(raw, wrong.low_m), fixes, driven)
     if open_now:
         said.append(_wrong_way_event(now, sight.fix, sight.ride, OPENED, None, None))
     return now
@@ -252,6 +263,11 @@ def _wrong_way_event(wrong: WrongWay, fix: Fix, ride: Ride, saying: str, closed_
     if reason is not None:
         detail["reason"] = reason
     return incident(WRONG_WAY, MAJOR, wrong.since_ms, fix, ride, saying, closed_at_ms, detail)
+
+
+def _is_doubtful(off: OffRoute) -> bool:
+    """It is only seen beside its shape since a sideways step that no bus makes: where it really drove nobody knows yet."""
+    return off.phase == SUSPECT and off.reflected and off.severity == MINOR
 
 
 def _missed(sight: Sight, stop: StopEvent) -> IncidentEvent:
