@@ -129,7 +129,7 @@ async def create_bus(request: Request[Any, Any, Any], data: JSONBody[NewBus]) ->
     """A bus of the partner; the same id again changes it."""
     parts = parts_of(request)
     partner_id = _partner(parts, request, data.partner_id)
-    await _put_buses(parts, partner_id, [BusRow(data.bus_id, partner_id, _feed(parts, partner_id, data.feed_id), data.label, data.plate)])
+    await _put_buses(parts, partner_id, [BusRow(data.bus_id, partner_id, feed_of(parts, partner_id, data.feed_id), data.label, data.plate)])
     return _bus(await _bus_row(parts, partner_id, data.bus_id))
 
 
@@ -287,7 +287,7 @@ def _partner(parts: Parts, request: Request[Any, Any, Any], wanted: str | None) 
     return known.pop()
 
 
-def _feed(parts: Parts, partner_id: str, wanted: str | None) -> str:
+def feed_of(parts: Parts, partner_id: str, wanted: str | None) -> str:
     """The feed that a bus drives: the one named, else the partner's only one."""
     own = sorted(plan.feed_id for plan in parts.plans.all() if plan.partner_id == partner_id) if parts.plans is not None else []
     if wanted is not None:
@@ -311,7 +311,7 @@ async def _issue(parts: Parts, partner_id: str, wanted: list[DeviceRequest], fee
     if missing:
         area_of = {bus_id: one.feed_id or feed for one, new in zip(wanted, asked, strict=True) for bus_id in new.bus_ids}
         await _put_buses(
-            parts, partner_id, [BusRow(bus_id, partner_id, _feed(parts, partner_id, area_of[bus_id]), "", None) for bus_id in missing]
+            parts, partner_id, [BusRow(bus_id, partner_id, feed_of(parts, partner_id, area_of[bus_id]), "", None) for bus_id in missing]
         )
     issued = [_issued(one) for one in await create_devices(fleet, parts.clock, _secret(parts), partner_id, asked)]
     if parts.registry is not None:

@@ -29,6 +29,7 @@ WHO: Final[dict[str, tuple[str, ...]]] = {
     "/v1/buses/{bus_id}/history": MANAGERS,
     "/v1/buses/{bus_id}/playback": MANAGERS,
     "/v1/incidents": (PARTNER_ADMIN, AGENT, SUPER_ADMIN),
+    "/v1/geofences": MANAGERS,
     "/v1/analytics/": (PARTNER_ADMIN, AGENT, SUPER_ADMIN),
     "/v1/dashboard": (PARTNER_ADMIN, AGENT, SUPER_ADMIN),
     "/v1/pos/devices": (PARTNER_ADMIN,),
@@ -64,6 +65,9 @@ CODES: Final[dict[str, tuple[str, ...]]] = {
     "get /v1/events/dead-letters": (),
     "post /v1/events/dead-letters/{dead_letter_id}/replay": ("EVENT_DELIVERED",),
     "get /v1/audit": (),
+    "post /v1/geofences": ("IDEMPOTENCY_KEY_REUSED", "IDEMPOTENCY_IN_PROGRESS"),
+    "patch /v1/geofences/{fence_id}": ("PRECONDITION_FAILED", "CONFLICT"),
+    "delete /v1/geofences/{fence_id}": ("PRECONDITION_FAILED",),
     "delete /v1/holds/{hold_id}": ("IDEMPOTENCY_KEY_REUSED", "IDEMPOTENCY_IN_PROGRESS", "WRONG_STATE", "PAYMENT_IN_PROGRESS"),
     "post /v1/holds/{hold_id}/extend": ("HOLD_EXPIRED", "WRONG_STATE"),
     "post /v1/bookings": (
@@ -144,7 +148,7 @@ CODES: Final[dict[str, tuple[str, ...]]] = {
 DESK: Final = ("INVALID", "UNAUTHENTICATED", "NOT_FOUND", "BUSY", "UNAVAILABLE")
 # what the path of a call of the desk begins with, or "method path"
 OF_DESK: Final = (
-    "/v1/pos/", "/v1/waitlist/",
+    "/v1/pos/", "/v1/waitlist/", "/v1/geofences",
     "/v1/admin/fare-plans", "/v1/admin/promo-codes", "/v1/admin/offers", "/v1/admin/seat-maps", "/v1/admin/alerts",
     "/v1/holds", "/v1/bookings", "/v1/users/me/bookings", "/v1/payments",
     "/v1/settlements",
@@ -163,6 +167,7 @@ PARAMETERS: Final[dict[str, str | int]] = {
     "bus_id": "BUS-17",
     "device_id": "0195c0de-0001-7000-8000-000000000001",
     "incident_id": "5d0f2c7a9b1e4c3d",
+    "fence_id": "0195c0de-0001-7000-8000-000000000008",
     "hold_id": "0195c0de-0001-7000-8000-000000000003",
     "lease_id": "0195c0de-0001-7000-8000-000000000005",
     "session_id": "0195c0de-0001-7000-8000-000000000006",
@@ -300,6 +305,16 @@ BODIES: Final[dict[str, Any]] = {
     "post /v1/trips/{trip_id}/cancel": {"reason": "the road is closed by snow"},
     "post /v1/trips/{trip_id}/sales": {"open": False},
     "post /v1/bookings/lookup": {"ref": "K7MWXQ", "lastName": "Benaïssa"},
+    "post /v1/geofences": {
+        "name": "Yard of El Harrach",
+        "kind": "RESTRICTED",
+        "geometry": {"type": "Polygon", "coordinates": [[[3.128, 36.721], [3.133, 36.721], [3.133, 36.725], [3.128, 36.725], [3.128, 36.721]]]},
+        "severity": "CRITICAL",
+        "calendar": {"windows": [{"days": ["MON", "TUE", "WED", "THU", "SUN"], "from": "22:00", "to": "29:30"}]},
+        "feedId": "demo",
+    },
+    "patch /v1/geofences/{fence_id}": {"geometry": {"type": "Circle", "coordinates": [3.0588, 36.7538], "radiusM": 150}, "calendar": None},
+    "post /v1/geofences/check": {"lat": 36.7538, "lon": 3.0588},
     "patch /v1/incidents/{incident_id}": {"state": "ASSIGNED", "assignedTo": "night desk"},
 }
 # "method path" -> what it answers besides JSON, by Accept

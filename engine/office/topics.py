@@ -153,6 +153,7 @@ TOPICS: Final[dict[str, dict[str, Kind]]] = {
         "ALERT_CHANGED": Kind(
             "an alert for passengers was written, changed or retired", {"id": "0195c0de-0001-7000-8000-00000000000a", "version": 2}
         ),
+        "FENCE_CHANGED": Kind("a geofence was drawn, changed or retired", {"id": "0195c0de-0001-7000-8000-000000000008", "version": 2}),
         "PROMO_CODE_CHANGED": Kind("a promo code was made, changed or retired", {"id": "SPRING", "version": 2}),
     },
     "pos": {

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from engine.store.fences import load_fences
 from engine.store.fleet import Executor
 from engine.store.postgres import statements
 from engine.tracking.rules import Order, Rules, WatchConfig
@@ -27,14 +28,16 @@ async def marks(run: Executor) -> dict[str, int]:
     return {row["feed_id"]: row["number"] for row in await run.fetch(_SQL["marks"])}
 
 
-async def load_rules(run: Executor, feed_id: str, number: int) -> Rules:
-    """What holds in the area now. Raises `msgspec.ValidationError` where thresholds of another program version stand there."""
+async def load_rules(run: Executor, feed_id: str, number: int, known: Rules | None = None) -> Rules:
+    """What holds in the area now; `known`: what held before, whose fences need not all be read again. Raises `msgspec.ValidationError`
+    where thresholds of another program version stand there."""
     row = await run.fetchrow(_SQL["rules"], feed_id)
     orders = [_order(each) for each in await run.fetch(_SQL["orders"], feed_id)]
+    fences = await load_fences(run, feed_id, known.fences if known is not None else None)
     if row is None:
-        return Rules(number, None, orders, None)
+        return Rules(number, None, orders, fences or None)
     watch = msgspec.json.decode(row["watch"], type=WatchConfig)
-    return Rules(number, watch, orders, None, row["on_time_early_s"], row["on_time_late_s"])
+    return Rules(number, watch, orders, fences or None, row["on_time_early_s"], row["on_time_late_s"])
 
 
 async def read_rules(run: Executor, feed_id: str) -> RuleRow:

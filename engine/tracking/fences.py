@@ -51,7 +51,7 @@ ACCURACY_MAX_M, ACCURACY_M = 50.0, 15.0  # of a fix, at most; where the device d
 NEAR_M, NEAR_SHARE = 10.0, 0.1  # h
 CHORD_MS = 120_000  # over a longer silence nobody knows the way: no passing, and times are those of the fixes
 REST_MS, REST_FIXES = 120_000, 3  # standing for so long, in so many fixes, is standing
-REST_M, REST_ACCURACY = 50.0, 4.0  # all within max(50 m, 4u) of their mean
+REST_M, REST_ACCURACY = 60.0, 5.0  # all within max(60 m, 5u) of their mean; two fixes beyond that end it, or one twice as far
 REST_MEAN = 32  # fixes that the mean remembers
 STRIDE_M, STRIDE_ACCURACY = 100.0, 6.0  # a step of max(100 m, 6u) is driven, not noise: one that leads through a fence has passed it
 FENCES_MOST = 32  # of one vehicle at once; more are not taken on
@@ -69,6 +69,10 @@ class Rest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     lat: float
     since_ms: int
     fixes: int = 1
+    away: bool = False  # the last one was a little too far
+
+    def is_long(self, at_ms: int) -> bool:
+        return self.fixes >= REST_FIXES and at_ms - self.since_ms >= REST_MS
 
 
 class Touch(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -230,10 +234,11 @@ def _step(state: FenceState, fence: Fence, way: Way, said: list[IncidentEvent], 
     """The table, one fix further. None: outside, and nothing more to remember."""
     if d is None:
         d = fence.area.signed_m(way.lon, way.lat)
-    rest, away = _rest_next(state.rest, way)
-    if rest.fixes >= REST_FIXES and way.at_ms - rest.since_ms >= REST_MS:
-        other = (d <= 0.0) == (state.phase == OUT)
-        border = state.border_ms if other and state.border_ms and away > 0.5 * _rest_m(way.u) else way.at_ms if other else 0
+    rest, away_m = _rest_next(state.rest, way)
+    if rest.is_long(way.at_ms):
+        border = 0
+        if (d <= 0.0) == (state.phase == OUT):  # on the other side: by noise, or on its way
+            border = way.at_ms if away_m <= 0.5 * _rest_m(way.u) else state.border_ms or _border_ms(state, fence, way)
         return msgspec.structs.replace(state, count=0, border_ms=border, touch=None, rest=rest, awake=None, seen_ms=way.at_ms)
     if state.phase == IN:
         return _inside_next(state, fence, way, d, rest, said)
@@ -244,10 +249,7 @@ def _inside_next(state: FenceState, fence: Fence, way: Way, d: float, rest: Rest
     if d <= 0.0:
         awake = (way.lon, way.lat, -d * SAFE)
         return msgspec.structs.replace(state, count=0, border_ms=0, rest=rest, awake=awake, seen_ms=way.at_ms)
-    border = state.border_ms
-    if not border:
-        spans = _spans(fence, way)
-        border = way.ms(spans[-1][1]) if spans and spans[-1][1] < 1.0 else way.at_ms
+    border = state.border_ms or _border_ms(state, fence, way)
     h = max(NEAR_M, NEAR_SHARE * fence.area.depth_m)
     count = state.count + 1 if d > h + 2.0 * way.u else 0
     if count < 2 and d <= h + 5.0 * way.u:
@@ -333,6 +335,13 @@ def _was_inside(fence: Fence, way: Way, spans: Spans) -> bool:
     return last is None or fence.area.signed_m(last.lon, last.lat) <= 0.0
 
 
+def _border_ms(state: FenceState, fence: Fence, way: Way) -> int:
+    """When the way led over the border to the side of this fix, the other one than the phase says; unknown: now."""
+    spans = _spans(fence, way)
+    share = 1.0 if not spans else spans[-1][1] if state.phase == IN else spans[-1][0]
+    return way.ms(share) if 0.0 < share < 1.0 else way.at_ms
+
+
 def _spans(fence: Fence, way: Way) -> Spans:
     if way.from_lon is None:
         return []
@@ -374,11 +383,13 @@ def _rest_m(u: float) -> float:
 def _rest_next(rest: Rest | None, way: Way) -> tuple[Rest, float]:
     """Where it has been about since when, and how far from there this fix lies."""
     if rest is not None:
-        away = distance_m(rest.lon, rest.lat, way.lon, way.lat)
-        if away <= _rest_m(way.u):
+        away_m, most_m = distance_m(rest.lon, rest.lat, way.lon, way.lat), _rest_m(way.u)
+        if away_m <= most_m:
             weight = 1.0 / min(rest.fixes + 1, REST_MEAN)
             lon, lat = rest.lon + weight * (near_lon(way.lon, rest.lon) - rest.lon), rest.lat + weight * (way.lat - rest.lat)
-            return Rest(lon, lat, rest.since_ms, rest.fixes + 1), away
+            return Rest(lon, lat, rest.since_ms, rest.fixes + 1), away_m
+        if away_m <= 2.0 * most_m and not rest.away and rest.is_long(way.at_ms):
+            return Rest(rest.lon, rest.lat, rest.since_ms, rest.fixes, True), away_m
     return Rest(way.lon, way.lat, way.at_ms), 0.0
 
 

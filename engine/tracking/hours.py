@@ -1,4 +1,4 @@
-"""When something holds: hours of service days in a time zone, between two dates. Pure.
+"""When something holds: hours of service days in a time zone, between two dates. Pure. `Calendar` is how people write it, `Hours` what is asked.
 
 Hours are those of the timetable (GTFS): a service day begins twelve hours before its local noon and may run past midnight, so "25:00 on a
 Friday" is one o'clock on Saturday. On the two days of the year on which clocks are set, hours after the change are what the clock shows, and
@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from functools import lru_cache
-from typing import Final
+from typing import Annotated, Final, Literal
 from zoneinfo import ZoneInfo
 
 import msgspec
+from msgspec import Meta
+
+from engine.errors import Invalid
 
 DAY_MS: Final = 86_400_000
 LATEST_S: Final = 48 * 3600  # a window may end so late in its service day
@@ -67,3 +70,66 @@ def _spans(hours: Hours, day: int) -> Sequence[tuple[int, int]]:
         else:
             spans.append((begin, end))
     return tuple(spans)
+
+
+# ------------------------------------------------------------------------------------------------ as people write it
+
+Clock = Annotated[str, Meta(pattern=r"^(?:[0-3]\d|4[0-7]):[0-5]\d$(?!\n)|^48:00$(?!\n)", description="HH:MM of the service day, to 48:00")]
+Day = Literal["MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN"]
+
+
+class CalendarWindow(msgspec.Struct, frozen=True, rename="camel"):
+    """`to` is later than `from`: two o'clock in the night after is 26:00."""
+
+    days: Annotated[tuple[Day, ...], Meta(min_length=1, max_length=7)]
+    from_: Clock = msgspec.field(name="from")
+    to: Clock
+
+
+class Calendar(msgspec.Struct, frozen=True, rename="camel"):
+    """When something holds. No windows: at all hours. `validFrom` and `validTo` (exclusive) are RFC 3339."""
+
+    time_zone: Annotated[str, Meta(min_length=1, max_length=64)] | None = None  # None: the feed's
+    windows: Annotated[tuple[CalendarWindow, ...], Meta(max_length=28)] = ()
+    valid_from: Annotated[str, Meta(max_length=40)] | None = None
+    valid_to: Annotated[str, Meta(max_length=40)] | None = None
+
+
+def hours_of(calendar: Calendar, tz: str, at: str = "/calendar") -> Hours:
+    """The hours of a calendar; `tz`: where it names no time zone. Raises `Invalid` with pointers below `at`."""
+    tz = calendar.time_zone or tz
+    try:
+        ZoneInfo(tz)
+    except (KeyError, ValueError, OSError) as fault:
+        raise _wrong(f"{at}/timeZone", "UNKNOWN_TIME_ZONE", f"no time zone {tz!r}: names are those of IANA, as Africa/Algiers") from fault
+    windows = []
+    for number, window in enumerate(calendar.windows):
+        from_s, to_s = _seconds(window.from_), _seconds(window.to)
+        if to_s <= from_s:
+            raise _wrong(f"{at}/windows/{number}/to", "EMPTY", "it is not later than `from`; two o'clock in the night after is 26:00")
+        windows.append(Window(tuple(sorted({DAYS.index(day) for day in window.days})), from_s, to_s))
+    begin, end = _instant(calendar.valid_from, f"{at}/validFrom", 0), _instant(calendar.valid_to, f"{at}/validTo", FOR_EVER_MS)
+    if end <= begin:
+        raise _wrong(f"{at}/validTo", "EMPTY", "it is not later than validFrom")
+    return Hours(tz, tuple(windows), begin, end)
+
+
+def _seconds(clock: str) -> int:
+    hours, minutes = clock.split(":")
+    return int(hours) * 3600 + int(minutes) * 60
+
+
+def _instant(text: str | None, at: str, default: int) -> int:
+    if text is None:
+        return default
+    try:
+        when = datetime.fromisoformat(text)
+        if when.tzinfo is None or not 1970 < when.year < 9999:
+            raise ValueError
+    except ValueError as fault:
+        raise _wrong(at, "INVALID_VALUE", "a time is RFC 3339 with its offset, as 2026-11-21T06:00:00Z") from fault
+    return round(when.timestamp() * 1000)
+
+
+def _wrong(pointer: str, code: str, detail: str) -> Invalid:
+    return Invalid(f"{pointer}: {detail}", errors=[{"pointer": pointer, "code": code, "detail": detail}])

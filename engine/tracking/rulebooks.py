@@ -41,7 +41,7 @@ class Rulebooks:
             if known is not None and known.number == number:
                 continue
             try:
-                self._rules[feed_id] = await store.load_rules(self._postgres, feed_id, number)
+                self._rules[feed_id] = await store.load_rules(self._postgres, feed_id, number, known)
             except msgspec.ValidationError as fault:
                 self._faults.add(1)
                 log.error("the rules of %s cannot be read, the known ones go on: %s", feed_id, fault)
