@@ -29,9 +29,11 @@ WHO: Final[dict[str, tuple[str, ...]]] = {
     "/v1/buses/{bus_id}/history": MANAGERS,
     "/v1/buses/{bus_id}/playback": MANAGERS,
     "/v1/incidents": (PARTNER_ADMIN, AGENT, SUPER_ADMIN),
+    "/v1/notifications/incidents": (PARTNER_ADMIN, AGENT, SUPER_ADMIN),
     "/v1/geofences": MANAGERS,
     "/v1/analytics/": (PARTNER_ADMIN, AGENT, SUPER_ADMIN),
     "/v1/dashboard": (PARTNER_ADMIN, AGENT, SUPER_ADMIN),
+    "/v1/playback": (PARTNER_ADMIN, AGENT, SUPER_ADMIN),
     "/v1/pos/devices": (PARTNER_ADMIN,),
     "/v1/pos/policy": (PARTNER_ADMIN,),
     "/v1/pos/": (AGENT, PARTNER_ADMIN),
@@ -100,6 +102,7 @@ CODES: Final[dict[str, tuple[str, ...]]] = {
     "post /v1/trips/{trip_id}/sales": (*KEYED[1:], "SALES_CLOSED"),
     **{f"get /v1/analytics/{name}": () for name in ("eta-accuracy", "on-time", "headways", "ladder", "heatmap", "deviation")},
     "get /v1/dashboard": (),
+    "get /v1/playback": (),
     "get /v1/tickets/keys": (),
     "post /v1/tickets/verify": ("TOO_MANY_REQUESTS",),
     "post /v1/tickets/scans": (),
@@ -150,6 +153,7 @@ DESK: Final = ("INVALID", "UNAUTHENTICATED", "NOT_FOUND", "BUSY", "UNAVAILABLE")
 OF_DESK: Final = (
     "/v1/pos/", "/v1/waitlist/", "/v1/geofences",
     "/v1/admin/fare-plans", "/v1/admin/promo-codes", "/v1/admin/offers", "/v1/admin/seat-maps", "/v1/admin/alerts",
+    "/v1/notifications/",
     "/v1/holds", "/v1/bookings", "/v1/users/me/bookings", "/v1/payments",
     "/v1/settlements",
 )  # fmt: skip
@@ -245,6 +249,7 @@ BODIES: Final[dict[str, Any]] = {
         "periods": [{"from": "2026-11-21T06:00:00Z", "to": "2026-11-27T22:00:00Z"}],
         "informed": [{"routeId": "demo:104"}, {"stopId": "demo:END"}],
     },
+    "put /v1/notifications/incidents": {"severity": "MAJOR", "kinds": ["OFF_ROUTE", "SOS"]},
     "patch /v1/admin/alerts/{alert_id}": {"level": "SEVERE", "url": None},
     "patch /v1/admin/offers/{route_id}": {"openDays": 30, "womenOnlySeats": ["1A", "1B"]},
     "post /v1/trips/{trip_id}/share": {"expiresInS": 7200, "from": "demo:ALG", "to": "demo:ORN"},
@@ -319,6 +324,8 @@ BODIES: Final[dict[str, Any]] = {
 }
 # "method path" -> what it answers besides JSON, by Accept
 MEDIA: Final[dict[str, tuple[str, ...]]] = {
+    "get /v1/playback": ("application/msgpack",),
+    "get /v1/buses/{bus_id}/playback": ("application/msgpack",),
     "get /v1/bookings/{ref}/ticket": ("application/pdf", "image/png", "image/svg+xml"),
     "get /v1/trips/{trip_id}/manifest": ("text/csv", "text/html"),
     "get /v1/settlements": ("text/csv",),

@@ -155,39 +155,15 @@ async def read_history(
 ) -> TrackBuckets:
     """How a bus drove, in buckets of time: fixes, speeds, and how far off its line it was."""
     parts = parts_of(request)
-    _fleet_of(parts, request, bus_id)
-    began, ended = _span(since, until)
+    fleet_of(parts, request, bus_id)
+    began, ended = span_of(since, until)
     if (ended - began).total_seconds() > BUCKETS_MOST * bucket:
         raise Invalid(f"more than {BUCKETS_MOST:,} buckets: ask for a shorter time or larger buckets")
-    rows = await _history(parts).bus_history(bus_id, began, ended, bucket, BUCKETS_MOST)
+    rows = await history_of(parts).bus_history(bus_id, began, ended, bucket, BUCKETS_MOST)
     items = [
         TrackBucket(_text(row.bucket), row.n, row.mean_speed_mps, row.max_speed_mps, row.max_offset_m, row.lat, row.lon) for row in rows
     ]
     return TrackBuckets(items, None)
-
-
-@get("/buses/{bus_id:str}/playback", tags=["tracking"])
-async def read_playback(
-    request: Request[Any, Any, Any],
-    bus_id: FromPath[str],
-    since: Annotated[str, QueryParameter(name="from", description="RFC 3339")],
-    until: Annotated[str, QueryParameter(name="to", description="RFC 3339")],
-    limit: Annotated[int, QueryParameter(ge=1, le=5_000)] = 1_000,
-    cursor: Cursor = None,
-) -> TrackPoints:
-    """Every fix of a bus with its verdict, oldest first."""
-    parts = parts_of(request)
-    _fleet_of(parts, request, bus_id)
-    began, ended = _span(since, until)
-    if cursor is not None:
-        began = max(began, _cursor_time(cursor) + timedelta(milliseconds=1))
-    rows = await _history(parts).playback(bus_id, began, ended, limit + 1)
-    more = len(rows) > limit
-    if more:  # fixes of one instant stay on one page, for the cursor is an instant
-        next_ts = rows.pop().ts
-        rows = [row for row in rows if row.ts < next_ts] or rows
-    items = [_point(_area_of(parts, bus_id), row) for row in rows]
-    return TrackPoints(items, str(_ms(rows[-1].ts)) if more else None)
 
 
 @get("/devices/{device_id:str}/quarantine", tags=["tracking"])
@@ -203,8 +179,8 @@ async def read_quarantine(
     before, after = datetime.fromtimestamp(parts.clock.now_ms() / 1000, UTC) + timedelta(minutes=1), None
     if cursor is not None:
         at, _, fingerprint = cursor.partition(".")
-        before, after = _cursor_time(at), _fingerprint(fingerprint)
-    rows = await _history(parts).quarantine(device_id, before, limit + 1, after)
+        before, after = cursor_time(at), _fingerprint(fingerprint)
+    rows = await history_of(parts).quarantine(device_id, before, limit + 1, after)
     items = [
         QuarantinedFix(
             _text(row.received_at),
@@ -265,13 +241,14 @@ def _located(position: Position, now_ms: int, *, from_record: bool) -> Located:
     )
 
 
-def _history(parts: Parts) -> HistoryReader:
+def history_of(parts: Parts) -> HistoryReader:
+    """Raises `Unavailable` where this process has none."""
     if parts.history is None:
         raise Unavailable("this worker has no access to the record", retry_after_s=5)
     return parts.history
 
 
-def _fleet_of(parts: Parts, request: Request[Any, Any, Any], bus_id: str) -> None:
+def fleet_of(parts: Parts, request: Request[Any, Any, Any], bus_id: str) -> None:
     """Raises unless the caller runs the fleet that the bus belongs to; a foreign bus is as unknown as none."""
     principal = need(principal_of(parts, request), PARTNER_ADMIN, SUPER_ADMIN)
     bus = parts.registry.buses.get(bus_id) if parts.registry is not None else None
@@ -279,7 +256,7 @@ def _fleet_of(parts: Parts, request: Request[Any, Any, Any], bus_id: str) -> Non
         raise NotFound(f"no bus {bus_id!r}")
 
 
-def _span(since: str, until: str) -> tuple[datetime, datetime]:
+def span_of(since: str, until: str) -> tuple[datetime, datetime]:
     """Both ends as UTC datetimes. Raises `Invalid`."""
     marks = []
     for name, text in (("from", since), ("to", until)):
@@ -295,7 +272,7 @@ def _span(since: str, until: str) -> tuple[datetime, datetime]:
     return marks[0], marks[1]
 
 
-def _cursor_time(cursor: str) -> datetime:
+def cursor_time(cursor: str) -> datetime:
     """The instant of a cursor (UTC ms). Raises `Invalid`."""
     if not (cursor.isascii() and cursor.isdigit()) or len(cursor) > 14:  # 14 digits of ms: the year 5138
         raise Invalid("cursor must be the nextCursor of an earlier page")
@@ -318,7 +295,8 @@ def _text(when: datetime) -> str:
     return rfc3339(_ms(when))
 
 
-def _area_of(parts: Parts, bus_id: str) -> str | None:
+def area_of_bus(parts: Parts, bus_id: str) -> str | None:
+    """The feed that a bus drives; None: it is not known."""
     bus = parts.registry.buses.get(bus_id) if parts.registry is not None else None
     return None if bus is None else bus.area
 
@@ -327,7 +305,8 @@ def _trip_of(area: str | None, row: PastFix) -> str | None:
     return None if area is None or row.trip_id is None or row.start_date is None else trip_key(area, row.trip_id, str(row.start_date))
 
 
-def _point(area: str | None, row: PastFix) -> TrackPoint:
+def point_of(area: str | None, row: PastFix) -> TrackPoint:
+    """A recorded fix as the wire has it."""
     along_m = None if row.along_m is None else float(row.along_m)
     trip_id = _trip_of(area, row)
     return TrackPoint(_text(row.ts), row.lat, row.lon, row.speed_mps, row.bearing_deg, along_m, row.offset_m, trip_id, row.state, row.late)
@@ -335,7 +314,7 @@ def _point(area: str | None, row: PastFix) -> TrackPoint:
 
 def _from_record(parts: Parts, bus_id: str, row: PastFix) -> Located:
     """A recorded fix in the shape of a live one; what only the live engine knows is null."""
-    area, at_ms = _area_of(parts, bus_id), _ms(row.ts)
+    area, at_ms = area_of_bus(parts, bus_id), _ms(row.ts)
     return Located(
         bus_id=bus_id,
         trip_id=_trip_of(area, row),
@@ -360,4 +339,4 @@ def _from_record(parts: Parts, bus_id: str, row: PastFix) -> Located:
     )
 
 
-ROUTERS: Final = (read_location, list_locations, read_history, read_playback, read_quarantine)
+ROUTERS: Final = (read_location, list_locations, read_history, read_quarantine)
