@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from engine.meter import Meter
     from engine.store.outlet import Bell
     from engine.store.redis import Redis
+    from engine.tracking.plans import Plans
 
 log = logging.getLogger("timepoint")
 
@@ -160,7 +161,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         running["summaries"] = hold(redis, "summaries", settings, summaries.run)
         running["relay"] = Relay(redis, plans, clock=clock, settings=settings, meter=meter).run()
     if "office" in roles:
-        running |= office_work(desk, redis, bell, clock, settings, meter)
+        running |= office_work(desk, redis, bell, plans, clock, settings, meter)
         opener = Opener(desk.pool, plans, clock=clock, settings=settings, meter=meter)
         running["sales"] = hold(redis, "sales", settings, opener.run)
     if "mqtt" in roles and settings.mqtt_url:
@@ -285,16 +286,19 @@ async def open_desk(settings: Settings, clock: Clock, redis: Redis, meter: Meter
 
 
 def office_work(
-    desk: BookingParts, redis: Redis, bell: Bell, clock: Clock, settings: Settings, meter: Meter
+    desk: BookingParts, redis: Redis, bell: Bell, plans: Plans, clock: Clock, settings: Settings, meter: Meter
 ) -> dict[str, Coroutine[Any, Any, None]]:
     """What the office does for ever: the relay of the outbox and the sweeps, each on whichever worker has its lease."""
     from engine.booking.providers import Simulated, deliver_for_ever
+    from engine.office.notices import Notices
     from engine.office.outbox import Relay
     from engine.office.sweeps import Expiry, Retention
+    from engine.store.heard import IncidentStream
     from engine.store.lease import hold
     from engine.store.office import Office
 
     office = Office(desk.pool)
+    notices = Notices(IncidentStream(redis), desk.pool, plans, clock=clock, settings=settings, meter=meter)
     simulated = [one for one in desk.paying.providers.values() if isinstance(one, Simulated)]
     expiry = Expiry(office, clock=clock, settings=settings, meter=meter)
     retention = Retention(office, settings=settings, meter=meter)
@@ -304,6 +308,7 @@ def office_work(
         "boarding": hold(redis, "boarding", settings, desk.boarding.run),
         "cancelled trips": hold(redis, "cancelled-trips", settings, desk.cancelled_trips.run),
         "outbox": Relay(redis, office, desk.catalogue, bell, clock=clock, settings=settings, meter=meter, keep=[desk.waitlist.keep]).run(),
+        "notices": hold(redis, "notices", settings, notices.run),
         "waitlist": desk.waitlist.run(),
         "expiry": hold(redis, "expiry", settings, expiry.run),
         "retention": hold(redis, "retention", settings, retention.run),

@@ -137,6 +137,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     outbox_tries_max: Annotated[int, _d("an event that is refused this often is a dead letter and holds back its aggregate", ge=1)] = 5
     outbox_keep_days: Annotated[int, _d("days that said events are kept: what confirms are counted against", ge=1)] = 7
     inbox_keep_days: Annotated[int, _d("days that consumers remember what they did: longer than an event can come again", ge=1)] = 14
+    notice_max_age_s: Annotated[
+        int, _d("passengers are not told of what happened longer ago: after a fault of ours it is no news", ge=60)
+    ] = 900
     events_stream_max: Annotated[int, _d("events that the Redis stream keeps for consumers, about", ge=1000)] = 100_000
     expiry_s: Annotated[float, _d("how often holds and unpaid bookings past their time are swept", gt=0)] = 1.0
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from google.transit import gtfs_realtime_pb2 as rt
 
-from api import alerts, feeds
+from api import alerts, feeds, notices
 from api.openapi import BODIES
 from engine.events import IncidentEvent
 from engine.live.alerts import Selector, concerns_route, concerns_stop, concerns_trip
@@ -79,7 +79,7 @@ class AlertHouse(SeatHouse):
 
 @pytest.fixture
 async def house(database_url: str, redis_url: str) -> AsyncIterator[AlertHouse]:
-    made = await AlertHouse.make(database_url, redis_url, (*alerts.ROUTERS, *feeds.ROOTS))
+    made = await AlertHouse.make(database_url, redis_url, (*alerts.ROUTERS, *notices.ROUTERS, *feeds.ROOTS))
     assert isinstance(made, AlertHouse)
     plan = Plan("demo", PARTNER, small_world.feed())
     plans = OneFeed(plan)
@@ -273,3 +273,17 @@ def test_what_stands_in_one_selector_holds_together() -> None:
     assert not concerns_trip((Selector(trip_id="T0", start_date="20260303"),), timetable, trip, DAY)
     assert not concerns_trip((Selector(route_id="R", direction_id=1),), timetable, trip, DAY)
     assert not concerns_route((Selector(trip_id="gone"),), timetable, "R")
+
+
+async def test_a_manager_says_which_incidents_come_to_their_own_notifications(house: AlertHouse) -> None:
+    path = "/v1/notifications/incidents"
+    assert (await house.ask("GET", path)).status_code == 404
+    said = await house.ask("PUT", path, {"severity": "MINOR", "kinds": ["SOS", "SOS", "OFF_ROUTE"]})
+    assert said.json() == {"partnerId": PARTNER, "severity": "MINOR", "kinds": ["SOS", "OFF_ROUTE"]}
+    assert (await house.ask("PUT", path, {"kinds": []})).json()["severity"] == "MAJOR", "chosen anew, not added to"
+    assert (await house.ask("GET", path)).json()["kinds"] == []
+    assert (await house.ask("GET", path, partner=OTHER)).status_code == 404
+    assert (await house.ask("PUT", path, {"kinds": ["BAD_LUCK"]})).status_code == 400
+    assert (await house.ask("PUT", path, {}, role="CUSTOMER")).status_code == 403
+    assert [(await house.ask("DELETE", path)).status_code for _ in range(2)] == [204, 204]
+    assert (await house.ask("GET", path)).status_code == 404

@@ -85,6 +85,27 @@ class Bookings:
         return (Saying("booking:" + event.data["ref"], event.id, _ENCODE({"t": "booking", "d": said})),)
 
 
+class Notices:
+    """`booking:{ref}` of the passengers of a trip, and the `notifications` of those among them who sign in, and of those who follow an
+    operator's incidents (engine/office/notices.py)."""
+
+    name = "notices"
+
+    def lines(self, event: Event, body: Mapping[str, Any], trip: Any | None) -> Sequence[Line]:
+        if event.topic == "incident":
+            said = _ENCODE({"t": "incident", "d": event.data})
+            return [Saying("notifications:" + subject, event.id, said) for subject in body["subjects"]]
+        if event.topic != "notice":
+            return ()
+        told = {name: value for name, value in event.data.items() if name != "bookings"}
+        lines = [Saying("booking:" + ref, event.id, _notice(told, ref)) for ref in body["bookings"]]
+        return lines + [Saying("notifications:" + subject, f"{event.id}/{ref}", _notice(told, ref)) for subject, ref in body["subjects"]]
+
+
+def _notice(told: Mapping[str, Any], ref: str) -> bytes:
+    return _ENCODE({"t": "notice", "d": {"ref": ref, **told}})
+
+
 class Stream:
     """The stream `events`: programs."""
 
@@ -94,7 +115,7 @@ class Stream:
         return (Entry(event.id, event.topic, event.type, event.partner_id, _ENCODE(event)),)
 
 
-SINKS: Final[tuple[Sink, ...]] = (Seats(), Bookings(), Stream())
+SINKS: Final[tuple[Sink, ...]] = (Seats(), Bookings(), Notices(), Stream())
 
 # Runs in the transaction that marks events as said: for sinks that keep a queue of their own in the database.
 Keep = Callable[[Any, Sequence[Event]], Awaitable[None]]

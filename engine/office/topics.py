@@ -71,6 +71,38 @@ _WAITS: Final = {
     "CLOSED": "the trip is no longer sold",
 }
 
+_INCIDENT: Final = {
+    "incidentId": "5d0f2c7a9b1e4c3d",
+    "kind": "OFF_ROUTE",
+    "severity": "MAJOR",
+    "busId": "BUS-17",
+    "tripId": "demo:C1-0:20261121",
+    "routeId": "demo:C1",
+    "startDate": "20261121",
+    "openedAt": "2026-11-21T09:00:00.000Z",
+    "closedAt": None,
+    "lat": 36.7561,
+    "lon": 3.0592,
+    "detail": {"maxOffsetM": 240, "leftM": 1841, "bypassedStops": []},
+    "handledState": None,
+}
+_NOTICE: Final = {
+    "what": "DETOUR",
+    "tripId": "demo:C1-0:20261121",
+    "incidentId": "5d0f2c7a9b1e4c3d",
+    "text": "The bus of line C1 to Oran is on a detour; it may not call at all of its stops.",
+    "params": {"line": "C1", "headsign": "Oran", "stops": [], "since": "2026-11-21T09:00:00.000Z"},
+    "at": "2026-11-21T09:00:00.000Z",
+    "bookings": ["7GK2QX"],
+}
+_TOLD: Final = {
+    "DETOUR": "their bus has left its usual way",
+    "DETOUR_OVER": "their bus is on a detour no longer",
+    "STOP_MISSED": "their bus did not stop where they wanted to get in or out",
+    "DELAYED": "their bus is held up",
+    "DELAY_OVER": "their bus is held up no longer",
+}
+
 # topic -> type -> what it means. The order is the one in which they are listed.
 TOPICS: Final[dict[str, dict[str, Kind]]] = {
     "vehicle": {
@@ -168,6 +200,13 @@ TOPICS: Final[dict[str, dict[str, Kind]]] = {
         **{kind: Kind(meaning, _WAIT) for kind, meaning in _WAITS.items()},
         "ROOM_SWITCHED": Kind("an operator closed or opened a waiting room", {**_TRIP, "mode": "ON", "admitPerS": 10}),
     },
+    "incident": {
+        "OPENED": Kind("something happens to a bus that its operator should know; a missed stop is over at once", _INCIDENT),
+        "RAISED": Kind("it has become worse", {**_INCIDENT, "severity": "CRITICAL"}),
+        "HANDLED": Kind("somebody acknowledged it, was given it, or closed it", {**_INCIDENT, "handledState": "ACKNOWLEDGED"}),
+        "CLOSED": Kind("it is over", {**_INCIDENT, "closedAt": "2026-11-21T09:12:00.000Z"}),
+    },
+    "notice": {code: Kind(f"passengers of a trip were told: {meaning}", {**_NOTICE, "what": code}) for code, meaning in _TOLD.items()},
     "system": {
         "ALERT": Kind("somebody should look", {"alert": "EVENT_DEAD", "eventId": "booking:0195c0de-0001-7000-8000-000000000001:3"}),
         "ANOMALY_SUSPECTED": Kind("somebody does more than people do", {"actor": "agent:4", "perS": 12}),
@@ -232,9 +271,9 @@ def booking_data(body: Mapping[str, Any], trip: SoldTrip, labels: Sequence[str])
 
 
 def plain_data(body: Mapping[str, Any], trip: SoldTrip | None, labels: Sequence[str]) -> dict[str, Any]:
-    """The data of any other event: as it was written, but for our numbers of trips, seats and places, and money as the wire writes it.
+    """The data of any other event: as it was written, but for our numbers of trips, seats and places, who is told, and money as the wire writes it.
     `trip` None: it names none."""
-    data = {name: value for name, value in body.items() if name not in ("tripNo", "currency")}
+    data = {name: value for name, value in body.items() if name not in ("tripNo", "currency", "subjects")}
     if isinstance(data.get("amount"), int) and "currency" in body:
         data["amount"] = {"amount": data["amount"], "currency": body["currency"]}
     elif "currency" in body:

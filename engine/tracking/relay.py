@@ -2,7 +2,8 @@
 
 Promises: an event reaches its channel once, by its event id, and in the order of its area, whoever is killed in
 between, with or without PostgreSQL. `late` events, which repair the past, are not said to anybody. What is said where
-is one table, `CHANNELS`; how, as JSON `{"t", "d"}` in the shapes of the live stream, is another, `SHAPES`.
+is one table, `CHANNELS`; how, as JSON `{"t", "d"}` in the shapes of the live stream, is another, `SHAPES`. Incidents
+also go into the stream that the office reads (engine/office/notices.py), at least once.
 
 Its cursor stands in Redis beside what it publishes: a cursor that is lost begins at the stream's start, and the
 channel knows the ids it said.
@@ -24,6 +25,7 @@ from engine.live import frames
 from engine.meter import Meter
 from engine.settings import Settings
 from engine.store.area import START, AreaStore
+from engine.store.heard import Heard, IncidentStream
 from engine.store.lease import hold
 from engine.store.redis import Redis
 from engine.tracking.control import PlanSource
@@ -50,6 +52,7 @@ class Relay:
 
     def __init__(self, redis: Redis, plans: PlanSource, *, clock: Clock, settings: Settings, meter: Meter) -> None:
         self._redis, self._plans, self._clock, self._settings = redis, plans, clock, settings
+        self._heard = IncidentStream(redis)
         self._out = msgspec.msgpack.Decoder(OutBatch).decode
         self._encode = msgspec.json.Encoder().encode
         self._said = meter.counter("timepoint_relay_said_total", "events said on ordered channels", ("area",))
@@ -113,3 +116,5 @@ class Relay:
             for channel in channels:
                 said = await self._redis.publish_ordered(channel, event.event_id, self._encode({"t": kind, "d": body}))
                 (self._said if said else self._again).add(1, area)
+            if partner and isinstance(event, IncidentEvent):
+                await self._heard.add(Heard(area, partner, event))
