@@ -13,6 +13,8 @@ from litestar import get
 from engine.errors import Forbidden, Invalid, TooMany, TooManyChannels, Unauthenticated, Unavailable
 from engine.events import IncidentEvent, Position, StopEvent, StopForecast, TripForecast
 from engine.live import frames
+from engine.live.advice import TripIncident, TripNotice
+from engine.live.alerts import AlertNotice
 from engine.live.frames import BookingSaid, Eta, Gone, Incident, Notice, Pos, SeatSaid, Served
 
 EXAMPLES: Final[dict[str, Any]] = {
@@ -107,11 +109,14 @@ def _example(kind: str) -> Any:
 
 def document() -> dict[str, Any]:
     """The whole document, as plain data."""
-    structs = {
+    structs: dict[str, type] = {
         "pos": Pos, "eta": Eta, "stop": Served, "gone": Gone, "incident": Incident, "seat": SeatSaid, "booking": BookingSaid, "notice": Notice,
+        "incident of a trip": TripIncident, "notice of an alert": AlertNotice, "notice of a trip": TripNotice,
     }  # fmt: skip
     schemas, components = msgspec.json.schema_components(structs.values(), ref_template="#/components/schemas/{name}")
-    bodies = dict(zip(structs, schemas, strict=True))
+    bodies: dict[str, dict[str, Any]] = dict(zip(structs, schemas, strict=True))
+    for kind, others in (("incident", ("incident of a trip",)), ("notice", ("notice of an alert", "notice of a trip"))):
+        bodies[kind] = {"anyOf": [bodies[kind], *(bodies.pop(other) for other in others)]}
     bodies["snapshot"] = {
         "type": "array",
         "items": {"anyOf": [bodies[kind] for kind in ("pos", "eta", "seat", "booking", "incident")]},

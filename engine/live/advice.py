@@ -8,7 +8,7 @@ their own sentence of code and parameters. Pure.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -61,6 +61,18 @@ class TripIncident(Incident, frozen=True, rename="camel"):
     code: str  # DETOUR | DETOUR_OVER | STOP_MISSED | DELAYED | DELAY_OVER
     text: str
     params: Params
+
+
+class TripNotice(msgspec.Struct, frozen=True, rename="camel"):
+    """`notice` on `booking:{ref}` and `notifications`: what the passengers of a booking are told of their trip (engine/office/notices.py)."""
+
+    ref: str
+    what: Literal["DETOUR", "DETOUR_OVER", "STOP_MISSED", "DELAYED", "DELAY_OVER"]
+    trip_id: str
+    incident_id: str
+    text: str
+    params: Params
+    at: str
 
 
 def concerns(event: IncidentEvent) -> bool:
