@@ -20,6 +20,7 @@ from engine.events import IncidentEvent, OutBatch, Refusal, StopEvent, TrackRow,
 from engine.meter import Meter
 from engine.settings import Settings
 from engine.store.area import AreaStore
+from engine.store.incidents import Incidents, Wanted
 from engine.store.postgres import Postgres
 from engine.store.redis import Redis, keys_of
 from engine.store.timescale import Batch, HistoryReader, HistoryWriter, Moved
@@ -112,6 +113,13 @@ async def reader(settings: Settings) -> AsyncIterator[HistoryReader]:
     await postgres.close()
 
 
+@pytest.fixture
+async def record(settings: Settings) -> AsyncIterator[Incidents]:
+    postgres = await Postgres.connect(settings)
+    yield Incidents(postgres)
+    await postgres.close()
+
+
 @contextlib.asynccontextmanager
 async def running(redis: Redis, settings: Settings, meter: Meter | None = None) -> AsyncIterator[None]:
     task = asyncio.create_task(History(redis, clock=SystemClock(), settings=settings, meter=meter or Meter()).run())
@@ -146,7 +154,9 @@ async def commit_out(redis: Redis, *batches: OutBatch) -> None:
         await redis.calls.xadd(keys_of(AREA).out, {"b": encode(batch), "t": 1})
 
 
-async def test_what_an_owner_committed_stands_in_history_with_its_events(redis: Redis, settings: Settings, reader: HistoryReader) -> None:
+async def test_what_an_owner_committed_stands_in_history_with_its_events(
+    redis: Redis, settings: Settings, reader: HistoryReader, record: Incidents
+) -> None:
     at_ms = now_ms() - 60_000
     await commit_out(
         redis,
@@ -162,7 +172,7 @@ async def test_what_an_owner_committed_stands_in_history_with_its_events(redis: 
     assert (found[0].late, found[1].late, found[1].speed_mps, found[0].latency_ms) == (False, True, None, 40)
     assert found[0].ts == datetime.fromtimestamp(at_ms / 1000, UTC)
     assert [await count(settings, table) for table in ("stop_events", "trip_events", "incidents")] == [1, 1, 1]
-    assert (await reader.incidents([AREA], datetime.now(UTC)))[0].detail == '{"m": 80}'
+    assert (await record.find([AREA], datetime.now(UTC)))[0].detail == '{"m": 80}'
 
 
 async def test_a_stream_that_is_read_twice_is_written_once(redis: Redis, settings: Settings) -> None:
@@ -245,19 +255,15 @@ async def test_one_poisoned_row_is_buried_and_its_neighbours_are_written(redis: 
     assert 'timepoint_history_faults_total{kind="Dead"} 1' in meter.text()
 
 
-async def test_an_episode_has_one_row_and_a_closed_one_stays_closed(settings: Settings, reader: HistoryReader) -> None:
+async def test_an_episode_has_one_row_and_a_closed_one_stays_closed(settings: Settings, record: Incidents) -> None:
     writer = HistoryWriter(settings)
     at_ms = now_ms() - 5000
     sayings = [incident(1, at_ms=at_ms), incident(2, at_ms=at_ms, closed_at_ms=at_ms + 3000)]
     await writer.write(Batch(AREA, "out", None, "1-0", events=[*sayings]), at_ms)
     await writer.write(Batch(AREA, "out", "1-0", "2-0", events=[incident(1, at_ms=at_ms)]), at_ms)
-    found = await reader.incidents([AREA], datetime.now(UTC))
+    found = await record.find([AREA], datetime.now(UTC))
     assert [(item.incident_id, item.closed_at is not None) for item in found] == [("episode-1", True)]
-    handled = await reader.handle_incident("episode-1", [AREA], "ACKNOWLEDGED", "dispatcher")
-    assert await reader.handle_incident("episode-1", ["another"], "CLOSED", "stranger") is None
-    assert handled is not None
-    assert handled.handled_by == "dispatcher"
-    assert await reader.incidents([AREA], datetime.now(UTC), only_open=True) == []
+    assert await record.find([AREA], datetime.now(UTC), wanted=Wanted(only_open=True)) == []
     await writer.close()
 
 

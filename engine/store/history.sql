@@ -244,18 +244,3 @@ select p.ts, p.lat_e6 / 1e6::float8 as lat, p.lon_e6 / 1e6::float8 as lon, p.spe
 select received_at, device_id, area, bus_id, source, reason, ts, lat, lon, detail, fingerprint from telemetry.quarantine
  where device_id = $1 and (received_at < $2 or (received_at = $2 and fingerprint > $4))
  order by received_at desc, fingerprint limit $3;
-
--- name: incidents
--- Episodes of some areas, newest first, opened before $2, or at $2 with an id after $5; $3: only open ones.
-select incident_id, area, kind, severity, bus_id, trip_id, start_date, route_id, opened_at, closed_at, lat, lon, detail::text as detail,
-       handled_by, handled_at, handled_state, assigned_to
-  from telemetry.incidents
- where area = any($1::text[]) and opened_at <= $2 and (opened_at < $2 or ($5 <> '' and incident_id > $5)) and (not $3 or closed_at is null)
- order by opened_at desc, incident_id limit $4;
-
--- name: handle_incident
--- What a person did with an episode of one of these areas.
-update telemetry.incidents set handled_state = $3, handled_by = $4, handled_at = now(), assigned_to = coalesce($5, assigned_to)
- where incident_id = $1 and area = any($2::text[])
-returning incident_id, area, kind, severity, bus_id, trip_id, start_date, route_id, opened_at, closed_at, lat, lon, detail::text as detail,
-          handled_by, handled_at, handled_state, assigned_to;

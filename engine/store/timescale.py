@@ -322,28 +322,6 @@ class Quarantined(msgspec.Struct, frozen=True):
     fingerprint: int  # tells apart what one request brought
 
 
-class Incident(msgspec.Struct, frozen=True):
-    """One episode and what people did with it."""
-
-    incident_id: str
-    area: str
-    kind: str
-    severity: str
-    bus_id: str
-    trip_id: str | None
-    start_date: str | None
-    route_id: str | None
-    opened_at: datetime
-    closed_at: datetime | None
-    lat: float
-    lon: float
-    detail: str  # JSON object
-    handled_by: str | None
-    handled_at: datetime | None
-    handled_state: str | None  # ACKNOWLEDGED | ASSIGNED | CLOSED
-    assigned_to: str | None
-
-
 class HistoryReader:
     """Range reads over the shared pool. Times are aware datetimes; ranges are half open; every list has a limit."""
 
@@ -379,16 +357,3 @@ class HistoryReader:
     async def quarantine(self, device_id: str, before: datetime, limit: int = 20, after: int | None = None) -> list[Quarantined]:
         """Newest first, received before then; with `after` also those received then whose fingerprint comes after it."""
         return [Quarantined(*row) for row in await self._postgres.fetch(SQL["quarantine"], device_id, before, limit, after)]
-
-    async def incidents(
-        self, areas: list[str], before: datetime, after_id: str = "", *, only_open: bool = False, limit: int = 20
-    ) -> list[Incident]:
-        """Episodes of these areas, newest first, opened before then; with `after_id` also those opened then whose id comes after it."""
-        return [Incident(*row) for row in await self._postgres.fetch(SQL["incidents"], areas, before, only_open, limit, after_id)]
-
-    async def handle_incident(
-        self, incident_id: str, areas: list[str], state: str, by: str, assigned_to: str | None = None
-    ) -> Incident | None:
-        """What a person did with it: state ACKNOWLEDGED, ASSIGNED or CLOSED. None: there is no such episode in these areas."""
-        row = await self._postgres.fetchrow(SQL["handle_incident"], incident_id, areas, state, by, assigned_to)
-        return None if row is None else Incident(*row)
