@@ -188,6 +188,45 @@ def score(args: argparse.Namespace) -> int:
     return 0
 
 
+def eta_report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, action="append", metavar="DIR", help="what a replay wrote; may be given again")
+    parser.add_argument(
+        "--against", type=Path, action="append", default=[], metavar="DIR", help="another replay of the same fixes; one for each --out"
+    )
+    parser.add_argument("--arrivals", type=Path, action="append", default=[], metavar="FILE", help="observed arrivals; one for each --out")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as one page, without outside requests")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def eta_report(args: argparse.Namespace) -> int:
+    """Exit code 0 also where bars are short: the report says so."""
+    from engine.tracking.eta_report import eta_report as make
+    from engine.tracking.eta_report_page import page
+    from engine.tracking.eta_report_show import show
+    from ingest.gtfs import read_feed
+
+    for name, given in (("--against", args.against), ("--arrivals", args.arrivals)):
+        if given and len(given) != len(args.out):
+            raise Invalid(f"{name} has to be given once for each --out, in the same order")
+    reports = []
+    with bar() as progress:
+        task = progress.add_task("judging", total=len(args.out))
+        for i, out in enumerate(args.out):
+            other, arrivals = (given[i] if given else None for given in (args.against, args.arrivals))
+            reports.append(make(out, read_feed=read_feed, against=other, arrivals=arrivals))
+            progress.advance(task)
+    if args.html is not None:
+        args.html.write_text(page(reports), encoding="utf-8")
+        ERR.print(f"{args.html}: written", soft_wrap=True)
+    if args.json:
+        print(msgspec.json.format(msgspec.json.encode(reports), indent=2).decode())
+        return 0
+    console = OUT if OUT.is_terminal else Console(width=130, highlight=False)
+    for report in reports:
+        show(report, console)
+    return 0
+
+
 # ------------------------------------------------------------------------------------------------ people
 
 
@@ -414,6 +453,13 @@ COMMANDS: Final = (
         replay,
     ),
     Command("score", "how good a replay's arrivals were", "timepoint score --out out", score_arguments, score),
+    Command(
+        "eta-report",
+        "how good a replay's arrivals were, in depth, with plots and every bar",
+        "timepoint eta-report --out out --against before --html report.html",
+        eta_report_arguments,
+        eta_report,
+    ),
     Command("settings", "every setting with its meaning", "timepoint settings", settings_arguments, show_settings),
 )
 
