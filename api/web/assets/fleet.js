@@ -1,6 +1,7 @@
 // The fleet map: every bus in the viewport, as the live socket tells it.
 
 import { CLASSES, ageWords, classOf, clockOf, delayWords, icon } from "./buses.js";
+import { Inbox } from "./incidents.js";
 import { Live } from "./live.js";
 import { boundsOf, lineFeature, makeMap, pages, stopFeature } from "./map.js";
 
@@ -17,6 +18,7 @@ const map = await makeMap("map");
 window.timepoint = { buses, map }; // for tests and the curious
 
 const live = new Live({ onPush: hear, onState: showState });
+const inbox = new Inbox({ live, choose: centre });
 map.on("moveend", look);
 drawNetwork().catch((fault) => console.warn("no network:", fault.message)).finally(look);
 makeChips();
@@ -33,7 +35,8 @@ function look() {
   live.look([west, south, east, north], map.getZoom());
 }
 
-function hear(kind, data) {
+function hear(kind, data, channels) {
+  if (inbox.hear(kind, data, channels)) return;
   if (kind === "pos") buses.set(data.busId, data);
   else if (kind === "gone") buses.delete(data.busId);
   else if (kind === "snapshot") {
@@ -106,6 +109,14 @@ map.on("click", "buses", (event) => choose(event.features[0].properties.id));
 map.on("mouseenter", "buses", () => { map.getCanvas().style.cursor = "pointer"; });
 map.on("mouseleave", "buses", () => { map.getCanvas().style.cursor = ""; });
 addEventListener("keydown", (event) => { if (event.key === "Escape") choose(null); });
+
+/** The map goes to where an incident's bus is now, or was when it was said, and the bus's card opens. */
+function centre({ busId, tripId, lat, lon }) {
+  const bus = buses.get(busId) ?? [...buses.values()].find((one) => tripId && one.tripId === tripId);
+  const place = bus ?? (lat === undefined ? null : { lon, lat });
+  if (place) map.easeTo({ center: [place.lon, place.lat], zoom: Math.max(map.getZoom(), 13) });
+  if (bus ?? busId) choose(bus?.busId ?? busId);
+}
 
 async function choose(busId) {
   chosen = busId ? { busId, trip: null } : null;

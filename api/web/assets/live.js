@@ -10,6 +10,7 @@ export class Live {
     this.onPush = onPush;
     this.onState = onState;
     this.channels = new Map(); // name -> {e, o} where we were
+    this.token = null;
     this.box = null;
     this.pause = FIRST_PAUSE_MS;
     this.number = 0;
@@ -24,6 +25,7 @@ export class Live {
     this.socket.onopen = () => {
       this.pause = FIRST_PAUSE_MS;
       this.heardAt = Date.now();
+      if (this.token) this.ask("auth", { token: this.token });
       for (const [channel, since] of this.channels) this.ask("sub", { ch: channel, ...(since ? { since } : {}) });
       if (this.box) this.ask("bbox", this.box);
       this.onState("live");
@@ -44,6 +46,12 @@ export class Live {
   check() {
     if (Date.now() - this.heardAt > SILENCE_MS) this.socket.close();
     else this.ask("ping", {});
+  }
+
+  /** From now on, and after each fall: what follows is asked for by whoever the token names. */
+  signIn(token) {
+    this.token = token;
+    if (this.socket.readyState === WebSocket.OPEN) this.ask("auth", { token });
   }
 
   subscribe(channel) {

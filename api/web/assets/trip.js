@@ -11,6 +11,7 @@ const SILENT_MS = 25_000;
 let trip = null;
 let bus = null;
 let forecast = new Map();
+const told = new Map(); // what passengers should know: incident or alert id -> {class, words, url}
 
 await load();
 
@@ -46,7 +47,12 @@ async function load() {
   drawBus();
   const live = new Live({
     onPush(kind, data) {
-      if (kind === "snapshot") [bus] = data.length ? data : [bus];
+      if (kind === "snapshot") {
+        [bus] = data.length ? data : [bus];
+        told.clear(); // what goes on follows in the same frame
+      }
+      else if (kind === "incident") hear(data.incidentId, data.closedAt !== null && data.code !== "STOP_MISSED", incidentWords(data));
+      else if (kind === "notice" && data.alert) hear(data.alert.alertId, data.what === "ALERT_OVER", alertWords(data.alert));
       else if (kind === "pos") bus = data;
       else if (kind === "eta") keep(data.stops);
       else if (kind === "gone") {
@@ -73,6 +79,44 @@ async function again() {
   draw();
 }
 
+function hear(id, over, words) {
+  told.delete(id);
+  if (!over) told.set(id, words);
+  drawNotices();
+}
+
+const LABELS = { DETOUR: "Detour", DELAYED: "Held up", STOP_MISSED: "Stop missed" };
+
+function incidentWords({ code, text, params }) {
+  const since = code === "STOP_MISSED" || !params.since ? "" : ` Since ${clockOf(params.since, trip.timezone)}.`;
+  return { className: code === "DETOUR" ? "detour" : "warning", label: LABELS[code] ?? code, words: text + since, url: null };
+}
+
+/** An operator's alert in the reader's language, else in English, else in whatever it was written in. */
+function alertWords({ header, description, url, level }) {
+  const pick = (texts) => {
+    const wanted = [navigator.language, navigator.language.split("-")[0], "en"].find((language) => texts[language]);
+    return texts[wanted] ?? Object.values(texts)[0] ?? "";
+  };
+  return { className: level === "SEVERE" ? "severe" : "warning", label: pick(header), words: pick(description), url };
+}
+
+function drawNotices() {
+  $("notices").replaceChildren(...[...told.values()].reverse().map(({ className, label, words, url }) => {
+    const row = document.createElement("li");
+    row.className = `notice ${className}`;
+    row.append(span("label", label), span("words", words));
+    if (url) {
+      const link = document.createElement("a");
+      link.href = url;
+      link.rel = "noopener";
+      link.textContent = "Read more";
+      row.append(link);
+    }
+    return row;
+  }));
+}
+
 function keep(stops) {
   forecast = new Map(stops.map((stop) => [stop.seq, stop]));
 }
@@ -95,12 +139,14 @@ function draw() {
     const foreseen = forecast.get(stop.seq);
     const passed = bus !== null && (next === undefined || next === null ? false : stop.seq < next);
     const row = document.createElement("li");
-    row.className = passed ? "passed" : stop.seq === next ? "next" : "";
+    row.className = foreseen?.kind === "SKIPPED" ? "skipped" : passed ? "passed" : stop.seq === next ? "next" : "";
     if (stop.seq === next) row.setAttribute("aria-current", "step");
     const planned = clockOf(at === 0 ? stop.departsAt : stop.arrivesAt, trip.timezone);
     const estimated = !passed && foreseen?.p50 ? clockOf(foreseen.p50, trip.timezone) : null;
     const skipped = foreseen?.kind === "SKIPPED";
-    row.append(span("name", stop.name), span("when", skipped ? "not served" : passed ? "passed" : estimated ?? planned));
+    const name = skipped ? document.createElement("s") : span("name", stop.name);
+    if (skipped) Object.assign(name, { className: "name", textContent: stop.name });
+    row.append(name, span("when", skipped ? "not served" : passed ? "passed" : estimated ?? planned));
     const said = passed || skipped ? "" : rangeWords(foreseen, planned, estimated);
     if (said) row.append(span("range", said));
     return row;
@@ -110,8 +156,7 @@ function draw() {
 
 function rangeWords(foreseen, planned, estimated) {
   if (!estimated) return "planned";
-  const early = clockOf(foreseen.p10, trip.timezone);
-  const late = clockOf(foreseen.p90, trip.timezone);
+  const [early, late] = [foreseen.p10, foreseen.p90].map((at) => (at ? clockOf(at, trip.timezone) : estimated));
   const range = early === late ? "" : `between ${early} and ${late}, `;
   return `${range}planned ${planned}`;
 }
