@@ -22,7 +22,7 @@ from api.parts import Parts, parts_of
 from api.tracking import parse_box, principal_of
 from engine.errors import Invalid, NotFound, Unavailable
 from engine.live.frames import rfc3339
-from engine.store.analytics import Analytics, HeadwaySums, HeatCell, Punctuality
+from engine.store.analytics import EARLY_MOST_S, EDGE_S, LATE_MOST_S, Analytics, HeadwaySums, HeatCell, Punctuality
 from engine.tracking.plans import Plan
 from engine.tracking.rules import NO_RULES
 
@@ -139,8 +139,10 @@ async def read_on_time(
     until: Until = None,
     route: Route = None,
     direction: Direction = None,
-    early: Annotated[int | None, QueryParameter(name="earlyS", ge=0, le=3_600, description="default: the operator's")] = None,
-    late: Annotated[int | None, QueryParameter(name="lateS", ge=0, le=7_200, description="default: the operator's")] = None,
+    early: Annotated[
+        int | None, QueryParameter(name="earlyS", ge=0, le=EARLY_MOST_S, description="default: the operator's; to 30 s")
+    ] = None,
+    late: Annotated[int | None, QueryParameter(name="lateS", ge=0, le=LATE_MOST_S, description="default: the operator's; to 30 s")] = None,
     partner: FromQuery[str | None] = None,
 ) -> OnTime:
     """How many calls were early, on time, late or missed, by day, route, hour of the planned time, or stop (the least punctual first)."""
@@ -158,8 +160,8 @@ async def read_on_time(
         since=first.isoformat(),
         until=last.isoformat(),
         by=by,
-        early_s=windows[0][1] if windows else NO_RULES.on_time_early_s,
-        late_s=windows[0][2] if windows else NO_RULES.on_time_late_s,
+        early_s=windows[0][1] if windows else early or 0,
+        late_s=windows[0][2] if windows else late or 0,
         as_of=said_at(as_of),
         total=_on_time_row(total[0] if total else Punctuality("", 0, 0, 0, 0, None)),
         rows=[_on_time_row(row) for row in found[:ROWS_MOST]],
@@ -323,6 +325,11 @@ def _now(parts: Parts) -> datetime:
 
 def _zone(plans: list[Plan]) -> ZoneInfo:
     return plans[0].timetable.tz if plans else ZoneInfo("UTC")
+
+
+def _edge(at_s: int, most_s: int) -> int:
+    """The nearest edge that the summaries have, s."""
+    return min(most_s, round(at_s / EDGE_S) * EDGE_S)
 
 
 def _on_time_row(row: Punctuality) -> OnTimeRow:

@@ -13,17 +13,19 @@ create table analytics.day (
   primary key (area, service_day)
 );
 
--- Calls by how late they were. A bin holds 15 s: bin 20 is 300 s <= delay < 315 s; bins end at -3,600 and 7,200 s; -32768 is a stop that was missed.
+-- Calls by how late they were: `below[k]` of `n` calls were less than (k - 61) * 30 s late, k = 1 .. 181: edges from half an hour early to an
+-- hour late. Any window of punctuality is two look-ups a row.
 create table analytics.delay (
   area text not null,
   service_day date not null,
   route_id text not null,
   direction_id smallint not null,
   hour smallint not null,                                  -- of the planned time; 25 is an hour after midnight
-  bin smallint not null,
-  n int not null,
+  n int not null,                                          -- calls whose time is known
+  missed int not null,                                     -- others: stops that were missed
   delay_sum_s bigint not null,
-  primary key (area, service_day, route_id, direction_id, hour, bin)
+  below int[] not null constraint delay_edges check (cardinality(below) = 181),
+  primary key (area, service_day, route_id, direction_id, hour)
 );
 create table analytics.stop_delay (
   area text not null,
@@ -31,10 +33,11 @@ create table analytics.stop_delay (
   route_id text not null,
   direction_id smallint not null,
   stop_id text not null,
-  bin smallint not null,
   n int not null,
+  missed int not null,
   delay_sum_s bigint not null,
-  primary key (area, service_day, route_id, direction_id, stop_id, bin)
+  below int[] not null constraint stop_delay_edges check (cardinality(below) = 181),
+  primary key (area, service_day, route_id, direction_id, stop_id)
 );
 
 -- Times between two departures of a route from a stop, seconds: as they were and as they were planned.

@@ -68,7 +68,7 @@ async def test_calls_are_early_on_time_late_or_missed_by_the_operators_window(re
     assert total["onTimeShare"] == pytest.approx(4 / 9, abs=1e-4)
     assert total["meanDelayS"] == pytest.approx((-90 - 61 - 60 + 299 + 300 + 4_000 + 250) / 8, abs=0.1)
     assert [row["key"] for row in said["rows"]] == ["2026-03-02"]
-    wide = (await asked(reads, "on-time", earlyS=90, lateS=315))["total"]
+    wide = (await asked(reads, "on-time", earlyS=90, lateS=330))["total"]
     assert (wide["early"], wide["onTime"], wide["late"]) == (0, 7, 1)
     stops = (await asked(reads, "on-time", by="stop", route="demo:R", direction=0))["rows"]
     assert {row["key"]: (row["early"], row["onTime"], row["late"], row["missed"]) for row in stops if row["key"] in ("demo:S0", "demo:S6", "demo:S12")} == {

@@ -107,7 +107,9 @@ class LadderPoint(msgspec.Struct, frozen=True):
     along_m: int
 
 
-Windows = Sequence[tuple[str, int, int]]  # (area, early s, late s)
+Windows = Sequence[tuple[str, int, int]]  # (area, early s, late s): on time is from -early to late, multiples of EDGE_S
+EDGE_S: Final = 30  # of the summaries: between two edges
+EARLY_MOST_S, LATE_MOST_S = 1_800, 3_600  # the outermost edges
 
 
 class Analytics:
@@ -167,7 +169,12 @@ class Analytics:
         self, windows: Windows, since: date, until: date, by: str, route_id: str | None, direction_id: int | None
     ) -> list[Punctuality]:
         """By total, day, route, hour or stop; at most 2,001."""
-        columns = [[window[i] for window in windows] for i in range(3)]
+        areas = [area for area, _, _ in windows]
+        edges = [
+            [1 + (EARLY_MOST_S + at_s) // EDGE_S for at_s in side]
+            for side in ([-e for _, e, _ in windows], [late for _, _, late in windows])
+        ]
+        columns = areas, *edges
         if by == "stop":
             rows = await self._run.fetch(self._sql["on_time_stops"], *columns, since, until, route_id, direction_id)
         else:

@@ -67,11 +67,39 @@ with base as (
          case when missed then 0 else least(greatest(round(actual_s - planned_s), -3600), 7200)::int end as delay_s
     from seen where missed or actual_s is not null
 ), judged as materialized (
-  select route_id, direction_id, stop_id, hour, delay_s, (case when missed then -32768 else floor(delay_s / 15.0) end)::smallint as bin from late
+  select route_id, direction_id, stop_id, hour, missed, delay_s,
+         case when not missed then least(greatest(floor(delay_s / 30.0) + 62, 1), 182)::int end as first_edge  -- below this edge and all after it
+    from late
+), hours as (
+  select route_id, direction_id, hour, count(first_edge) as n, count(*) filter (where missed) as missed, sum(delay_s) as total
+    from judged group by 1, 2, 3
+), hour_edges as (
+  select route_id, direction_id, hour, first_edge as edge, count(*) as c from judged where not missed group by 1, 2, 3, 4
 ), by_hour as (
-  insert into analytics.delay select $1, $2::date, route_id, direction_id, hour, bin, count(*), sum(delay_s) from judged group by 3, 4, 5, 6
+  insert into analytics.delay
+  select $1, $2::date, h.route_id, h.direction_id, h.hour, h.n, h.missed, h.total, c.below
+    from hours h
+    join (select route_id, direction_id, hour, array_agg(below order by edge) as below from (
+      select g.route_id, g.direction_id, g.hour, k.edge,
+             coalesce(sum(e.c) over (partition by g.route_id, g.direction_id, g.hour order by k.edge), 0)::int as below
+        from hours g cross join generate_series(1, 181) as k(edge)
+        left join hour_edges e on e.route_id = g.route_id and e.direction_id = g.direction_id and e.hour = g.hour and e.edge = k.edge) w
+      group by 1, 2, 3) c on c.route_id = h.route_id and c.direction_id = h.direction_id and c.hour = h.hour
+), places as (
+  select route_id, direction_id, stop_id, count(first_edge) as n, count(*) filter (where missed) as missed, sum(delay_s) as total
+    from judged group by 1, 2, 3
+), place_edges as (
+  select route_id, direction_id, stop_id, first_edge as edge, count(*) as c from judged where not missed group by 1, 2, 3, 4
 ), by_stop as (
-  insert into analytics.stop_delay select $1, $2::date, route_id, direction_id, stop_id, bin, count(*), sum(delay_s) from judged group by 3, 4, 5, 6
+  insert into analytics.stop_delay
+  select $1, $2::date, h.route_id, h.direction_id, h.stop_id, h.n, h.missed, h.total, c.below
+    from places h
+    join (select route_id, direction_id, stop_id, array_agg(below order by edge) as below from (
+      select g.route_id, g.direction_id, g.stop_id, k.edge,
+             coalesce(sum(e.c) over (partition by g.route_id, g.direction_id, g.stop_id order by k.edge), 0)::int as below
+        from places g cross join generate_series(1, 181) as k(edge)
+        left join place_edges e on e.route_id = g.route_id and e.direction_id = g.direction_id and e.stop_id = g.stop_id and e.edge = k.edge) w
+      group by 1, 2, 3) c on c.route_id = h.route_id and c.direction_id = h.direction_id and c.stop_id = h.stop_id
 ), plan as (
   select trip_id, route_id, direction_id, stop_id, visit, place,
          planned_s - lag(planned_s) over (partition by route_id, direction_id, stop_id, visit order by planned_s, trip_id) as gap_s
@@ -146,15 +174,12 @@ insert into analytics.heat_until (until) values ($1) on conflict (only_row) do u
 select max(made_at) from analytics.day where area = any($1::text[]) and service_day between $2 and $3
 
 -- name: on_time
--- Calls early, on time, late and missed, of areas $1 with their windows $2 (early, s) and $3 (late, s), from $4 to $5, by $6 (total, day, route,
--- hour), of one route $7 and direction $8 (null: all).
+-- Calls early, on time, late and missed, of areas $1 from $4 to $5, by $6 (total, day, route, hour), of one route $7 and direction $8 (null:
+-- all). Windows as places in `below`: of the edge where on time begins ($2) and where it ends ($3).
 select case $6 when 'day' then d.service_day::text when 'route' then d.area || ':' || d.route_id when 'hour' then lpad((d.hour % 24)::text, 2, '0')
          else '' end as key,
-       coalesce(sum(n) filter (where bin <> -32768 and bin * 15 < -w.early), 0)::bigint as early,
-       coalesce(sum(n) filter (where bin * 15 >= -w.early and bin * 15 < w.late), 0)::bigint as on_time,
-       coalesce(sum(n) filter (where bin * 15 >= w.late), 0)::bigint as late,
-       coalesce(sum(n) filter (where bin = -32768), 0)::bigint as missed,
-       sum(delay_sum_s)::float8 / nullif(sum(n) filter (where bin <> -32768), 0) as mean_s
+       sum(below[w.early])::bigint as early, sum(below[w.late] - below[w.early])::bigint as on_time, sum(n - below[w.late])::bigint as late,
+       sum(missed)::bigint as missed, sum(delay_sum_s)::float8 / nullif(sum(n), 0) as mean_s
   from unnest($1::text[], $2::int[], $3::int[]) as w(area, early, late)
   join analytics.delay d on d.area = w.area
  where d.service_day between $4 and $5 and ($7::text is null or d.route_id = $7) and ($8::int is null or d.direction_id = $8)
@@ -163,16 +188,12 @@ select case $6 when 'day' then d.service_day::text when 'route' then d.area || '
 -- name: on_time_stops
 -- The same by stop, the least punctual first.
 select d.area || ':' || d.stop_id as key,
-       coalesce(sum(n) filter (where bin <> -32768 and bin * 15 < -w.early), 0)::bigint as early,
-       coalesce(sum(n) filter (where bin * 15 >= -w.early and bin * 15 < w.late), 0)::bigint as on_time,
-       coalesce(sum(n) filter (where bin * 15 >= w.late), 0)::bigint as late,
-       coalesce(sum(n) filter (where bin = -32768), 0)::bigint as missed,
-       sum(delay_sum_s)::float8 / nullif(sum(n) filter (where bin <> -32768), 0) as mean_s
+       sum(below[w.early])::bigint as early, sum(below[w.late] - below[w.early])::bigint as on_time, sum(n - below[w.late])::bigint as late,
+       sum(missed)::bigint as missed, sum(delay_sum_s)::float8 / nullif(sum(n), 0) as mean_s
   from unnest($1::text[], $2::int[], $3::int[]) as w(area, early, late)
   join analytics.stop_delay d on d.area = w.area
  where d.service_day between $4 and $5 and ($6::text is null or d.route_id = $6) and ($7::int is null or d.direction_id = $7)
- group by 1
- order by coalesce(sum(n) filter (where bin * 15 >= -w.early and bin * 15 < w.late), 0)::float8 / sum(n), 1 limit 2001
+ group by 1 order by sum(below[w.late] - below[w.early])::float8 / sum(n + missed), 1 limit 2001
 
 -- name: headways
 -- Sums of headways of areas $1 from $2 to $3, by $4 (route, stop, day), of one route $5 and direction $6 (null: all).
@@ -196,7 +217,7 @@ select floor(x / $8::float8)::int as x, floor(y / $8::float8)::int as y, sum(fix
 -- name: stop_means
 -- Calls and their mean delay by stop, of areas $1 from $2 to $3.
 select area, stop_id, sum(n)::bigint as n, sum(delay_sum_s)::float8 / sum(n) as mean_s from analytics.stop_delay
- where area = any($1::text[]) and service_day between $2 and $3 and bin <> -32768 group by 1, 2 limit 50000
+ where area = any($1::text[]) and service_day between $2 and $3 and n > 0 group by 1, 2 limit 50000
 
 -- name: off_route_routes
 -- Episodes off the route that began from $2 to $3, by route: how many, how long (those that go on: until $4), how far, how many stops missed.
