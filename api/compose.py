@@ -75,6 +75,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     from ingest.door import Door
     from ingest.http import DeviceApp, DevicePaths
     from ingest.mqtt import MqttReader, broker_address
+    from ingest.realtime import RealtimeReader, read_sources
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     roles = _roles(settings)
@@ -164,6 +165,9 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
         running |= office_work(desk, redis, bell, plans, clock, settings, meter)
         opener = Opener(desk.pool, plans, clock=clock, settings=settings, meter=meter)
         running["sales"] = hold(redis, "sales", settings, opener.run)
+    if "mqtt" in roles and settings.realtime_sources:
+        others = RealtimeReader(read_sources(settings.realtime_sources), door, registry, Fleet(postgres), plans, clock, meter)
+        running["gtfs-rt in"] = hold(redis, "gtfs-rt", settings, others.run)
     if "mqtt" in roles and settings.mqtt_url:
         reader = MqttReader(door, settings.mqtt_url, meter)
         running["mqtt"] = hold(redis, "mqtt", settings, reader.run)
@@ -253,6 +257,7 @@ async def open_desk(settings: Settings, clock: Clock, redis: Redis, meter: Meter
             "quote": Rate(60, 1),
             "queue": Rate(30, 1),
             "share": Rate(20, 0.1),
+            "sos": Rate(5, 1 / 60),
             "verify": Rate(120, 4),
             "waitlist": Rate(10, 0.2),
         }

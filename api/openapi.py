@@ -130,6 +130,7 @@ CODES: Final[dict[str, tuple[str, ...]]] = {
     "delete /v1/trips/{trip_id}/picks/{pick_id}": (),
     "delete /v1/trips/{trip_id}/picks": (),
     "post /v1/trips/{trip_id}/share": ("TOO_MANY_REQUESTS",),
+    "post /v1/sos": ("TOO_MANY_REQUESTS", "FORBIDDEN"),
     "get /v1/share/{token}": (errors.Gone.code,),
     "delete /v1/share/{token}": (),
     "get /v1/routes": (),
@@ -320,7 +321,8 @@ BODIES: Final[dict[str, Any]] = {
     },
     "patch /v1/geofences/{fence_id}": {"geometry": {"type": "Circle", "coordinates": [3.0588, 36.7538], "radiusM": 150}, "calendar": None},
     "post /v1/geofences/check": {"lat": 36.7538, "lon": 3.0588},
-    "patch /v1/incidents/{incident_id}": {"state": "ASSIGNED", "assignedTo": "night desk"},
+    "patch /v1/incidents/{incident_id}": {"state": "ASSIGNED", "assignedTo": "night desk", "note": "calls the driver"},
+    "post /v1/sos": {"tripId": "demo:104-END-0-031:20261121", "lat": 36.7538, "lon": 3.0588, "note": "the driver is unwell"},
 }
 # "method path" -> what it answers besides JSON, by Accept
 MEDIA: Final[dict[str, tuple[str, ...]]] = {
@@ -354,7 +356,7 @@ def codes_of(method: str, path: str, call: dict[str, Any]) -> Iterator[str]:
         yield errors.Forbidden.code
     if "{" in path or path.startswith("/gtfs-rt/"):
         yield errors.NotFound.code
-    if method == "post":
+    if method == "post" or (method == "patch" and path.startswith("/v1/incidents")):
         yield errors.Conflict.code
     if method in ("post", "put", "patch"):
         yield errors.TooLarge.code
