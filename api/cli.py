@@ -20,6 +20,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from api import recorded
 from engine import settings as settings_
 from engine.clock import SystemClock
 from engine.errors import EngineError, Invalid, NotFound
@@ -142,89 +143,6 @@ async def _import_gtfs(args: argparse.Namespace) -> int:
 def _words(name: str) -> str:
     """stopTimes -> stop times."""
     return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in name)
-
-
-# ------------------------------------------------------------------------------------------------ recorded days
-
-
-def replay_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--feed", type=Path, required=True, metavar="FEED.zip")
-    parser.add_argument("--fixes", type=Path, required=True, metavar="FIXES.csv", help="plain or gzip; columns in docs/replay.md")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--history", type=Path, metavar="DIR", help="the output of an earlier replay to learn from")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a threshold for this run; may be given again"
-    )
-
-
-def replay(args: argparse.Namespace) -> int:
-    from engine.tracking.replay import replay as run_replay
-    from ingest.gtfs import read_feed
-
-    overrides = dict(pair.partition("=")[::2] for pair in args.set)
-    done = run_replay(args.feed, args.fixes, args.out, read_feed=read_feed, history=args.history, overrides=overrides)
-    ERR.print(f"{args.out}: {done}", soft_wrap=True)
-    return 0
-
-
-def score_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="what a replay wrote")
-    parser.add_argument(
-        "--arrivals", type=Path, metavar="FILE", help="observed arrivals; without it, from the fixes that the manifest names"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-
-
-def score(args: argparse.Namespace) -> int:
-    from engine.tracking.score import score as run_score
-    from engine.tracking.score_show import show
-    from ingest.gtfs import read_feed
-
-    report = run_score(args.out, read_feed=read_feed, arrivals=args.arrivals)
-    if args.json:
-        print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
-    else:
-        show(report)
-    return 0
-
-
-def eta_report_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, action="append", metavar="DIR", help="what a replay wrote; may be given again")
-    parser.add_argument(
-        "--against", type=Path, action="append", default=[], metavar="DIR", help="another replay of the same fixes; one for each --out"
-    )
-    parser.add_argument("--arrivals", type=Path, action="append", default=[], metavar="FILE", help="observed arrivals; one for each --out")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as one page, without outside requests")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-
-
-def eta_report(args: argparse.Namespace) -> int:
-    """Exit code 0 also where bars are short: the report says so."""
-    from engine.tracking.eta_report import eta_report as make
-    from engine.tracking.eta_report_page import page
-    from engine.tracking.eta_report_show import show
-    from ingest.gtfs import read_feed
-
-    for name, given in (("--against", args.against), ("--arrivals", args.arrivals)):
-        if given and len(given) != len(args.out):
-            raise Invalid(f"{name} has to be given once for each --out, in the same order")
-    reports = []
-    with bar() as progress:
-        task = progress.add_task("judging", total=len(args.out))
-        for i, out in enumerate(args.out):
-            other, arrivals = (given[i] if given else None for given in (args.against, args.arrivals))
-            reports.append(make(out, read_feed=read_feed, against=other, arrivals=arrivals))
-            progress.advance(task)
-    if args.html is not None:
-        args.html.write_text(page(reports), encoding="utf-8")
-        ERR.print(f"{args.html}: written", soft_wrap=True)
-    if args.json:
-        print(msgspec.json.format(msgspec.json.encode(reports), indent=2).decode())
-        return 0
-    console = OUT if OUT.is_terminal else Console(width=130, highlight=False)
-    for report in reports:
-        show(report, console)
-    return 0
 
 
 # ------------------------------------------------------------------------------------------------ people
@@ -447,18 +365,25 @@ COMMANDS: Final = (
     Command("simulate", "drive simulated buses into an engine", "timepoint simulate --buses 50", simulate_arguments, simulate),
     Command(
         "replay",
-        "run recorded fixes through the engine",
-        "timepoint replay --feed f.zip --fixes day.csv --out out",
-        replay_arguments,
-        replay,
+        "run recorded fixes through the engine, without a database",
+        recorded.REPLAY_EXAMPLES,
+        recorded.replay_arguments,
+        recorded.replay,
     ),
-    Command("score", "how good a replay's arrivals were", "timepoint score --out out", score_arguments, score),
+    Command("score", "how good a replay's arrivals were", "timepoint score --out out", recorded.score_arguments, recorded.score),
     Command(
         "eta-report",
         "how good a replay's arrivals were, in depth, with plots and every bar",
         "timepoint eta-report --out out --against before --html report.html",
-        eta_report_arguments,
-        eta_report,
+        recorded.eta_report_arguments,
+        recorded.eta_report,
+    ),
+    Command(
+        "incidents",
+        "what a replay found worth a word, and how that differs from another one",
+        "timepoint incidents out --against before",
+        recorded.incidents_arguments,
+        recorded.incidents,
     ),
     Command("settings", "every setting with its meaning", "timepoint settings", settings_arguments, show_settings),
 )
@@ -472,7 +397,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     choices = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
-        sub = choices.add_parser(command.name, help=command.help, description=command.help, epilog=f"example: {command.example}")
+        words = "examples:" if "\n" in command.example else "example: "
+        sub = choices.add_parser(
+            command.name,
+            help=command.help,
+            description=command.help,
+            epilog=words + command.example,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         sub.set_defaults(run=command.run)
         if args[:1] == [command.name]:  # the arguments of the others need not be imported
             command.arguments(sub)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import Invalid
-from engine.tracking.replay import DRAIN_MS, Sampled, Told, configured, drive, read_fixes, replay
+from engine.tracking.overrides import configured, settable
+from engine.tracking.replay import DRAIN_MS, Sampled, Told, drive, read_fixes, replay
 from engine.tracking.tracker import Tracker
 from ingest.gtfs import read_feed
 from tests.gtfs_feed import write_feed
@@ -218,8 +219,24 @@ def test_a_thousand_bad_rows_are_not_a_thousand_complaints(tmp_path):
 
 def test_settings_are_named_when_they_are_wrong():
     with pytest.raises(Invalid) as caught:
-        configured({"pace.nonsense": "1", "pace": "{}", "silent_s": "soon", "spread.samples_max": "many"})
-    assert [error["pointer"] for error in caught.value.errors] == ["pace.nonsense", "pace", "silent_s", "spread.samples_max"]
+        configured({"pace.nonsense": "1", "pace": "{}", "silent_s": "soon", "watch.off_m": "5", "watch": "{}", "watch.back_fixes": "1.5"})
+    assert [error["pointer"] for error in caught.value.errors] == [
+        "pace.nonsense",
+        "pace",
+        "silent_s",
+        "watch.off_m",
+        "watch",
+        "watch.back_fixes",
+    ]
+
+
+def test_every_setting_of_arrivals_and_watches_may_be_tried_and_says_why_it_is_there():
+    offered = settable()
+    assert {"silent_s", "pace.noise_s", "watch.off_m"} <= {name for name, _, _ in offered}
+    assert all(reason for _, _, reason in offered)
+    arrivals, watch = configured({name: default for name, default, _ in offered})
+    assert (arrivals, watch) == configured({})
+    assert configured({"watch.off_m": "80"})[1].off_m == 80
 
 
 @pytest.mark.data

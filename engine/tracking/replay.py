@@ -21,14 +21,16 @@ from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 import msgspec
 
 from engine.errors import Invalid
 from engine.events import IncidentEvent, StopEvent, TrackRow, TripForecast
-from engine.tracking.eta import ArrivalConfig, ArrivalModel
+from engine.tracking.eta import ArrivalModel
 from engine.tracking.fix import LATE, OK, Fix
+from engine.tracking.overrides import WATCH, configured
+from engine.tracking.rules import Rules
 from engine.tracking.timetable import Timetable
 from engine.tracking.tracker import Outcome, Tracker
 
@@ -108,11 +110,12 @@ def replay(
     """Replay FIXES over FEED and write the files of the contract into the folder OUT (made where absent, files replaced).
 
     `read_feed` is `ingest.gtfs.read_feed`, handed in because the engine stands below ingest. `history` is the folder of an earlier replay,
-    or of several of them: what they learned is where this one begins. `overrides` sets fields of `ArrivalConfig` by dotted name.
+    or of several of them: what they learned is where this one begins. `overrides` sets fields of `ArrivalConfig` by dotted name, and those of
+    `WatchConfig` behind `watch.`.
     Raises `Invalid` for bad fixes, settings or history, and what `read_feed` raises for the feed.
     """
     feed, fixes, out = Path(feed), Path(fixes), Path(out)
-    config = configured(overrides or {})
+    config, watch = configured(overrides or {})
     table, fixes_digest = read_fixes(fixes)
     model = ArrivalModel(config)
     earlier = []
@@ -121,6 +124,7 @@ def replay(
         earlier.append({"sha256": digest})
     timetable = read_feed(feed)
     tracker = Tracker(timetable, feed_id=timetable.feed_id, partner_id="", model=model)
+    tracker.rule(Rules(watch=watch))
     out.mkdir(parents=True, exist_ok=True)
     faults: Counter[str] = Counter()
     with ExitStack() as stack:
@@ -141,7 +145,8 @@ def replay(
         "feed": {"path": str(feed.resolve()), "sha256": _digest(feed), "feedVersion": timetable.version},
         "fixes": {"path": str(fixes.resolve()), "sha256": fixes_digest, "rows": len(table)},
         "history": earlier,
-        "settings": msgspec.to_builtins(config),
+        "settings": msgspec.to_builtins(config) | {WATCH: msgspec.to_builtins(watch)},
+        "changed": dict(sorted((overrides or {}).items())),
         "counts": counts,
         "rows": written,
     }
@@ -326,28 +331,6 @@ def _number(row: Mapping[str, str], column: str) -> float | None:
     if not math.isfinite(value):
         raise ValueError(f"{column} is {text}")
     return value
-
-
-def configured(overrides: Mapping[str, str]) -> ArrivalConfig:
-    """The defaults with some fields set by dotted name (`silent_s`, `pace.noise_s`). Raises `Invalid` that names each bad one."""
-    tree: dict[str, Any] = msgspec.to_builtins(ArrivalConfig())
-    faults = []
-    for name, text in overrides.items():
-        *rooms, leaf = name.split(".")
-        place: Any = tree
-        for room in rooms:
-            place = place.get(room) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or leaf not in place or isinstance(place[leaf], dict):
-            faults.append({"pointer": name, "code": "UNKNOWN_SETTING", "detail": "no such setting of the arrival model"})
-            continue
-        try:
-            place[leaf] = msgspec.json.decode(text)
-            msgspec.convert(tree, ArrivalConfig)
-        except msgspec.MsgspecError as fault:
-            faults.append({"pointer": name, "code": "BAD_SETTING", "detail": f"{text!r}: {fault}"})
-    if faults:
-        raise Invalid("bad settings: " + "; ".join(f"{f['pointer']}: {f['detail']}" for f in faults), errors=faults)
-    return msgspec.convert(tree, ArrivalConfig)
 
 
 def _learned(history: str | Path | None) -> Iterator[tuple[str, dict[str, bytes]]]:
