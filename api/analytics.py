@@ -154,7 +154,7 @@ async def read_on_time(
         rules = NO_RULES if parts.rules is None else parts.rules.get(plan.feed_id)
         windows.append((plan.feed_id, rules.on_time_early_s if early is None else early, rules.on_time_late_s if late is None else late))
     found = await store.on_time(windows, first, last, by, local, direction)
-    total = await store.on_time(windows, first, last, "total", local, direction)
+    all_of_it = await store.on_time(windows, first, last, "total", local, direction) if len(found) > ROWS_MOST else [_total(found)]
     as_of = await store.as_of([plan.feed_id for plan in plans], first, last)
     return OnTime(
         since=first.isoformat(),
@@ -163,7 +163,7 @@ async def read_on_time(
         early_s=windows[0][1] if windows else early or 0,
         late_s=windows[0][2] if windows else late or 0,
         as_of=said_at(as_of),
-        total=_on_time_row(total[0] if total else Punctuality("", 0, 0, 0, 0, None)),
+        total=_on_time_row(all_of_it[0]),
         rows=[_on_time_row(row) for row in found[:ROWS_MOST]],
         truncated=len(found) > ROWS_MOST,
     )
@@ -330,6 +330,14 @@ def _zone(plans: list[Plan]) -> ZoneInfo:
 def _edge(at_s: int, most_s: int) -> int:
     """The nearest edge that the summaries have, s."""
     return min(most_s, round(at_s / EDGE_S) * EDGE_S)
+
+
+def _total(rows: list[Punctuality]) -> Punctuality:
+    """Of all of them."""
+    early, on_time, late, missed = (sum(getattr(row, name) for row in rows) for name in ("early", "on_time", "late", "missed"))
+    known = early + on_time + late
+    sum_s = sum((row.early + row.on_time + row.late) * (row.mean_s or 0.0) for row in rows)
+    return Punctuality("", early, on_time, late, missed, sum_s / known if known else None)
 
 
 def _on_time_row(row: Punctuality) -> OnTimeRow:

@@ -51,6 +51,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         200.0
     )
     ingest_device_burst: Annotated[int, _d("fixes a device may send at once beyond its rate: a day's backlog at 4 s", ge=1)] = 20_000
+    realtime_sources: Annotated[
+        str, _d("JSON file of GTFS-Realtime feeds of other systems whose vehicles are taken as fixes (docs/feeds.md); empty: none")
+    ] = ""
     hmac_window_s: Annotated[int, _d("HMAC replay window, either side of now", ge=1)] = 300
 
     # tracking shell
