@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from engine.clock import SystemClock
-from engine.events import IncidentEvent, OutBatch, Refusal, StopEvent, TrackRow, TripEvent
+from engine.events import IncidentEvent, OutBatch, Refusal, StopEvent, StopForecast, TrackRow, TripEvent, TripForecast
 from engine.meter import Meter
 from engine.settings import Settings
 from engine.store.area import AreaStore
@@ -321,3 +321,69 @@ async def test_with_timescaledb_the_points_are_a_hypertable_of_days(settings: Se
         await connection.execute("select telemetry.drop_points(interval '1 day')")
         assert await (await connection.execute("select count(*) from show_chunks('telemetry.points')")).fetchone() == (2,)
     await writer.close()
+
+
+def published(at_ms: int, trip: str = "t1") -> TripForecast:
+    stops = tuple(StopForecast(f"s{n}", n, at_ms + 50_000 * n, at_ms + 60_000 * n, at_ms + 70_000 * n, 0, "ESTIMATED") for n in (1, 2, 3))
+    return TripForecast("bus1", trip, "20261121", "r1", at_ms, stops)
+
+
+async def test_what_was_published_is_kept_once_with_the_rows_it_came_with(redis: Redis, settings: Settings) -> None:
+    at_ms = now_ms() - 60_000
+    await commit_out(
+        redis, OutBatch(1, "t", [row(at_ms=at_ms)], [], [published(at_ms)]), OutBatch(2, "t", [], [], [published(at_ms + 60_000)])
+    )
+    async with running(redis, settings):
+        await eventually(lambda: count(settings, "forecasts"), 2)
+    async with await psycopg.AsyncConnection.connect(settings.database_url) as connection:
+        await connection.execute("delete from telemetry.cursors")
+    await commit_out(redis, OutBatch(3, "t", [], [], [published(at_ms + 120_000)]))
+    async with running(redis, settings):
+        await eventually(lambda: count(settings, "forecasts"), 3)
+    assert await count(settings, "points") == 1
+
+
+async def test_a_batch_of_before_there_were_samples_is_read_as_ever(redis: Redis, settings: Settings) -> None:
+    await redis.add_area(AREA)
+    await redis.calls.xadd(keys_of(AREA).out, {"b": encode((1, "t", [row(at_ms=now_ms())], [])), "t": 1})
+    async with running(redis, settings):
+        await eventually(lambda: count(settings, "points"), 1)
+    assert await count(settings, "forecasts") == 0
+
+
+async def test_one_poisoned_sample_is_buried_and_the_rest_of_its_batch_is_written(redis: Redis, settings: Settings) -> None:
+    at_ms = now_ms() - 60_000
+    samples = [published(at_ms + n * 1_000, "no\x00name" if n == 3 else "t1") for n in range(8)]
+    await commit_out(redis, OutBatch(1, "t", [row(at_ms=at_ms)], [stop_event(1, at_ms)], samples))
+    async with running(redis, settings):
+        await eventually(lambda: count(settings, "forecasts"), 7)
+        await eventually(lambda: count(settings, "stop_events"), 1)
+    assert await count(settings, "points") == 1
+    assert len(await AreaStore(redis, AREA).dead_letters()) == 1
+
+
+async def test_a_tick_drops_the_samples_behind_and_makes_days_ahead(settings: Settings, admin_url: str) -> None:
+    async with await psycopg.AsyncConnection.connect(admin_url, autocommit=True) as connection:
+        mode = await (await connection.execute("select val from telemetry.meta where key = 'mode'")).fetchone()
+        writer = HistoryWriter(settings)
+        await writer.write(Batch(AREA, "out", None, "1-0", forecasts=[published(now_ms())]), now_ms())
+        if mode == ("plain",):
+            await connection.execute(
+                "create table telemetry.forecasts_20200101 partition of telemetry.forecasts"
+                " for values from ('2020-01-01 00:00Z') to ('2020-01-02 00:00Z')"
+            )
+            await connection.execute("drop table telemetry.forecasts_" + (datetime.now(UTC) + timedelta(days=5)).strftime("%Y%m%d"))
+        else:
+            await writer.write(Batch(AREA, "out", "1-0", "2-0", forecasts=[published(now_ms() - 2 * 86_400_000)]), now_ms())
+            assert await count(settings, "forecasts") == 2
+            await connection.execute("select telemetry.drop_forecasts(interval '1 day')")
+        await connection.execute("insert into telemetry.eta_days values ('2020-01-01', 'demo', now(), 0, 0)")
+        await writer.tick()
+        await writer.close()
+        found = await (
+            await connection.execute("select inhrelid::regclass::text from pg_inherits where inhparent = 'telemetry.forecasts'::regclass")
+        ).fetchall()
+    assert "telemetry.forecasts_20200101" not in {name for (name,) in found}
+    assert len(found) == (12 if mode == ("plain",) else 0)
+    assert await count(settings, "forecasts") == 1
+    assert await count(settings, "eta_days") == 0
