@@ -66,3 +66,8 @@ export function ageWords(at, now) {
 export function clockOf(at, timeZone) {
   return new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", timeZone });
 }
+
+/** From one time to another, as people write it: what both have in common (the date, AM or PM) is said once. */
+export function spanOf(from, to, timeZone) {
+  return new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", timeZone }).formatRange(new Date(from), new Date(to));
+}

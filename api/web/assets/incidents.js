@@ -1,4 +1,4 @@
-// The incidents beside the fleet map: newest first. Everybody sees what concerns passengers; who signs in sees all of their operator's, live.
+// The incidents beside the fleet map: those that go on, newest first, then those that ended a while ago. Everybody sees what concerns passengers; who signs in sees all of their operator's, live.
 
 const $ = (id) => document.getElementById(id);
 const KEPT_MS = 10 * 60_000; // what is over stays so long, struck out
@@ -91,7 +91,8 @@ export class Inbox {
   draw() {
     const now = Date.now();
     for (const [id, one] of this.known) if (isOver(one) && now - Date.parse(one.closedAt ?? one.openedAt) > KEPT_MS) this.known.delete(id);
-    const shown = [...this.known.values()].sort((a, b) => Date.parse(b.openedAt) - Date.parse(a.openedAt)).slice(0, SHOWN_MAX);
+    const later = (a, b) => isOver(a) - isOver(b) || Date.parse(b.openedAt) - Date.parse(a.openedAt); // what goes on first, then the newest
+    const shown = [...this.known.values()].sort(later).slice(0, SHOWN_MAX);
     const open = shown.filter((one) => !isOver(one) && !one.handledState).length;
     $("inbox-count").textContent = open;
     $("inbox-toggle").dataset.any = String(open > 0);
@@ -108,6 +109,7 @@ export class Inbox {
     row.dataset.severity = SEVERITIES[one.severity] ?? one.severity;
     row.classList.toggle("handled", Boolean(one.handledState));
     row.classList.toggle("over", isOver(one));
+    row.classList.toggle("moment", one.closedAt === one.openedAt); // a missed stop has no length
     const main = document.createElement("button");
     main.className = "plain";
     main.append(span("what", KINDS[one.kind] ?? one.kind), span("severity", SEVERITIES[one.severity] ?? one.severity), span("who", whoWords(one)));
@@ -138,7 +140,7 @@ function stateWords(one, now) {
   const minutes = Math.round((now - Date.parse(one.openedAt)) / 60_000);
   const since = minutes < 1 ? "just now" : minutes < 60 ? `${minutes} min ago` : `${Math.round(minutes / 60)} h ago`;
   const off = one.detail?.maxOffsetM ? `, ${one.detail.maxOffsetM} m away` : "";
-  const state = isOver(one) ? ", over" : one.handledState ? `, ${HANDLED[one.handledState]}` : "";
+  const state = isOver(one) ? (one.closedAt === one.openedAt ? "" : ", over") : one.handledState ? `, ${HANDLED[one.handledState]}` : "";
   return since + off + state;
 }
 

@@ -1,6 +1,6 @@
 // One trip for a passenger: where the bus is, when it will be at each stop and how sure that is, and how old all of it is.
 
-import { ageWords, classOf, clockOf, delayWords, icon } from "./buses.js";
+import { ageWords, classOf, clockOf, delayWords, icon, spanOf } from "./buses.js";
 import { Live } from "./live.js";
 import { boundsOf, lineFeature, makeMap, stopFeature } from "./map.js";
 
@@ -156,9 +156,8 @@ function draw() {
 
 function rangeWords(foreseen, planned, estimated) {
   if (!estimated) return "planned";
-  const [early, late] = [foreseen.p10, foreseen.p90].map((at) => (at ? clockOf(at, trip.timezone) : estimated));
-  const range = early === late ? "" : `between ${early} and ${late}, `;
-  return `${range}planned ${planned}`;
+  const range = foreseen.p10 && foreseen.p90 ? spanOf(foreseen.p10, foreseen.p90, trip.timezone) : estimated;
+  return `${range === estimated ? "" : `${range}, `}planned ${planned}`;
 }
 
 function span(className, words) {
