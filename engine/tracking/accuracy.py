@@ -10,8 +10,8 @@ Errors are kept as counts of whole seconds, so that quantiles of any sum of ride
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, pairwise
 from typing import Final, NamedTuple
 
 import msgspec
@@ -89,14 +89,15 @@ class Tally:
             self._judge(samples, sequences, arrived)
 
     def _judge(self, samples: Sequence[Published], sequences: list[int], arrived: Counts) -> None:
+        known_stops = np.array(sequences, dtype=np.int64)
+        row = np.repeat(np.arange(len(samples)), [len(one.sequences) for one in samples])
+        stop = _joined(one.sequences for one in samples)
+        place = np.minimum(np.searchsorted(known_stops, stop), len(sequences) - 1)
+        known = known_stops[place] == stop
         told = np.full((3, len(samples), len(sequences)), np.nan)
-        places = {sequence: place for place, sequence in enumerate(sequences)}
-        for i, one in enumerate(samples):
-            mine = [(places[sequence], k) for k, sequence in enumerate(one.sequences) if sequence in places]
-            if mine:
-                where, which = map(list, zip(*mine, strict=True))
-                for row, values in enumerate((one.p10_s, one.p50_s, one.p90_s)):
-                    told[row, i, where] = np.asarray(values, dtype=np.float64)[which]
+        columns = (one.p10_s for one in samples), (one.p50_s for one in samples), (one.p90_s for one in samples)
+        for table, column in zip(told, columns, strict=True):
+            table[row[known], place[known]] = _joined(column)[known]
         made = np.array([one.made_at_ms for one in samples], dtype=np.int64)
         actual = (arrived[None, :] - made[:, None]) / 1000.0
         wanted = (actual > 0) & (actual <= FAR_S)
@@ -171,6 +172,10 @@ class _Sums:
 
 EARLIEST: Final = np.array([early for _, _, early, _ in WINDOWS] + [-np.inf] * (BUCKETS - len(WINDOWS)))
 LATEST: Final = np.array([late for _, _, _, late in WINDOWS] + [-np.inf] * (BUCKETS - len(WINDOWS)))
+
+
+def _joined(columns: Iterable[Sequence[int]]) -> Counts:
+    return np.fromiter(chain.from_iterable(columns), dtype=np.int64)
 
 
 def _silent(samples: Sequence[Published], ended_ms: int, began_ms: int | None) -> Counts:
