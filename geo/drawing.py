@@ -154,10 +154,10 @@ def _joined(polygons: list[list[list[Point]]]) -> list[list[list[Point]]]:
 def _not_crossing(polygon: list[list[Point]], at: str) -> None:
     """Raises `BadDrawing` with the place on the map where rings meet that must not."""
     made = shapely.Polygon(polygon[0], polygon[1:])
-    if made.area == 0.0:
-        raise BadDrawing(Fault(at, EMPTY, "it encloses nothing"))
-    if made.is_valid:
+    if made.is_valid and made.area > 0.0:
         return
+    if len(set(polygon[0])) < 3 or made.is_valid:
+        raise BadDrawing(Fault(at, EMPTY, "it encloses nothing"))
     reason, _, place = shapely.is_valid_reason(made).partition("[")
     code = SELF_CROSSING if reason.startswith(("Self", "Ring Self")) else HOLE_OUTSIDE if reason.startswith("Hole") else NOT_VALID
     for number, ring in enumerate(polygon):  # which ring, where one is enough to see it

@@ -7,7 +7,7 @@ from typing import Final
 
 from engine.tracking.episodes import MAJOR, MINOR
 from engine.tracking.hours import Hours
-from geo.boxes import Boxes
+from geo.boxes import Box, Boxes, pieces
 from geo.fence import Area
 
 PLAIN, RESTRICTED, STAY_IN, SPEED_ZONE, CORRIDOR = "PLAIN", "RESTRICTED", "STAY_IN", "SPEED_ZONE", "CORRIDOR"
@@ -24,7 +24,21 @@ class Fence:
     """One fence. `buses` and `routes` empty: it is for all; else for the buses named, and for those on a trip of a route named (ids of the
     feed)."""
 
-    __slots__ = ("area", "buses", "fence_id", "for_all", "hours", "kind", "limit_mps", "name", "routes", "severity", "version")
+    __slots__ = (
+        "always",
+        "area",
+        "buses",
+        "fence_id",
+        "for_all",
+        "hours",
+        "kind",
+        "limit_mps",
+        "name",
+        "pieces",
+        "routes",
+        "severity",
+        "version",
+    )
 
     def __init__(
         self,
@@ -45,7 +59,9 @@ class Fence:
         self.hours = hours  # None: always
         self.buses, self.routes = frozenset(buses), frozenset(routes)
         self.for_all = not self.buses and not self.routes
+        self.always = self.for_all and hours is None
         self.limit_mps = limit_mps
+        self.pieces = [] if kind == STAY_IN else pieces(area)
 
     def is_for(self, bus_id: str, route_id: str | None) -> bool:
         return self.for_all or bus_id in self.buses or route_id in self.routes
@@ -62,11 +78,10 @@ class FenceIndex:
         self._stay_all: list[Fence] = []
         self._stay_bus: dict[str, list[Fence]] = {}
         self._stay_route: dict[str, list[Fence]] = {}
-        touched = []
+        touched: list[tuple[Box, Fence]] = []
         for fence in self.by_id.values():
             if fence.kind != STAY_IN:
-                area = fence.area
-                touched.append(((area.west, area.south, area.east, area.north), fence))
+                touched += [(piece, fence) for piece in fence.pieces]
                 continue
             if fence.for_all:
                 self._stay_all.append(fence)
@@ -75,7 +90,7 @@ class FenceIndex:
             for route_id in fence.routes:
                 self._stay_route.setdefault(route_id, []).append(fence)
         self._boxes = Boxes(touched)
-        self.has_stays = len(touched) < len(self.by_id)
+        self.has_stays = any(fence.kind == STAY_IN for fence in self.by_id.values())
         self.has_zones = any(fence.kind == SPEED_ZONE for fence in self.by_id.values())
 
     def __len__(self) -> int:

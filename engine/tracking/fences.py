@@ -18,6 +18,7 @@ Lengths in metres, times in UTC ms, degrees of WGS 84.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from engine.tracking.fence_index import CORRIDOR, NO_FENCES, PLAIN, RESTRICTED, 
 from engine.tracking.fix import Fix
 from engine.tracking.ride import Ride
 from geo.coords import distance_m
-from geo.fence import Corridor, Spans, near_lon
+from geo.fence import Corridor, Spans, near_lon, scale_at
 
 __all__ = [
     "CORRIDOR",
@@ -55,7 +56,7 @@ REST_M, REST_ACCURACY = 60.0, 5.0  # all within max(60 m, 5u) of their mean; two
 REST_MEAN = 32  # fixes that the mean remembers
 STRIDE_M, STRIDE_ACCURACY = 100.0, 6.0  # a step of max(100 m, 6u) is driven, not noise: one that leads through a fence has passed it
 FENCES_MOST = 32  # of one vehicle at once; more are not taken on
-AFAR_MOST, AFAR_M = 8, 100.0  # large fences watched from afar, and from how far on that pays
+AFAR_MOST, AFAR_M = 8, 25.0  # large fences watched from afar, and from how far on that pays
 SAFE = 0.98  # of d: what may be moved without looking (the scale of a degree changes a little on the way)
 
 AFAR, OUT, IN = "AFAR", "OUT", "IN"
@@ -116,6 +117,7 @@ class Way(NamedTuple):
     from_lon: float | None
     from_lat: float
     gap_ms: int
+    length_m: float  # of the way
 
     def ms(self, share: float) -> int:
         return self.at_ms - round((1.0 - share) * self.gap_ms)
@@ -158,7 +160,9 @@ def fences_next(
             return states, NOTHING
     accuracy = motion.accuracy_m
     u = ACCURACY_M if accuracy is None else min(accuracy, ACCURACY_MAX_M)
-    way = Way(sight, motion.fixed_at_ms, lon, lat, u, from_lon, from_lat, motion.gap_ms)
+    per_lon, per_lat = scale_at(lat)
+    length_m = 0.0 if from_lon is None else math.hypot((lon - from_lon) * per_lon, (lat - from_lat) * per_lat)
+    way = Way(sight, motion.fixed_at_ms, lon, lat, u, from_lon, from_lat, motion.gap_ms, length_m)
     said: list[IncidentEvent] = []
     now, changed = _known_next(states, way, index, {fence.fence_id for fence in near} if states else set(), route_id, said)
     known = {state.fence_id for state in now} if states else set()
@@ -185,8 +189,12 @@ def _known_next(
     """The states that go on, and whether any of them changed or went."""
     now: list[FenceState] = []
     changed = False
+    per_lon, per_lat = scale_at(way.lat)
     for state in states:
         fence = index.by_id.get(state.fence_id)
+        if fence is not None and fence.always and _may_sleep(state, fence, way, near, per_lon, per_lat):  # as nearly always
+            now.append(state)
+            continue
         reason, at_ms = None, way.at_ms
         if fence is None:
             reason = "RETIRED"
@@ -202,11 +210,9 @@ def _known_next(
         if state.version != fence.version:
             state = msgspec.structs.replace(state, version=fence.version, awake=None)
             changed = True
-        elif state.awake is not None and (state.phase == IN or fence.fence_id in near):
-            lon, lat, free_m = state.awake
-            if distance_m(lon, lat, way.lon, way.lat) < free_m:
-                now.append(state)
-                continue
+        elif not fence.always and _may_sleep(state, fence, way, near, per_lon, per_lat):
+            now.append(state)
+            continue
         if state.phase == AFAR:
             changed = True  # looked at anew like one that was never met, where it is still near
             continue
@@ -217,13 +223,21 @@ def _known_next(
     return now, changed
 
 
+def _may_sleep(state: FenceState, fence: Fence, way: Way, near: set[str], per_lon: float, per_lat: float) -> bool:
+    """Whether the vehicle is still where nothing can change, whatever its noise."""
+    awake = state.awake
+    if awake is None or state.version != fence.version or (state.phase != IN and state.fence_id not in near):
+        return False
+    east, north, free_m = (awake[0] - way.lon) * per_lon, (awake[1] - way.lat) * per_lat, awake[2]
+    return east * east + north * north < free_m * free_m
+
+
 def _met(fence: Fence, way: Way, said: list[IncidentEvent]) -> FenceState | None:
     """A fence without a state. None: the way has not touched it, or has passed it in one stride (which is said)."""
     d = fence.area.signed_m(way.lon, way.lat)
     if fence.kind == STAY_IN:
         return _step(FenceState(fence.fence_id, fence.version, IN, seen_ms=way.at_ms), fence, way, said, d)
-    spans = _spans(fence, way) if d <= 0.0 or way.from_lon is not None else []
-    if d > 0.0 and not spans:
+    if d > 0.0 and (d > 1.01 * way.length_m or not _spans(fence, way)):
         if d < AFAR_M or not fence.area.is_large:
             return None
         return FenceState(fence.fence_id, fence.version, AFAR, awake=(way.lon, way.lat, d * SAFE), seen_ms=way.at_ms)
@@ -360,7 +374,7 @@ def _touched(state: FenceState, fence: Fence, way: Way, spans: Spans, d: float) 
         share = 0.5 * (begin + end)
         lon, lat = way.from_lon + share * (way.lon - way.from_lon), way.from_lat + share * (way.lat - way.from_lat)
         deepest = min(deepest, fence.area.signed_m(lon, lat))
-    stride = distance_m(way.from_lon, way.from_lat, way.lon, way.lat) >= 2.0 * fence.area.depth_m
+    stride = way.length_m >= 2.0 * fence.area.depth_m
     if known is None:
         return Touch(way.from_lon, way.from_lat, deepest, way.ms(spans[0][0]), way.ms(spans[-1][1]), stride)
     return Touch(known.lon, known.lat, deepest, known.in_ms, way.ms(spans[-1][1]), known.stride and stride)
