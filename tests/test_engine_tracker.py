@@ -17,6 +17,7 @@ from engine.tracking import tracker as module
 from engine.tracking import window
 from engine.tracking.eta import ArrivalModel
 from engine.tracking.fix import DUPLICATE, FUTURE, LATE, OK, Fix
+from engine.tracking.rules import Rules, WatchConfig
 from engine.tracking.tracker import OFFLINE_MS, REST_MS, SETTLE_MS, SILENT_MS, STALE_MS, Outcome, Tracker
 from geo.coords import moved
 from tests.small_world import DAY, SPEED, STRAIGHT, Bus, feed, instance_of, line
@@ -104,6 +105,82 @@ def test_any_order_within_three_seconds_tells_the_same_story(delays: list[int]) 
     straight, mixed = tracker(), tracker()
     expected = settled(straight, told(straight, in_receipt_order(TRACE, [0] * len(TRACE)), tick_at_ms=end))
     assert settled(mixed, told(mixed, in_receipt_order(TRACE, delays), tick_at_ms=end)) == expected
+
+
+PAIR = feed(trips=2, headway_s=400, block=False)  # the second 400 s behind the first
+
+
+def pair() -> list[Fix]:
+    """Two buses with something for every table: the first is late, too fast, off its route and stands; the second follows close behind."""
+    first, second = Bus(STRAIGHT, trip_id="T0", noise_m=4.0), Bus(STRAIGHT, bus_id="b2", trip_id="T1", noise_m=4.0, seed=2)
+    start = START + 365_000
+    fixes = list(first.drive(start, to_m=1_300.0, every_s=3.0, speed=13.0))
+    at_ms = fixes[-1].fixed_at_ms + 3_000
+    fixes += [msgspec.structs.replace(fix, ignition=True) for fix in first.stand(at_ms, 1_300.0, 60, every_s=4)]
+    aside = first.drive(fixes[-1].fixed_at_ms + 4_000, from_m=1_330.0, to_m=1_900.0, every_s=3.0, aside_m=180.0)
+    fixes += [*aside, *first.drive(fixes[-1].fixed_at_ms + 330_000 // 4, from_m=1_930.0, to_m=2_400.0, every_s=3.0)]
+    return fixes + list(second.drive(start + 60_000, to_m=2_000.0, every_s=3.0))
+
+
+PAIR_TRACE = pair()
+STRICT = Rules(
+    watch=WatchConfig(
+        speed_limit_mps=10.0, idle_s=30.0, delayed_s=40.0, off_s=20.0, off_fixes=2, bunched_s=100.0, bunched_share=0.5, reflected_s=20.0
+    )
+)
+
+
+def story(order: list[tuple[int, Fix]], ticks_ms: list[int]) -> tuple[Any, set[str]]:
+    """All states and events of an area that received these fixes at these times and ticked at those, and took what changed now and then."""
+    area, events, rows = tracker(PAIR), [], []
+    area.rule(STRICT)
+    todo = sorted([(at_ms, 1, msgspec.structs.replace(fix, received_at_ms=at_ms)) for at_ms, fix in order] + [(at_ms, 0, None) for at_ms in ticks_ms],
+                  key=lambda each: each[:2])  # fmt: skip
+    end_ms = max(fix.fixed_at_ms for _, fix in order) + 60_000
+    for at_ms, _, fix in todo:
+        if fix is None:
+            area.tick(at_ms)
+            out = area.take()
+            events, rows = events + out.events, rows + out.rows
+        else:
+            area.fold(fix)
+    for at_ms in range(end_ms - 40_000, end_ms, 1_000):
+        area.tick(at_ms)
+    out = area.take()
+    events, rows = events + out.events, rows + [row for row in out.rows if row.verdict != DUPLICATE]
+    bare = []
+    for bus_id, vehicle in sorted(area._vehicles.items()):
+        assert vehicle.base.fix is not None and not vehicle.pending
+        state = msgspec.structs.replace(vehicle.base, fix=msgspec.structs.replace(vehicle.base.fix, received_at_ms=0))
+        bare.append((bus_id, msgspec.to_builtins(state), vehicle.silence))
+    verdicts = Counter((row.bus_id, row.fixed_at_ms) for row in rows if row.verdict == OK)
+    headways = area._headways
+    return (bare, headways._at, headways._bunches, headways._waiting, dict(area._open._open), verdicts, sorted(map(str, events))), {
+        event.kind for event in events if isinstance(event, IncidentEvent)
+    }
+
+
+@pytest.fixture(scope="module")
+def in_order() -> tuple[Any, set[str]]:
+    return story([(fix.fixed_at_ms, fix) for fix in PAIR_TRACE], [])
+
+
+def test_the_story_of_two_buses_has_something_of_every_table(in_order: tuple[Any, set[str]]) -> None:
+    assert in_order[1] >= {"SPEEDING", "IDLING", "DELAYED", "OFF_ROUTE", "BUNCHING"}
+
+
+@given(
+    delays=st.lists(st.integers(0, SETTLE_MS), min_size=len(PAIR_TRACE), max_size=len(PAIR_TRACE)),
+    again=st.lists(st.tuples(st.integers(0, len(PAIR_TRACE) - 1), st.integers(0, 20_000)), max_size=20),
+    ticks=st.lists(st.integers(0, 400), max_size=40, unique=True),
+)
+@settings(max_examples=20, deadline=None)
+def test_any_order_any_duplicate_and_any_batches_tell_the_same_story_of_two_buses(
+    in_order: tuple[Any, set[str]], delays: list[int], again: list[tuple[int, int]], ticks: list[int]
+) -> None:
+    order = [(fix.fixed_at_ms + delay, fix) for fix, delay in zip(PAIR_TRACE, delays, strict=True)]
+    order += [(order[index][0] + late, PAIR_TRACE[index]) for index, late in again]
+    assert story(order, [PAIR_TRACE[0].fixed_at_ms + 1_000 * tick for tick in ticks])[0] == in_order[0]
 
 
 def test_a_trip_is_free_while_its_bus_is_offline_also_after_a_restart_and_its_own_again_when_it_is_back() -> None:

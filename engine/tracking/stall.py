@@ -14,7 +14,7 @@ import msgspec
 from engine.events import IncidentEvent
 from engine.tracking.episodes import CLOSED, CRITICAL, DELAYED, MAJOR, MINOR, OPENED, incident
 from engine.tracking.fix import Fix
-from engine.tracking.ride import TERMINAL_M, Ride
+from engine.tracking.ride import REST_MPS, TERMINAL_M, Ride
 from engine.tracking.rules import WatchConfig
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def stall_next(stall: Stall, sight: Sight, on_shape: bool, said: list[Any]) -> S
         if stall.severity is not None:
             said.append(stall_closed(stall, sight.fix, sight.ride, at_ms, "MOVES"))
         return Stall(along, at_ms)
+    if stall.severity is None and along > stall.anchor_m and _came_to_rest(sight):
+        return Stall(along, at_ms)
     if at_ms - stall.since_ms < config.delayed_s * 1000.0:
         return stall
     if not on_shape:
@@ -46,13 +48,18 @@ def stall_next(stall: Stall, sight: Sight, on_shape: bool, said: list[Any]) -> S
         since_ms = _due_ms(stall.since_ms, sight)
         if since_ms is None or at_ms - since_ms < config.delayed_s * 1000.0:
             return stall
-        stall = Stall(stall.anchor_m, since_ms, MINOR)
+        stall = Stall(max(stall.anchor_m, along), since_ms, MINOR)
         said.append(_event(stall, sight.fix, sight.ride, OPENED, None, {}))
     severity = _severity(config, at_ms - stall.since_ms)
     if severity != stall.severity:
         stall = Stall(stall.anchor_m, stall.since_ms, severity)
         said.append(_event(stall, sight.fix, sight.ride, severity, None, {}))
     return stall
+
+
+def _came_to_rest(sight: Sight) -> bool:
+    """With this fix: noise of the standing bus is counted from here and not from where it last drove 50 m."""
+    return sight.motion.speed_mps < REST_MPS and sight.last is not None and sight.last.speed_mps >= REST_MPS
 
 
 def stall_closed(stall: Stall, fix: Fix, ride: Ride, at_ms: int, reason: str) -> IncidentEvent:
