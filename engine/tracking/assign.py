@@ -1,37 +1,84 @@
-"""Which trip is it, when the device does not say? Active trips that nobody drives, whose shape passes the vehicle's trail in the right order.
+"""Which trip is it, when the device does not say? Trips whose line passes the vehicle's trail in the right order, judged in seconds.
 
-Pure. Score in seconds: how far the vehicle is from where the timetable would have it (early counts three times: buses run late, seldom
-early), plus what speaks against the direction, minus what the block says. The best is taken when it leads by 60 s, or after three looks.
+Pure. What speaks against a trip, in seconds (`cost_s`): how far the vehicle is from where the timetable would have it (early counts three
+times when it leaves its first stop, less when it was found under way: buses leave late and seldom early, but on an empty road they run ahead);
+a heading against the line; another route than the vehicle's last trip; a departure before that trip was due to end. The block that the
+vehicle has been driving speaks for a trip, the more so the more departures it explained to the minute (`Trail.trust_s`).
+
+A look is taken every 100 m. A vehicle that was seen to leave a first stop is given its trip at once where one leads by a minute, or after three
+looks; one that was found under way must have driven 400 m of the line first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
 from engine.tracking.fix import Motion
-from engine.tracking.ride import Course, Roadbook
-from engine.tracking.timetable import TripInstance
+from engine.tracking.ride import Roadbook
+from engine.tracking.timetable import Pattern, TripInstance
 from geo.coords import distance_m, turn_deg
+from geo.match import Line
 
-BEFORE_S, AFTER_S = 1_200, 600  # a trip is active from 10 min before its departure to 20 min after its arrival
 NEAR_M = 60.0
 STEP_M = 100.0  # between two places of the trail
-TRAIL = 3
-EARLY_WEIGHT = 3.0
+TRAIL = 8
+EARLY_WEIGHT, EARLY_WEIGHT_UNDER_WAY = 3.0, 1.7
 OPPOSED_S, OPPOSED_DEG = 300.0, 120.0
-BLOCK_S = 120.0
-LEAD_S, LOOKS = 60.0, 3
-WORST_S = 1_800.0  # further from its time than this it is not that trip
+BLOCK_S = 300.0  # for the vehicle's block, beside the trust it has earned
+OTHER_ROUTE_S = 120.0  # against a trip of another route than the last one
+TOO_SOON_S, SOON_MS = 900.0, 180_000  # against a trip that was to depart before the last one was to end
+AGAIN_S = 600.0  # against a trip that another vehicle has done already
+LEAD_S, LOOKS, LOOKS_UNDER_WAY = 60.0, 3, 8
+WORST_S = 1_800.0  # further behind its time than this it is not that trip,
+AHEAD_S = 1_200.0  # nor further ahead of it
+WORST_OF_BLOCK_S = 3_600.0
+LEFT_M, LEAVING_M = 200.0, 60.0  # a place so near to the first stop shows where it left from; so far on it is leaving
+UNDER_WAY_M = 400.0  # of the line, driven, before a vehicle that was found under way is given a trip
+REST_OF_LINE_M = 300.0  # with less of the line left there is nothing to give any more
+MEMORY_MS = 5_400_000  # a trip that ended longer ago says nothing of the next one
+TRUST_S, TRUST_MAX_S = 300.0, 900.0  # earned with each departure on time
+SHARP_S, DULL_S = 180.0, 480.0  # near its time, far from it
+
+Name = tuple[str, str]  # trip_id, start_date
 
 
 class Trail(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Where a vehicle without a trip has been: (fixed_at_ms, lat, lon), at least 100 m apart, newest last."""
+    """Where a vehicle has been, (fixed_at_ms, lat, lon), at least 100 m apart, newest last; and what it has been doing all day."""
 
     places: tuple[tuple[int, float, float], ...] = ()
     looks: int = 0  # how often the trips were looked at without a clear winner
-    block_id: str | None = None  # of the trip it drove before
+    block_id: str | None = None  # of the trip it drives or drove last
+    last: Name | None = None  # the trip that it ended last
+    ended_at_ms: int = 0
+    trust_s: float = 0.0  # in the block: how well its departures were explained
+    rival: Name | None = None  # what has lately looked better than its trip
+    leads: int = 0  # looks in a row
+    sure: Name | None = None  # the trip whose departure has been judged
+
+
+class Choice(NamedTuple):
+    """A trip that the trail fits."""
+
+    cost_s: float
+    instance: TripInstance
+    late_s: float
+    along_m: float  # behind its first stop
+    departing: bool  # it was seen at the first stop
+    driven_m: float  # of the line, as far as the trail shows
+    of_block: bool
+
+    @property
+    def name(self) -> Name:
+        return self.instance.trip.trip_id, self.instance.start_date
+
+
+class Fit(NamedTuple):
+    along_m: float
+    from_m: float  # arc of the oldest place of the trail that fits
+    opposed: bool
 
 
 def walked(trail: Trail, motion: Motion) -> Trail:
@@ -40,55 +87,170 @@ def walked(trail: Trail, motion: Motion) -> Trail:
         _, lat, lon = trail.places[-1]
         if distance_m(lon, lat, motion.lon, motion.lat) < STEP_M:
             return trail
-    places = (*trail.places, (motion.fixed_at_ms, motion.lat, motion.lon))[-TRAIL:]
-    return Trail(places, trail.looks, trail.block_id)
+    return msgspec.structs.replace(trail, places=(*trail.places, (motion.fixed_at_ms, motion.lat, motion.lon))[-TRAIL:])
 
 
-def assign(trail: Trail, motion: Motion, book: Roadbook, is_driven: Callable[[TripInstance], bool]) -> tuple[Trail, TripInstance | None]:
-    """One look. Answers the trail with the look counted and the trip, or None while it is not clear."""
+def choices(trail: Trail, motion: Motion, book: Roadbook, is_done: Callable[[Name], bool] = lambda _: False) -> list[Choice]:
+    """Every trip instance that the trail fits, the best first; whoever drives it."""
     if len(trail.places) < 2:
-        return trail, None
-    scores: list[tuple[float, str, TripInstance]] = []
-    arcs_by_pattern: dict[str, list[tuple[float, float]]] = {}
-    for instance in book.timetable.instances_around(motion.fixed_at_ms, AFTER_S, BEFORE_S):
-        trip = instance.trip
-        if is_driven(instance):
-            continue
-        arcs = arcs_by_pattern.get(trip.pattern.pattern_id)
-        if arcs is None:
-            near = book.is_near(trip.pattern, motion.lon, motion.lat)
-            arcs = arcs_by_pattern[trip.pattern.pattern_id] = _arcs(book.course(instance), trail, motion) if near else []
-        for along, against in arcs:
-            score = _time_score(book.course(instance), instance, along, motion.fixed_at_ms)
-            if score <= WORST_S:
-                bonus = BLOCK_S if trail.block_id is not None and trip.block_id == trail.block_id else 0.0
-                scores.append((score + against - bonus, trip.trip_id, instance))
-    looked = Trail(trail.places, trail.looks + 1, trail.block_id)
-    if not scores:
-        return looked, None
-    scores.sort(key=lambda each: each[:2])
-    best = scores[0]
-    rival = next((each[0] for each in scores[1:] if each[1] != best[1]), best[0] + LEAD_S)
-    clear = rival - best[0] >= LEAD_S or looked.looks >= LOOKS
-    return looked, best[2] if clear else None
-
-
-def _arcs(course: Course, trail: Trail, motion: Motion) -> list[tuple[float, float]]:
-    """Arcs of the newest place from which the one before lies behind: (along_m, seconds that speak against it)."""
-    line, found = course.line, []
-    (_, lat0, lon0), (_, lat1, lon1) = trail.places[-2], trail.places[-1]
-    befores = [each.along_m for each in line.candidates(lon0, lat0, 0.0, line.length_m) if each.offset_m <= NEAR_M]
-    if not befores:
         return []
-    step = distance_m(lon0, lat0, lon1, lat1)
-    for along, offset, bearing in line.candidates(lon1, lat1, 0.0, line.length_m):
-        if offset > NEAR_M or not any(0.5 * step <= along - before <= 3.0 * step + 500.0 for before in befores):
+    (_, lat0, lon0), (_, lat1, lon1) = trail.places[-2], trail.places[-1]
+    atlas = book.atlas
+    shapes = atlas.shapes_through(lon1, lat1) & atlas.shapes_through(lon0, lat0)
+    last = _last(trail, motion, book)
+    best: dict[Name, Choice] = {}
+    for shape_id in sorted(shapes):
+        patterns = atlas.patterns_of(shape_id)
+        for fit in fits(book.line(patterns[0].shape), trail, motion):
+            for pattern in patterns:
+                for choice in _of_pattern(trail, motion, book, pattern, fit, last):
+                    if choice.name == trail.last:
+                        continue
+                    if is_done(choice.name):
+                        choice = choice._replace(cost_s=choice.cost_s + AGAIN_S)
+                    known = best.get(choice.name)
+                    if known is None or choice.cost_s < known.cost_s:
+                        best[choice.name] = choice
+    return sorted(best.values(), key=lambda each: (each.cost_s, each.name))
+
+
+def choose(trail: Trail, found: list[Choice], is_open: Callable[[Choice], bool]) -> tuple[Trail, Choice | None]:
+    """One look. Answers the trail with the look counted and the trip, or None while it is not clear."""
+    free = [choice for choice in found if is_open(choice)]
+    if not free:
+        return (msgspec.structs.replace(trail, looks=0) if trail.looks else trail), None
+    best = free[0]
+    looks = trail.looks + 1
+    lead_s = free[1].cost_s - best.cost_s if len(free) > 1 else LEAD_S
+    if best.departing or best.of_block:
+        clear = lead_s >= LEAD_S or looks >= LOOKS
+    else:
+        clear = best.driven_m >= UNDER_WAY_M and (lead_s >= LEAD_S or looks >= LOOKS_UNDER_WAY)
+    return msgspec.structs.replace(trail, looks=looks), best if clear else None
+
+
+def fits(line: Line, trail: Trail, motion: Motion) -> list[Fit]:
+    """Arcs of the newest place from which the places before lie behind in order."""
+    (_, lat0, lon0), (_, lat1, lon1) = trail.places[-2], trail.places[-1]
+    found = []
+    ends = [each for each in line.candidates(lon1, lat1, 0.0, line.length_m) if each.offset_m <= NEAR_M]
+    if not ends:
+        return []
+    before = [each.along_m for each in line.candidates(lon0, lat0, 0.0, line.length_m) if each.offset_m <= NEAR_M]
+    if not before:
+        return []
+    earlier: list[tuple[float, list[float]]] | None = None
+    for along, _, bearing in ends:
+        at = _behind(along, distance_m(lon0, lat0, lon1, lat1), before)
+        if at is None:
             continue
-        opposed = motion.bearing_deg is not None and turn_deg(motion.bearing_deg, bearing) > OPPOSED_DEG
-        found.append((along, OPPOSED_S if opposed else 0.0))
+        if earlier is None:
+            earlier = _earlier(line, trail)
+        for step, arcs in earlier:
+            further = _behind(at, step, arcs)
+            if further is None:
+                break
+            at = further
+        opposed = motion.bearing_deg is not None and motion.speed_mps > 1.5 and turn_deg(motion.bearing_deg, bearing) > OPPOSED_DEG
+        found.append(Fit(along, at, opposed))
     return found
 
 
-def _time_score(course: Course, instance: TripInstance, along_m: float, at_ms: int) -> float:
-    late_s = (at_ms - course.scheduled_ms(instance, along_m)) / 1000.0
-    return late_s if late_s >= 0 else -late_s * EARLY_WEIGHT
+def _earlier(line: Line, trail: Trail) -> list[tuple[float, list[float]]]:
+    """For the places before the last two, newest first: metres to the place after, and the arcs near it; up to the first that is off."""
+    found = []
+    for index in range(len(trail.places) - 3, -1, -1):
+        (_, lat0, lon0), (_, lat1, lon1) = trail.places[index], trail.places[index + 1]
+        arcs = [each.along_m for each in line.candidates(lon0, lat0, 0.0, line.length_m) if each.offset_m <= NEAR_M]
+        if not arcs:
+            break
+        found.append((distance_m(lon0, lat0, lon1, lat1), arcs))
+    return found
+
+
+def _behind(along_m: float, step_m: float, arcs: list[float]) -> float | None:
+    """The nearest of the arcs that a vehicle can have come from in a straight step of that length."""
+    fitting = [arc for arc in arcs if 0.5 * step_m <= along_m - arc <= 3.0 * step_m + 500.0]
+    return max(fitting) if fitting else None
+
+
+def _last(trail: Trail, motion: Motion, book: Roadbook) -> TripInstance | None:
+    """The trip that the vehicle ended not long ago."""
+    if trail.last is None or motion.fixed_at_ms - trail.ended_at_ms > MEMORY_MS:
+        return None
+    return book.instance(*trail.last)
+
+
+def _of_pattern(trail: Trail, motion: Motion, book: Roadbook, pattern: Pattern, fit: Fit, last: TripInstance | None) -> list[Choice]:
+    course = book.course_of(pattern)
+    first_m, last_m = course.along_m[0], course.along_m[course.last]
+    if fit.along_m < first_m + LEAVING_M or fit.along_m > last_m - REST_OF_LINE_M:
+        return []
+    departing = fit.from_m <= first_m + LEFT_M
+    now_ms, found = motion.fixed_at_ms, []
+    soonest_ms = now_ms - book.atlas.longest_ms - round(WORST_OF_BLOCK_S * 1000)
+    for instance in book.atlas.departures(pattern, soonest_ms, now_ms + round(AHEAD_S * 1000)):
+        late_s = (now_ms - course.scheduled_ms(instance, fit.along_m)) / 1000.0
+        of_block = trail.block_id is not None and instance.trip.block_id == trail.block_id
+        if not -AHEAD_S <= late_s <= (WORST_OF_BLOCK_S if of_block else WORST_S):
+            continue
+        cost = late_s if late_s >= 0 else -late_s * (EARLY_WEIGHT if departing else EARLY_WEIGHT_UNDER_WAY)
+        cost += OPPOSED_S if fit.opposed else 0.0
+        if of_block:
+            cost -= BLOCK_S + trail.trust_s
+        if last is not None:
+            if instance.trip.route_id != last.trip.route_id and not of_block:
+                cost += OTHER_ROUTE_S
+            if instance.departure_ms(0) < last.arrival_ms(len(last.trip.arrival_s) - 1) - SOON_MS:
+                cost += TOO_SOON_S
+        found.append(Choice(cost, instance, late_s, fit.along_m - first_m, departing, fit.along_m - fit.from_m, of_block))
+    return found
+
+
+class Standing(NamedTuple):
+    """How a vehicle stands to the trip that it was given, for `reviewed`."""
+
+    name: Name
+    started: bool
+    sure: bool  # it has driven so much of the line that it does not come back to wait, or the trip is not well known to be its own
+    young: bool  # given by the engine minutes ago, and nothing has confirmed it yet
+    near_end: bool
+    overdue: bool  # it should have begun minutes ago and has not
+
+
+SWITCH_S = 60.0  # a better trip must lead by this, after all that speaks for staying,
+HOLD_S = 240.0  # which is this where the feed has no blocks
+ODD_S = 900.0  # so far from its time a trip under way is looked at again
+SWITCH_LOOKS = 3
+EARLY_S = 300.0
+
+
+def reviewed(trail: Trail, found: list[Choice], standing: Standing, is_open: Callable[[Choice], bool]) -> tuple[Trail, Choice | None]:
+    """One look at the trips around a vehicle that has one. Answers the trail, and the trip that it should be on instead, if any."""
+    own = next((choice for choice in found if choice.name == standing.name), None)
+    rival = next((choice for choice in found if choice.name != standing.name and is_open(choice)), None)
+    looks = _looks_needed(own, rival, standing) if rival is not None else None
+    if rival is None or looks is None:
+        return (msgspec.structs.replace(trail, rival=None, leads=0) if trail.leads else trail), None
+    leads = trail.leads + 1 if trail.rival == rival.name else 1
+    return msgspec.structs.replace(trail, rival=rival.name, leads=leads), rival if leads >= looks else None
+
+
+def _looks_needed(own: Choice | None, rival: Choice, standing: Standing) -> int | None:
+    """How many looks in a row the rival must lead to take the vehicle over; None: it does not lead."""
+    if own is not None:  # both fit: the clock decides
+        if own.departing and own.late_s < -EARLY_S and not standing.sure:
+            return None  # it may be on its way to a place to wait, along its own line
+        stays_s = own.cost_s if own.of_block else own.cost_s - HOLD_S
+        if rival.cost_s + SWITCH_S >= stays_s:
+            return None
+        if rival.departing and own.departing:
+            return 1
+        return SWITCH_LOOKS if abs(own.late_s) > ODD_S else None
+    if not standing.started:
+        if not standing.overdue and (not rival.departing or not standing.young):
+            return None
+        return 2 if rival.departing else SWITCH_LOOKS
+    if standing.near_end and rival.departing:
+        return 1
+    return 2 if standing.young else None

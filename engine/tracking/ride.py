@@ -16,12 +16,15 @@ import msgspec
 import numpy as np
 
 from engine.events import DEADHEAD, DONE, IN_TRIP, LAYOVER, StopEvent
+from engine.tracking.atlas import Atlas
 from engine.tracking.fix import Fix, Motion
 from engine.tracking.timetable import Pattern, Timetable, TripInstance, parse_date
 from geo.coords import distance_m, metres_per_degree
 from geo.match import Line, Match
+from geo.shape import Shape
 
-DEVICE, BLOCK, ENGINE = "DEVICE", "BLOCK", "ENGINE"  # who gave the trip
+DEVICE, BLOCK, ENGINE = "DEVICE", "BLOCK", "ENGINE"  # who gave the trip, where no person did (`rules.DISPATCHER`, `rules.DRIVER`)
+GUESSED = (BLOCK, ENGINE)  # ours: it may be given up, and others may take it
 
 OFF_M, OFF_ACCURACY = 60.0, 3.0  # D = max(60 m, 3 * accuracy): further than this is not on the shape
 LEAVE_M, LEAVE_MPS = 100.0, 1.5  # left the first stop: this far along at this speed
@@ -37,7 +40,6 @@ SEEN_MS = 15_000  # fixes further apart than this cannot tell serving from passi
 GAP_MS, LEARN_MS = 300_000, 90_000  # interpolated up to; measured up to
 STOPS_MAX, PER_STOP_MS, PLAUSIBLE_MPS = 12, 15_000, 25.0
 MISSED_M = 80.0
-NEAR_DEG = 0.001
 DAY_MS = 86_400_000
 SHIFT_MS = DAY_MS // 2  # a first fix this long before departure: the service date may be off by one
 LATE_FOR_EVER_MS = 3 * 3_600_000  # past its end by this, after a silence, nobody is on that trip
@@ -78,26 +80,22 @@ class Roadbook:
         self._lines: dict[str, Line] = {}
         self._instances: dict[tuple[str, str], TripInstance] = {}
         self._made_of: dict[str, list[str]] | None = None
-        self._boxes: dict[str, tuple[float, float, float, float]] = {}
+        self.atlas = Atlas(timetable)
 
-    def is_near(self, pattern: Pattern, lon: float, lat: float) -> bool:
-        """Whether the place lies in the pattern's box, or within about 100 m of it."""
-        box = self._boxes.get(pattern.shape.shape_id)
-        if box is None:
-            box = self._boxes[pattern.shape.shape_id] = pattern.shape.box()
-        west, south, east, north = box
-        return west - NEAR_DEG <= lon <= east + NEAR_DEG and south - NEAR_DEG <= lat <= north + NEAR_DEG
+    def line(self, shape: Shape) -> Line:
+        found = self._lines.get(shape.shape_id)
+        if found is None or found.shape is not shape:
+            found = self._lines[shape.shape_id] = Line(shape)
+        return found
 
-    def course(self, instance: TripInstance) -> Course:
-        pattern = instance.trip.pattern
+    def course_of(self, pattern: Pattern) -> Course:
         found = self._courses.get(pattern.pattern_id)
         if found is None:
-            shape = pattern.shape
-            line = self._lines.get(shape.shape_id)
-            if line is None or line.shape is not shape:
-                line = self._lines[shape.shape_id] = Line(shape)
-            found = self._courses[pattern.pattern_id] = Course(pattern, line, self.timetable)
+            found = self._courses[pattern.pattern_id] = Course(pattern, self.line(pattern.shape), self.timetable)
         return found
+
+    def course(self, instance: TripInstance) -> Course:
+        return self.course_of(instance.trip.pattern)
 
     def instance(self, trip_id: str, start_date: str) -> TripInstance | None:
         key = (trip_id, start_date)
@@ -178,7 +176,7 @@ class Ride(msgspec.Struct, frozen=True, array_like=True, gc=False):
     start_date: str
     route_id: str
     version: str  # of the feed: a vehicle stays on the version it started with
-    given_by: str  # DEVICE | BLOCK | ENGINE
+    given_by: str  # DISPATCHER | DRIVER | DEVICE | BLOCK | ENGINE
     given_at_ms: int
     said: tuple[str, str | None] | None  # trip_id and start_date as the device said them
     phase: str = DEADHEAD  # DEADHEAD | LAYOVER before the start, IN_TRIP, DONE
@@ -190,6 +188,7 @@ class Ride(msgspec.Struct, frozen=True, array_like=True, gc=False):
     near_m: tuple[float, ...] = ()  # closest approach to the next stops while away from the shape
     attempt: int = 0  # how often it began and came back to the first stop
     missed: tuple[int, ...] = ()  # sequences of the stops that it missed, rising
+    cost_s: float = 0.0  # what spoke against it when it was given, or when it left its first stop: the vehicle with less may take it
 
 
 def event_id(*facts: object) -> str:
@@ -255,17 +254,17 @@ def is_same_plan(one: TripInstance, other: TripInstance) -> bool:
 def _is_time(ride: Ride, course: Course, instance: TripInstance, at_ms: int, forward_m: float) -> bool:
     if at_ms >= instance.departure_ms(0) - EARLY_MS:
         return True
-    return ride.given_by == DEVICE and forward_m >= _first_part_m(course)
+    return ride.given_by not in GUESSED and forward_m >= first_part_m(course)
 
 
-def _first_part_m(course: Course) -> float:
+def first_part_m(course: Course) -> float:
     """On this part of the line a bus may still be looking for a place to wait."""
     return min(EARLY_M, EARLY_SHARE * course.line.length_m)
 
 
 def is_unsure(course: Course, instance: TripInstance, match: Match, at_ms: int) -> bool:
     """The trip has begun, it seems, but may turn out not to have: around its time, on the first part of the line."""
-    return at_ms < instance.departure_ms(0) + SURE_MS and match.peak_m - course.along_m[0] <= _first_part_m(course)
+    return at_ms < instance.departure_ms(0) + SURE_MS and match.peak_m - course.along_m[0] <= first_part_m(course)
 
 
 def came_back(ride: Ride, course: Course, match: Match, motion: Motion) -> bool:
@@ -273,7 +272,7 @@ def came_back(ride: Ride, course: Course, match: Match, motion: Motion) -> bool:
     return (
         match.raw_m <= course.along_m[0] + LEAVE_M
         and match.peak_m - match.raw_m >= LEAVE_M
-        and match.peak_m - course.along_m[0] <= _first_part_m(course)
+        and match.peak_m - course.along_m[0] <= first_part_m(course)
         and match.offset_m <= off_limit_m(motion.accuracy_m)
     )
 
@@ -282,7 +281,7 @@ def begin_again(ride: Ride) -> Ride:
     """The ride as it was before it began."""
     return Ride(
         ride.trip_id, ride.start_date, ride.route_id, ride.version, ride.given_by, ride.given_at_ms, ride.said, LAYOVER,
-        attempt=ride.attempt + 1,
+        attempt=ride.attempt + 1, cost_s=ride.cost_s,
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ from engine.tracking.fix import DUPLICATE, OK, ClockSkew, Fix, screen_at_door, w
 from engine.tracking.guard import AT_EASE
 from engine.tracking.headways import Headways
 from engine.tracking.open_incidents import OpenIncidents
-from engine.tracking.ride import DEVICE, Ride
+from engine.tracking.ride import Ride
 from engine.tracking.rules import Rules
 from engine.tracking.silence import heard, silence_due_ms, silence_next
 from engine.tracking.timetable import Timetable
@@ -314,15 +314,25 @@ class Tracker:
         self._rows.append(_row(fix, verdict, fix.trip_id, fix.start_date, None, None, None))
 
     def _claim(self, bus_id: str, was: Ride | None, now: Ride | None) -> None:
-        driven = self._area.driven
-        if was is not None and driven.get((was.trip_id, was.start_date)) == bus_id:
-            del driven[(was.trip_id, was.start_date)]
-        if now is not None:
-            other = driven.get((now.trip_id, now.start_date), bus_id)
-            if other != bus_id and (was is None or (was.trip_id, was.start_date) != (now.trip_id, now.start_date)):
-                self.counts["TRIP_DRIVEN_TWICE"] += 1
-            if other == bus_id or now.given_by == DEVICE:
-                driven[(now.trip_id, now.start_date)] = bus_id
+        """The vehicle's trip is now another, or anew its own. Whoever had it by a guess that fits worse loses it at once."""
+        if was is not None and (now is None or (was.trip_id, was.start_date) != (now.trip_id, now.start_date)):
+            self._area.release(bus_id, was)
+        if now is None:
+            return
+        name = now.trip_id, now.start_date
+        if self._area.is_driven_by_other(name, bus_id) and (was is None or (was.trip_id, was.start_date) != name):
+            self.counts["TRIP_DRIVEN_TWICE"] += 1
+        loser = self._area.claim(bus_id, now, self._now_ms)
+        if loser is not None and loser in self._vehicles:
+            self._oust(self._vehicles[loser], bus_id)
+
+    def _oust(self, vehicle: Vehicle, by: str) -> None:
+        """Another vehicle fits its trip better, or was named for it: it is on no trip until its next looks find it one."""
+        self.counts["DISPLACED"] += 1
+        self._say(vehicle.oust(self._area, "DISPLACED"))
+        bus_id = vehicle.base.bus_id
+        self._moved[bus_id] = self._changed[bus_id] = None
+        vehicle.due_ms = 0
 
     def _settle(self, vehicle: Vehicle) -> None:
         """Fixes that are 3 s old by the area's clock say what they have to say, in the order of their times."""
@@ -362,6 +372,8 @@ class Tracker:
         found = self._area.of(state.ride) if state.ride is not None else None
         for event in events:
             if isinstance(event, TripEvent):
+                if event.kind == "COMPLETED":
+                    self._area.finish(event.bus_id, (event.trip_id, event.start_date))
                 if event.kind in ("COMPLETED", "UNASSIGNED"):
                     self._headways.over(event.bus_id, event.trip_id, event.start_date, event.route_id, fix.fixed_at_ms)
             elif isinstance(event, StopEvent) and found is not None:
@@ -543,8 +555,8 @@ class Tracker:
         )
 
 
-def _name(ride: Ride | None) -> tuple[str, str, str] | None:
-    return (ride.trip_id, ride.start_date, ride.given_by) if ride is not None else None
+def _name(ride: Ride | None) -> tuple[str, str, str, float, bool] | None:
+    return (ride.trip_id, ride.start_date, ride.given_by, ride.cost_s, ride.started_at_ms is None) if ride is not None else None
 
 
 def _skipped(ride: Ride, progress: Progress, ahead: tuple[StopForecast, ...]) -> tuple[StopForecast, ...]:

@@ -6,22 +6,22 @@ What it answers to say (`Said`) is told when the fix has settled: see `tracker.p
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
 
-from engine.events import DEADHEAD, DONE, IN_TRIP, Event, TripEvent
+from engine.events import DONE, IN_TRIP, Event
 from engine.tracking import guard as guarding
 from engine.tracking import watch as watching
-from engine.tracking.assign import Trail, assign, walked
+from engine.tracking.assign import Name, Trail
+from engine.tracking.boarding import DISPLACE_S, board, trip_event
 from engine.tracking.fix import OK, Fix, Motion, screen
 from engine.tracking.guard import AT_EASE, Guard
 from engine.tracking.ride import (
-    BLOCK,
-    DEVICE,
-    ENGINE,
     GAP_MS,
-    LATE_FOR_EVER_MS,
+    GUESSED,
     OFF_M,
     Course,
     Crossing,
@@ -31,7 +31,6 @@ from engine.tracking.ride import (
     begin_again,
     came_back,
     cross,
-    event_id,
     is_same_plan,
     is_unsure,
     off_limit_m,
@@ -39,13 +38,11 @@ from engine.tracking.ride import (
 )
 from engine.tracking.rules import NO_RULES, Rules
 from engine.tracking.timetable import Timetable, TripInstance
-from engine.tracking.watch import OFF, QUIET, Sight, Watch
+from engine.tracking.watch import QUIET, Sight, Watch
 from geo.match import Match, place_first, place_next, set_back, sigma_m
 
-MISTAKEN_MS, NEVER_BEGAN_MS = 180_000, 900_000  # an assignment of ours is given up after so long off its route, or without a start
 MOVING_MPS = 1.5  # below this a bearing is noise
 FOUND_MAX = 20_000  # trips of rides kept ready
-NEAR_END_M, NEAR_END_MPS = 300.0, 8.0  # a trip that is left this near to its end, and what may be driven since the last fix, is done
 
 
 class VehicleState(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -85,12 +82,58 @@ class Area:
         self.book = Roadbook(timetable) if timetable is not None else None
         self.books: dict[str, Roadbook] = {self.book.version: self.book} if self.book is not None else {}
         self._found: dict[tuple[str, str, str], Found] = {}
-        self.driven: dict[tuple[str, str], str] = {}  # (trip_id, start_date) -> bus_id
+        self.driven: dict[Name, str] = {}  # (trip_id, start_date) -> bus_id
+        self._guesses: dict[Name, tuple[float, int | None]] = {}  # of trips that we guessed: what speaks against who drives it,
+        # and when it was to depart if it has not; no entry: a person or the device named it
+        self._done: dict[Name, str] = {}  # who drove it to its end
         self.rules: Rules = NO_RULES
 
-    def is_driven(self, instance: TripInstance, bus_id: str) -> bool:
-        """By another vehicle."""
-        return self.driven.get((instance.trip.trip_id, instance.start_date), bus_id) != bus_id
+    def is_driven_by_other(self, name: Name, bus_id: str) -> bool:
+        return self.driven.get(name, bus_id) != bus_id
+
+    def is_open(self, name: Name, bus_id: str, cost_s: float, at_ms: int) -> bool:
+        """Whether the vehicle may be given the trip: nobody has it, or one on which it was guessed and whom it fits clearly worse."""
+        order = self.rules.of_trip.get(name)
+        if order is not None and order.bus_id != bus_id:
+            return False
+        if self.driven.get(name, bus_id) == bus_id:
+            return True
+        against_s, departs_ms = self._guesses.get(name, (-math.inf, None))
+        if departs_ms is not None and at_ms > departs_ms:  # it waits, and should have left
+            against_s += (at_ms - departs_ms) / 1000.0
+        return cost_s + DISPLACE_S < against_s
+
+    def was_done_by_other(self, bus_id: str) -> Callable[[Name], bool]:
+        """Asks whether another vehicle has driven a trip to its end."""
+        return lambda name: self._done.get(name, bus_id) != bus_id
+
+    def claim(self, bus_id: str, ride: Ride, at_ms: int) -> str | None:
+        """The ride's trip is the vehicle's, if it may be. Answers who loses it by that; who named it keeps it beside a device that names it too."""
+        name = ride.trip_id, ride.start_date
+        holder, guessed = self.driven.get(name, bus_id), ride.given_by in GUESSED
+        if holder != bus_id and guessed and not self.is_open(name, bus_id, ride.cost_s, at_ms):
+            return None
+        loses = holder if holder != bus_id and name in self._guesses else None
+        self.driven[name] = bus_id
+        if guessed:
+            found = self.of(ride) if ride.started_at_ms is None else None
+            self._guesses[name] = ride.cost_s, found.instance.departure_ms(0) if found is not None else None
+        else:
+            self._guesses.pop(name, None)
+        return loses
+
+    def release(self, bus_id: str, ride: Ride) -> None:
+        name = ride.trip_id, ride.start_date
+        if self.driven.get(name) == bus_id:
+            del self.driven[name]
+            self._guesses.pop(name, None)
+
+    def finish(self, bus_id: str, name: Name) -> None:
+        """The vehicle has driven the trip to its end."""
+        if len(self._done) >= FOUND_MAX:
+            for old in list(self._done)[: FOUND_MAX // 2]:
+                del self._done[old]
+        self._done[name] = bus_id
 
     def adopt(self, timetable: Timetable) -> None:
         """A newer feed version beside the ones that are driven."""
@@ -155,113 +198,34 @@ def advance(state: VehicleState, fix: Fix, area: Area) -> tuple[VehicleState, Sa
     if ride.started_at_ms is None:
         ride = begin(ride, course, instance, match, motion)
         if ride.started_at_ms is not None:
-            events.append(_trip_event("STARTED", fix, ride, instance, "LEFT_FIRST_STOP" if ride.next_stop == 0 else "UNDER_WAY"))
+            events.append(trip_event("STARTED", fix, ride, instance, "LEFT_FIRST_STOP" if ride.next_stop == 0 else "UNDER_WAY"))
     crossings: list[Crossing] = []
     if ride.phase == IN_TRIP:
         ride, stops, crossings = cross(ride, course, instance, before, match, state.motion if before is not None else None, motion, fix)
         watch, incidents = watching.look(
             watch,
-            Sight(fix, motion, ride, course, before, match, stops, is_unsure(course, instance, match, motion.fixed_at_ms), area.rules, instance),
+            Sight(
+                fix,
+                motion,
+                ride,
+                course,
+                before,
+                match,
+                stops,
+                is_unsure(course, instance, match, motion.fixed_at_ms),
+                area.rules,
+                instance,
+                state.motion,
+            ),
         )
         events += [*stops, *incidents]
         if ride.phase == DONE:
             events += watching.close(watch, fix, ride, motion.fixed_at_ms, "TRIP_DONE")
-            events.append(_trip_event("COMPLETED", fix, ride, instance, "LAST_STOP"))
+            events.append(trip_event("COMPLETED", fix, ride, instance, "LAST_STOP"))
             watch = QUIET
     guard, guarded = guarding.look(state.guard, guarding.Sight(fix, motion, state.motion, ride, course, instance, match, area.rules))
     events += guarded
     return VehicleState(state.bus_id, fix, motion, ride, match, watch, trail, guard), Said(OK, tuple(events), tuple(crossings), note)
-
-
-def board(state: VehicleState, fix: Fix, motion: Motion, area: Area) -> tuple[Ride | None, Trail, list[Event], str | None]:
-    """Which trip the vehicle is on with this fix: as the device says, else the next of its block, else the one that fits.
-
-    Answers the ride, the trail, what there is to say, and something to count.
-    """
-    ride, book, trail = state.ride, area.book, state.trail
-    events: list[Event] = []
-    if book is None:
-        return None, trail, events, None
-    if ride is not None and _is_past(ride, area, motion):
-        events, ride, trail = _left(state, fix, ride, area, "OVER"), None, Trail()
-    elif ride is not None and ride.given_by != DEVICE and (why := _mistake(state, ride, area, fix.fixed_at_ms)) is not None:
-        events, ride, trail = _left(state, fix, ride, area, why), None, Trail()
-    if fix.trip_id is not None:
-        said = (fix.trip_id, fix.start_date)
-        if ride is not None and ride.said == said:
-            return ride, trail, events, None
-        instance = book.named(fix.trip_id, fix.start_date, fix.fixed_at_ms)
-        if instance is None:
-            return None, trail, events + (_left(state, fix, ride, area, "UNKNOWN_TRIP") if ride is not None else []), "UNKNOWN_TRIP"
-        if ride is not None and (ride.trip_id, ride.start_date) == (instance.trip.trip_id, instance.start_date):
-            return msgspec.structs.replace(ride, said=said, given_by=DEVICE), trail, events, None
-        given_by = DEVICE
-    elif ride is not None:
-        if ride.phase != DONE:
-            return ride, trail, events, None
-        ended = book.instance(ride.trip_id, ride.start_date)
-        instance = book.next_in_block(ended) if ended is not None else None
-        if instance is None or area.is_driven(instance, fix.bus_id):
-            if state.match is not None and state.match.offset_m <= OFF_M:  # still at its last stop
-                return ride, trail, events, None
-            return None, Trail(block_id=ended.trip.block_id if ended is not None else None), events, None
-        given_by, said = BLOCK, None
-    else:
-        longer = walked(trail, motion)
-        if longer is trail:
-            return None, trail, events, None
-        trail, instance = assign(longer, motion, book, lambda each: area.is_driven(each, fix.bus_id))
-        if instance is None:
-            return None, trail, events, None
-        given_by, said = ENGINE, None
-    if ride is not None:
-        events += _left(state, fix, ride, area, given_by)
-    ride = Ride(instance.trip.trip_id, instance.start_date, instance.trip.route_id, book.version, given_by, fix.fixed_at_ms, said)
-    events.append(_trip_event("ASSIGNED", fix, ride, instance, given_by))
-    return ride, Trail(block_id=instance.trip.block_id), events, None
-
-
-def _is_past(ride: Ride, area: Area, motion: Motion) -> bool:
-    """Nothing was heard for a while, and the trip has been over for hours: whoever speaks now is not on it."""
-    if 0 < motion.gap_ms <= GAP_MS:
-        return False
-    found = area.of(ride)
-    return found is None or motion.fixed_at_ms > found.instance.arrival_ms(len(found.instance.trip.arrival_s) - 1) + LATE_FOR_EVER_MS
-
-
-def _mistake(state: VehicleState, ride: Ride, area: Area, at_ms: int) -> str | None:
-    """Why a trip that nobody named cannot be this vehicle's, or None: its drive says otherwise for minutes."""
-    off, match = state.watch.off_route, state.match
-    if off.phase == OFF and off.worst_m >= area.rules.watch.major_m and at_ms - off.since_ms >= MISTAKEN_MS:
-        return "OFF_ROUTE"
-    if state.watch.wrong_way.open:
-        return "WRONG_WAY"
-    if ride.started_at_ms is None and match is not None and match.offset_m > OFF_M and ride.phase == DEADHEAD:
-        found = area.of(ride)
-        if found is not None and at_ms > found.instance.departure_ms(0) + NEVER_BEGAN_MS:
-            return "NOT_BEGUN"
-    return None
-
-
-def _left(state: VehicleState, fix: Fix, ride: Ride, area: Area, reason: str) -> list[Event]:
-    """What there is to say when a vehicle leaves a trip; a trip that is done has been said already."""
-    events: list[Event] = list(watching.close(state.watch, fix, ride, fix.fixed_at_ms, reason))
-    found = area.of(ride)
-    if found is not None and ride.phase != DONE:
-        arrived = ride.phase == IN_TRIP and state.match is not None and _is_near_end(found.course, state.match, fix, state.fix)
-        events.append(_trip_event("COMPLETED" if arrived else "UNASSIGNED", fix, ride, found.instance, reason))
-    return events
-
-
-def _is_near_end(course: Course, match: Match, fix: Fix, last: Fix | None) -> bool:
-    """Drivers name the next trip when they roll into the terminal, not when they stand there."""
-    gap_s = (fix.fixed_at_ms - last.fixed_at_ms) / 1000.0 if last is not None else 0.0
-    return course.along_m[course.last] - match.along_m <= NEAR_END_M + NEAR_END_MPS * min(gap_s, 120.0)
-
-
-def _trip_event(kind: str, fix: Fix, ride: Ride, instance: TripInstance, reason: str) -> TripEvent:
-    name = event_id("trip", kind, fix.bus_id, ride.trip_id, ride.start_date, ride.given_at_ms, ride.attempt)
-    return TripEvent(name, fix.bus_id, ride.trip_id, ride.start_date, instance.trip.route_id, kind, fix.fixed_at_ms, reason)
 
 
 def place(course: Course, instance: TripInstance, ride: Ride, before: Match | None, known: Match | None, motion: Motion) -> Match:

@@ -11,10 +11,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.events import StopForecast
+from engine.events import Event, StopForecast
+from engine.tracking.assign import Name
+from engine.tracking.boarding import displaced, left
 from engine.tracking.fix import FUTURE, FUTURE_MAX_MS, LATE, ClockSkew, Fix
 from engine.tracking.silence import Silence
 from engine.tracking.vehicle import Area, Said, VehicleState, advance
+from engine.tracking.watch import QUIET
 
 RECENT = 16  # keys kept with a vehicle across restarts, to know its duplicates
 
@@ -142,6 +145,25 @@ class Vehicle:
         self.base, self.pending = base, pending
         return changed
 
+    def oust(self, area: Area, reason: str) -> list[Event]:
+        """Off its trip, at the time of its last word, in all that was kept of the window; what there is to say, at once. What its fixes inside
+        the window would have said of that trip after this is never said."""
+        newest, base = self.newest, self.base
+        if newest.ride is None:
+            return []
+        name = newest.ride.trip_id, newest.ride.start_date
+        events: list[Event] = []
+        if is_on(base, name) and base.ride is not None and base.fix is not None:
+            events = left(base, base.fix, base.ride, area, reason)
+        self.base = off_trip(self.base, name)
+        self.pending = [
+            Folded(each.fix, off_trip(each.state, name), each.said._replace(events=of_others(each.said.events, name), crossings=()))
+            if is_on(each.state, name)
+            else each
+            for each in self.pending
+        ]
+        return events
+
     def versions(self) -> set[str]:
         """Feed versions that its states stand on."""
         states = (self.base, *(folded.state for folded in self.pending))
@@ -181,3 +203,19 @@ def taken_up(kept: Kept, area: Area) -> Vehicle:
 def _moved(state: VehicleState, area: Area) -> VehicleState:
     ride = area.moved(state.ride) if state.ride is not None else None
     return state if ride is state.ride else msgspec.structs.replace(state, ride=ride)
+
+
+def is_on(state: VehicleState, name: Name) -> bool:
+    return state.ride is not None and (state.ride.trip_id, state.ride.start_date) == name
+
+
+def off_trip(state: VehicleState, name: Name) -> VehicleState:
+    """The same vehicle without that trip."""
+    if not is_on(state, name):
+        return state
+    return msgspec.structs.replace(state, ride=None, match=None, watch=QUIET, trail=displaced(state.trail))
+
+
+def of_others(events: tuple[Event, ...], name: Name) -> tuple[Event, ...]:
+    """Without what concerns that trip."""
+    return tuple(event for event in events if (event.trip_id, event.start_date) != name)
