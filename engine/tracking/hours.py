@@ -1,8 +1,8 @@
 """When something holds: hours of service days in a time zone, between two dates. Pure. `Calendar` is how people write it, `Hours` what is asked.
 
-Hours are those of the timetable (GTFS): a service day begins twelve hours before its local noon and may run past midnight, so "25:00 on a
-Friday" is one o'clock on Saturday. On the two days of the year on which clocks are set, hours after the change are what the clock shows, and
-none is held twice or not at all.
+A service day may run past midnight: "25:00 on a Friday" is one o'clock on Saturday. Hours are what the clock on the wall shows. On the two
+days of the year on which clocks are set, an hour that comes twice counts both times, and a time that does not come is the one an hour later,
+so days join without a gap, and a window of the morning begins and ends by the clock as on any other day.
 """
 
 from __future__ import annotations
@@ -59,10 +59,12 @@ def _spans(hours: Hours, day: int) -> Sequence[tuple[int, int]]:
     found = []
     for back in range(-1, 4):  # time zones reach 14 h, windows 48 h
         service = middle - timedelta(days=back)
-        begin_s = round(datetime(service.year, service.month, service.day, 12, tzinfo=tz).timestamp()) - 43_200
+        midnight = datetime(service.year, service.month, service.day)
         for window in hours.windows:
             if service.weekday() in window.days:
-                found.append(((begin_s + window.from_s) * 1000, (begin_s + window.to_s) * 1000))
+                opens, ends = (midnight + timedelta(seconds=at_s) for at_s in (window.from_s, window.to_s))
+                last = max(ends.replace(tzinfo=tz, fold=fold).timestamp() for fold in (0, 1))
+                found.append((round(opens.replace(tzinfo=tz).timestamp()) * 1000, round(last) * 1000))
     spans: list[tuple[int, int]] = []
     for begin, end in sorted(found):
         if spans and begin <= spans[-1][1]:
