@@ -7,36 +7,45 @@ each drives a trip of another hour of the day, moved so that it runs now.
 
 from __future__ import annotations
 
-import math
+import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta
 from zlib import crc32
+
+import msgspec
 
 from bench.driving import Driver, Journey, StopVisit
 from bench.network.buses import Block, assign
 from bench.receiver import Receiver, Truth
+from bench.scenario_radio import Sent
+from bench.scenario_roads import SIGNED_ON_MS, Driven, Happening, RoadTrouble
+from bench.scenarios import ROADS, Reception, Share, drive, struck
 from engine.tracking.timetable import Timetable, TripInstance
-from geo.coords import metres_per_degree
 
 EARLY_MS, AFTER_MS = 8 * 60_000, 5 * 60_000
 LATE_MAX_MS = 40 * 60_000  # a trip that should have ended longer ago is not worth driving
-SIGNED_ON_MS = 4 * 60_000  # the driver names the trip this long before it leaves
+DAY_MS = 86_400_000
 
 
 class SimulatedBus:
     """One bus with its work. It is asked in order of time, and drives only the trips of the time it is asked about."""
 
-    def __init__(self, bus_id: str, work: Sequence[Block], driver: Driver, receiver: Receiver, shift_ms: int = 0) -> None:
+    def __init__(
+        self, bus_id: str, work: Sequence[Block], driver: Driver, receiver: Receiver, shift_ms: int = 0, faults: Sequence[Share] = ()
+    ) -> None:
         self.bus_id, self.receiver = bus_id, receiver
+        self._faults = faults
+        self._reception = Reception(driver.seed, bus_id)
+        self._happened: list[Happening] = []
         self._work, self._driver, self._shift_ms = work, driver, shift_ms
         self._next = 0  # index of the block after the present one
         self._todo: deque[TripInstance] = deque()  # of the present block
-        self._before: Journey | None = None  # in the present block
-        self._journey: Journey | None = None
+        self._before: Journey | Driven | None = None  # in the present block
+        self._journey: Journey | Driven | None = None
         self._free_ms: int | None = None  # when the last block ended
         self._seen_ms: int | None = None
-        self._visited: list[tuple[Journey, StopVisit]] = []
+        self._visited: list[tuple[Journey | Driven, StopVisit]] = []
         self._visits = 0  # of the present journey, already put there
 
     def plan(self, work: Sequence[Block]) -> None:
@@ -54,16 +63,16 @@ class SimulatedBus:
             if journey is None:
                 if not self._begin_block(now_ms):
                     return False
-            elif now_ms < journey.ends_ms:
-                return self._before is not None or now_ms >= journey.begins_ms - EARLY_MS
+            elif now_ms < journey.last_ms:
+                return self._before is not None or now_ms >= min(journey.first_ms, journey.begins_ms - EARLY_MS)
             elif self._todo:
-                self._drive(self._todo.popleft(), journey.ends_ms)
+                self._drive(self._todo.popleft(), journey.last_ms)
                 self._before = journey
-            elif now_ms <= journey.ends_ms + AFTER_MS and not self._due(now_ms):
+            elif now_ms <= journey.last_ms + AFTER_MS and not self._due(now_ms):
                 return True
             else:
-                self._look(journey.ends_ms)
-                self._journey, self._free_ms = None, journey.ends_ms
+                self._look(journey.last_ms)
+                self._journey, self._free_ms = None, journey.last_ms
 
     def _due(self, now_ms: int) -> bool:
         """The next block calls."""
@@ -84,9 +93,51 @@ class SimulatedBus:
 
     def _drive(self, instance: TripInstance, free_from_ms: int | None) -> None:
         if self._journey is not None:
-            self._look(self._journey.ends_ms)
-        self._journey = self._driver.trip(instance, free_from_ms, self._shift_ms)
+            self._look(self._journey.last_ms)
+        faults = struck(self._driver.seed, instance, self._faults)
+        if any(isinstance(fault, ROADS) for fault in faults):
+            driven = drive(self._driver, self.bus_id, instance, free_from_ms, faults, self._shift_ms)
+            self._journey, self._happened = driven, [*self._happened, *driven.happened]
+        else:
+            self._journey = self._driver.trip(instance, free_from_ms, self._shift_ms)
+        since_ms = free_from_ms if free_from_ms is not None else self._journey.first_ms - EARLY_MS
+        self._happened += self._reception.begin(self._journey, faults, since_ms, self._journey.last_ms + DAY_MS)
         self._visits = sum(visit.departed_ms < (self._seen_ms or 0) for visit in self._journey.visits)
+
+    def strike(
+        self, trouble: RoadTrouble, now_ms: int, wanted: Callable[[Happening, int], bool] = lambda happening, now_ms: True
+    ) -> Happening | None:
+        """Something happens on the way that lies ahead; None where the bus has no room for it, is in trouble already, or it is not wanted."""
+        journey = self._journey
+        if not isinstance(journey, Journey) or not journey.begins_ms < now_ms < journey.ends_ms:
+            return None
+        driven = trouble.strike(Driven.of(self.bus_id, journey), random.Random(f"{self._driver.seed}:{self.bus_id}:{now_ms}"))
+        if not driven.happened or driven.happened[0].from_ms <= now_ms + 1000 or not wanted(driven.happened[0], now_ms):
+            return None
+        self._journey = driven
+        self._happened += driven.happened
+        return driven.happened[0]
+
+    def arc(self, now_ms: int) -> tuple[TripInstance, float] | None:
+        """The trip that it drives and where on it; None while it waits."""
+        journey = self._journey
+        if journey is None or not journey.begins_ms < now_ms < journey.ends_ms:
+            return None
+        return journey.instance, journey.at(now_ms)[0]
+
+    def sends(self, truth: Truth, at_ms: int) -> list[Sent]:
+        """What arrives, and when, of what the receiver makes of that moment: mostly one reading, at once."""
+        found: list[Sent] = []
+        for reading in self.receiver.measure(truth, at_ms):
+            measured_ms = truth.at_ms + reading.timestamp_ms - self.receiver.skew_ms - at_ms  # earlier, where the modem was away
+            then = truth if measured_ms == truth.at_ms else msgspec.structs.replace(truth, at_ms=measured_ms)
+            found += self._reception.arriving(reading, then, truth.at_ms)
+        return found
+
+    def happened(self) -> list[Happening]:
+        """What has come to be known since the last call; some of it may lie ahead."""
+        found, self._happened = self._happened, []
+        return [each for each in found if each.to_ms >= (self._seen_ms or 0)]
 
     def _look(self, now_ms: int) -> None:
         journey = self._journey
@@ -94,7 +145,7 @@ class SimulatedBus:
             self._visited.append((journey, journey.visits[self._visits]))
             self._visits += 1
 
-    def visited(self, now_ms: int) -> list[tuple[Journey, StopVisit]]:
+    def visited(self, now_ms: int) -> list[tuple[Journey | Driven, StopVisit]]:
         """The stops left behind since the last call."""
         self._look(now_ms)
         found, self._visited = self._visited, []
@@ -105,13 +156,15 @@ class SimulatedBus:
         if not self.on_duty(now_ms) or self._journey is None:
             return None
         journey, before = self._journey, self._before
-        if now_ms >= journey.ends_ms:
-            return self._waiting(journey, now_ms, -1)
-        if now_ms >= journey.begins_ms:
+        if isinstance(journey, Driven) and journey.first_ms <= now_ms <= journey.last_ms:
+            return journey.truth(now_ms)
+        if now_ms >= journey.last_ms:
+            return journey.truth(now_ms) if isinstance(journey, Driven) else self._waiting(journey, now_ms, -1)
+        if isinstance(journey, Journey) and now_ms >= journey.begins_ms:
             return self._driving(journey, now_ms)
-        if before is not None and now_ms < (before.ends_ms + journey.begins_ms) // 2:
-            return self._waiting(before, now_ms, -1)
-        return self._waiting(journey, now_ms, 0)
+        if before is not None and now_ms < (before.last_ms + journey.first_ms) // 2:
+            return before.truth(now_ms) if isinstance(before, Driven) else self._waiting(before, now_ms, -1)
+        return journey.truth(now_ms) if isinstance(journey, Driven) else self._waiting(journey, now_ms, 0)
 
     def _waiting(self, journey: Journey, now_ms: int, index: int) -> Truth:
         shape, along = journey.instance.trip.pattern.shape, float(journey.instance.trip.pattern.along_m[index])
@@ -125,12 +178,7 @@ class SimulatedBus:
         instance = journey.instance
         along, speed = journey.at(now_ms)
         lon, lat, bearing = instance.trip.pattern.shape.position(along)
-        aside = journey.detour.offset_m(along) if journey.detour else 0.0
-        if aside:
-            kx, ky = metres_per_degree(lat)
-            right = math.radians(bearing + 90)
-            lon, lat = lon + aside * math.sin(right) / kx, lat + aside * math.cos(right) / ky
-        return Truth(self.bus_id, now_ms, lat, lon, speed, bearing, instance.trip.trip_id, instance.start_date, along, aside, "IN_TRIP")
+        return Truth(self.bus_id, now_ms, lat, lon, speed, bearing, instance.trip.trip_id, instance.start_date, along, 0.0, "IN_TRIP")
 
 
 class Fleet:
@@ -145,12 +193,13 @@ class Fleet:
         seed: int = 1,
         noise: float = 1.0,
         unnamed_share: float = 0.1,
-        detour_rate: float = 0.0,
+        faults: Sequence[Share] = (),
     ) -> None:
         local = datetime.fromtimestamp(now_ms / 1000, timetable.tz)
         self._seed, self._noise, self._unnamed_share = seed, noise, unnamed_share
         offset = local.utcoffset() or timedelta()
-        self._driver = Driver(seed, detour_rate, round(offset.total_seconds() * 1000))
+        self._driver = Driver(seed, round(offset.total_seconds() * 1000))
+        self._faults = faults
         self.wanted = wanted
         self._timetable = timetable
         self._planned: dict[str, SimulatedBus] = {}
@@ -172,7 +221,8 @@ class Fleet:
 
     def _bus(self, bus_id: str, work: Sequence[Block], shift_ms: int = 0) -> SimulatedBus:
         named = crc32(f"{self._seed}:{bus_id}:named".encode()) % 10_000 >= self._unnamed_share * 10_000
-        return SimulatedBus(bus_id, work, self._driver, Receiver(bus_id, self._seed, noise=self._noise, named=named), shift_ms)
+        receiver = Receiver(bus_id, self._seed, noise=self._noise, named=named)
+        return SimulatedBus(bus_id, work, self._driver, receiver, shift_ms, self._faults)
 
     def possible(self) -> list[str]:
         """Ids of all buses that may be called on."""

@@ -46,6 +46,7 @@ WANDER_S = 25.0
 WRONG_M, WRONG_SHARE, WRONG_SIGMA_M = 200.0, 0.001, 10.0
 DRIVEN_MAX_S = 2_400  # of a coach's hours the first forty minutes
 FOUND_S, FOUND_SHARE = 60.0, 0.99  # after a gap or a teleport the right arc within so long (or three fixes), so often
+WAITS_S = 120
 DAY = "20260302"
 Floats = NDArray[np.float64]
 
@@ -127,7 +128,15 @@ def all_drives(feeds: Sequence[Path], wanted: int, seed: int) -> Iterator[Drive]
     for number, (kind, timetable, instance) in enumerate(trips):
         journey = Driver(seed).trip(instance, shift_ms=random.Random(f"{seed}:{number}:late").randrange(-60_000, 300_000))
         course = Course(instance.trip.pattern, Line(instance.trip.pattern.shape), timetable)
-        yield Drive(kind, course, instance, Driven.of("b", journey), number % 2 == 0)
+        yield Drive(kind, course, instance, _waiting_first(Driven.of("b", journey)), chance.random() < 0.5)
+
+
+def _waiting_first(driven: Driven) -> Driven:
+    """The driver names the trip a while before the bus leaves."""
+    rows = np.repeat(driven.rows[:1], WAITS_S, axis=0)
+    rows[:, 0] -= 1000.0 * np.arange(WAITS_S, 0, -1)
+    rows[:, SPEED] = 0.0
+    return Driven("b", driven.instance, driven.begins_ms, driven.ends_ms, np.vstack((rows, driven.rows)), driven.visits)
 
 
 # --- seen and matched ---

@@ -34,8 +34,8 @@ class Truth(msgspec.Struct, frozen=True, gc=False):
     trip_id: str | None
     start_date: str | None
     along_m: float | None
-    offset_m: float  # to the right of the shape
-    phase: str  # IN_TRIP | LAYOVER
+    offset_m: float  # from the nearest point of the shape
+    phase: str  # IN_TRIP | LAYOVER | DEADHEAD
 
 
 class Reading(msgspec.Struct, frozen=True, gc=False):

@@ -197,7 +197,8 @@ class WeekRollover(msgspec.Struct, frozen=True):
     """An old receiver counts the weeks in ten bits and is 1,024 weeks behind."""
 
     def begin(self, scene: Scene, chance: random.Random) -> tuple[Happening, Change]:
-        return scene.happening("WEEK_ROLLOVER", scene.from_ms, scene.to_ms), lambda sent, truth: _clocked(sent, -WEEK_ROLLOVER_MS)
+        happening = scene.happening("WEEK_ROLLOVER", scene.from_ms, scene.to_ms, skewMillis=-WEEK_ROLLOVER_MS)
+        return happening, lambda sent, truth: _clocked(sent, -WEEK_ROLLOVER_MS)
 
 
 # --- deliveries ---

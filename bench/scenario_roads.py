@@ -80,7 +80,7 @@ class Driven:
         times = np.append(np.arange(journey.begins_ms, journey.ends_ms, 1000.0), float(journey.ends_ms))
         rows = np.zeros((len(times), 9))
         rows[:, T] = times
-        rows[:, ALONG], rows[:, SPEED] = np.array([journey.at(at) for at in times.tolist()]).T
+        rows[:, ALONG], rows[:, SPEED] = journey.many(times)
         _on_shape(rows, journey.instance.trip.pattern.shape)
         return cls(bus_id, journey.instance, journey.begins_ms, journey.ends_ms, rows, journey.visits)
 
@@ -119,9 +119,9 @@ class Driven:
             phase, speed = "LAYOVER", 0.0
         trip = self.instance
         waits = phase == "LAYOVER" and 0 <= self.begins_ms - now_ms <= SIGNED_ON_MS
-        named = (trip.trip.trip_id, trip.start_date) if phase == "IN_TRIP" or waits else (None, None)
-        arc = along if named[0] is not None else None
-        return Truth(self.bus_id, now_ms, lat, lon, speed, bearing, *named, arc, offset, phase)
+        if phase == "IN_TRIP" or waits:
+            return Truth(self.bus_id, now_ms, lat, lon, speed, bearing, trip.trip.trip_id, trip.start_date, along, offset, phase)
+        return Truth(self.bus_id, now_ms, lat, lon, speed, bearing, None, None, None, offset, phase)
 
     def spliced(self, first: int, end: int, rows: Rows, happened: Happening, *, instead: dict[int, str] | None = None) -> Driven:
         """Rows [first, end) replaced by others, whose first stands at the time of row `first` or later; what follows moves in time.
@@ -169,8 +169,8 @@ class Driven:
 
     def happening(self, kind: str, from_ms: float, to_ms: float, from_m: float | None, to_m: float | None, **facts: Any) -> Happening:
         trip = self.instance
-        place = tuple(None if each is None else round(each, 1) for each in (from_m, to_m))
-        return Happening(kind, self.bus_id, trip.trip.trip_id, trip.start_date, round(from_ms), round(to_ms), *place, facts)
+        low, high = (None if each is None else round(each, 1) for each in (from_m, to_m))
+        return Happening(kind, self.bus_id, trip.trip.trip_id, trip.start_date, round(from_ms), round(to_ms), low, high, facts)
 
 
 def _later(happening: Happening, ms: int) -> Happening:
@@ -189,7 +189,9 @@ def _on_shape(rows: Rows, shape: Shape) -> None:
 
 def rolled(length_m: float, from_mps: float, to_mps: float, cruise_mps: float) -> tuple[list[float], list[float]]:
     """(metres driven, speed) after every second of a way, gaining and losing speed at 1 m/s2, until it is driven."""
-    driven, speed, all_driven, speeds = 0.0, from_mps, [], []
+    driven, speed = 0.0, from_mps
+    all_driven: list[float] = []
+    speeds: list[float] = []
     while driven < length_m and len(speeds) < 20_000:
         room = length_m - driven
         allowed = math.sqrt(to_mps**2 + 2 * GAIN_MPS2 * room)
@@ -213,8 +215,26 @@ def way_rows(points: list[tuple[float, float]], shape: Shape, begin_ms: float, s
     per_lon, per_lat = metres_per_degree(float(lats.mean()))
     courses = np.degrees(np.arctan2(np.diff(lons) * per_lon, np.diff(lats) * per_lat)) % 360.0
     rows[:, BEARING] = courses[np.clip(np.searchsorted(cum, driven, side="left") - 1, 0, len(courses) - 1)]
-    rows[:, OFFSET] = [shape.nearest(lon, lat)[1] for lon, lat in zip(rows[:, LON].tolist(), rows[:, LAT].tolist(), strict=True)]
+    rows[:, OFFSET] = distances(shape, rows[:, LON], rows[:, LAT])
     return rows
+
+
+def distances(shape: Shape, lons: Rows, lats: Rows) -> Rows:
+    """Of each place from the nearest point of the whole shape (some kilometres at most: segments far from all places are not looked at)."""
+    per_lon, per_lat = metres_per_degree(float(lats.mean()))
+    x, y = (shape.lons - lons[0]) * per_lon, (shape.lats - lats[0]) * per_lat
+    px, py = (lons - lons[0]) * per_lon, (lats - lats[0]) * per_lat
+    reach = 3_000.0 + float(np.hypot(px, py).max()) + shape.seg_m
+    near = np.flatnonzero(np.hypot(x[:-1], y[:-1]) < reach)
+    x0, y0, east, north = x[:-1][near], y[:-1][near], np.diff(x)[near], np.diff(y)[near]
+    square = np.maximum(1e-9, east * east + north * north)
+    least = np.full(len(lons), np.inf)
+    for begin in range(0, len(near), 256):
+        part = slice(begin, begin + 256)
+        dx, dy = px[:, None] - x0[None, part], py[:, None] - y0[None, part]
+        share = np.clip((dx * east[part] + dy * north[part]) / square[part], 0.0, 1.0)
+        least = np.minimum(least, np.hypot(dx - share * east[part], dy - share * north[part]).min(axis=1))
+    return least
 
 
 def around(shape: Shape, from_m: float, to_m: float, aside_m: float) -> list[tuple[float, float]]:
@@ -290,17 +310,14 @@ class Detour(msgspec.Struct, frozen=True):
             points = around(shape, from_m, from_m + length, aside) if rows is not None else []
             if rows is None or not points:
                 continue
-            far = [shape.nearest(*_between(points[1], points[2], share))[1] >= 0.7 * abs(aside) for share in (0, 0.2, 0.4, 0.6, 0.8, 1)]
-            share = sum(far) / len(far)
+            (lon0, lat0), (lon1, lat1) = points[1], points[2]
+            parts = np.linspace(0.0, 1.0, 7)
+            share = float(np.mean(distances(shape, lon0 + parts * (lon1 - lon0), lat0 + parts * (lat1 - lat0)) >= 0.7 * abs(aside)))
             if share > best:
                 best, found = share, (rows, from_m, from_m + length, points)
             if share == 1.0:
                 break
         return found
-
-
-def _between(one: tuple[float, float], other: tuple[float, float], share: float) -> tuple[float, float]:
-    return one[0] + share * (other[0] - one[0]), one[1] + share * (other[1] - one[1])
 
 
 class MissedStop(msgspec.Struct, frozen=True):

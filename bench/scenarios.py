@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from bench.driving import Driver, StopVisit
+from bench.driving import Driver, Journey, StopVisit
 from bench.network.buses import blocks_on
 from bench.receiver import Reading, Truth
 from bench.scenario_radio import (
@@ -65,6 +65,15 @@ CATALOGUE: dict[str, type[Any]] = {
     "noise": Noise, "reflection": Reflection, "tunnel": Tunnel, "teleport": Teleport, "frozen": Frozen, "skew": Skew, "clock_jump": ClockJump,
     "week_rollover": WeekRollover, "duplicates": Duplicates, "out_of_order": OutOfOrder, "late_batch": LateBatch, "unnamed": Unnamed,
 }  # fmt: skip
+LASTING = (
+    Noise,
+    Skew,
+    ClockJump,
+    WeekRollover,
+    Duplicates,
+    OutOfOrder,
+    Unnamed,
+)  # from the trip that it strikes to the end of the bus's day
 LAG_MS = 200  # from a fix to its receipt
 
 
@@ -217,24 +226,39 @@ def drive(
     return driven
 
 
-def begun(seed: int, scene: Scene, faults: Sequence[Fault]) -> tuple[list[Happening], list[Change]]:
-    """What of `faults` strikes receiver, clock and modem, in their order."""
-    happened, changes = [], []
-    for number, fault in enumerate(faults):
-        if not isinstance(fault, ROADS):
-            key = f"{seed}:{scene.bus_id}:{scene.trip_id}:{scene.start_date}:{number}:{type(fault).__name__}"
-            happening, change = fault.begin(scene, random.Random(key))  # type: ignore[union-attr]
+class Reception:
+    """What becomes of one bus's readings, trip after trip."""
+
+    def __init__(self, seed: int, bus_id: str) -> None:
+        self._seed, self._bus_id = seed, bus_id
+        self._lasting: dict[type[Any], Change] = {}  # a clock that is off stays off; a receiver keeps its noise
+        self._passing: list[Change] = []
+
+    def begin(self, driven: Journey | Driven, faults: Sequence[Fault], from_ms: int, until_ms: int) -> list[Happening]:
+        """A trip begins: what of `faults` strikes receiver, clock and modem. Lasting ones begin at `from_ms` and end at `until_ms`."""
+        trip_id, start_date = driven.instance.trip.trip_id, driven.instance.start_date
+        trip = Scene(self._bus_id, trip_id, start_date, driven.begins_ms, driven.last_ms)
+        whole = Scene(self._bus_id, None, None, from_ms, until_ms)
+        self._passing, happened = [], []
+        for number, fault in enumerate(faults):
+            kind = type(fault)
+            if isinstance(fault, ROADS) or kind in self._lasting:
+                continue
+            chance = random.Random(f"{self._seed}:{self._bus_id}:{trip_id}:{start_date}:{number}:{kind.__name__}")
+            happening, change = fault.begin(whole if isinstance(fault, LASTING) else trip, chance)  # type: ignore[union-attr]
             happened.append(happening)
-            changes.append(change)
-    return happened, changes
+            if isinstance(fault, LASTING):
+                self._lasting[kind] = change
+            else:
+                self._passing.append(change)
+        return happened
 
-
-def arriving(reading: Reading, truth: Truth, due_ms: int, changes: Sequence[Change]) -> list[Sent]:
-    """What becomes of one reading."""
-    sent = [Sent(due_ms, reading)]
-    for change in changes:
-        sent = [after for before in sent for after in change(before, truth)]
-    return sent
+    def arriving(self, reading: Reading, truth: Truth, due_ms: int) -> list[Sent]:
+        """What becomes of one reading."""
+        sent = [Sent(due_ms, reading)]
+        for change in (*self._lasting.values(), *self._passing):
+            sent = [after for before in sent for after in change(before, truth)]
+        return sent
 
 
 def fix_of(sent: Sent) -> Fix:
@@ -284,17 +308,9 @@ def _trace(
     sent: list[Sent] = []
     step_ms = round(every_s * 1000)
     now_ms = begin_ms + random.Random(f"{seed}:{bus_id}:phase").randrange(step_ms)
-    whole: dict[type[Any], Change] = {}
-    for driven, faults, until_ms in zip(drives, strikes, borders[1:], strict=True):
-        trip = driven.instance
-        begins_ms = min(driven.first_ms, driven.begins_ms - 60_000) if driven is not drives[0] else begin_ms
-        passing, lasting = [f for f in faults if not _lasts(f)], [f for f in faults if _lasts(f)]
-        scene = Scene(bus_id, trip.trip.trip_id, trip.start_date, driven.begins_ms, driven.last_ms)
-        more, changes = begun(seed, scene, passing)
-        fresh = [fault for fault in lasting if type(fault) not in whole]  # a clock that is off stays off; a receiver keeps its noise
-        always, lasting_changes = begun(seed, Scene(bus_id, None, None, begins_ms, end_ms), fresh)
-        whole |= {type(fault): change for fault, change in zip(fresh, lasting_changes, strict=True)}
-        happened += [*more, *always]
+    reception = Reception(seed, bus_id)
+    for driven, faults, since_ms, until_ms in zip(drives, strikes, borders, borders[1:], strict=False):
+        happened += reception.begin(driven, faults, since_ms, end_ms)
         while now_ms < until_ms:
             truth = driven.truth(now_ms)
             points.append(truth)
@@ -302,7 +318,7 @@ def _trace(
                 bus_id, now_ms, round(truth.lat, 7), round(truth.lon, 7), 5.0, round(truth.speed_mps, 2) if tells_motion else -1.0,
                 round(truth.bearing_deg, 1), truth.trip_id if named else None, truth.start_date if named else None, len(points),
             )  # fmt: skip
-            sent += arriving(reading, truth, now_ms + LAG_MS, [*whole.values(), *changes])
+            sent += reception.arriving(reading, truth, now_ms + LAG_MS)
             now_ms += step_ms
     sent.sort(key=lambda each: (each.due_ms, each.reading.seq))
     fixes = [fix_of(each) for each in sent]
@@ -310,8 +326,3 @@ def _trace(
         fixes = [msgspec.structs.replace(fix, speed_mps=None, bearing_deg=None) for fix in fixes]
     stops = [stop for driven in drives for stop in stop_truths(bus_id, driven.instance, driven.visits)]
     return Trace(fixes, TraceTruth(points, stops, sorted(happened, key=lambda each: (each.from_ms, each.kind))))
-
-
-def _lasts(fault: Fault) -> bool:
-    """From the trip that it strikes to the end of the bus's day."""
-    return isinstance(fault, Noise | Skew | ClockJump | WeekRollover | Duplicates | OutOfOrder | Unnamed)

@@ -2,8 +2,8 @@
 
 Online it keeps an open loop: every bus has its moment in each interval, a fix carries that moment as its time, and a slow engine shows as
 waiting and dropped fixes, never as fewer fixes. Offline (`--write-fixes`) it writes the same buses' fixes to a file, as fast as it can, in the
-form that `timepoint replay` reads; the same seed gives the same bytes. `--truth FILE.csv` writes what was true: every fix's place along its
-shape, and in FILE.stops.csv every stop's true times.
+form that `timepoint replay` reads; the same seed gives the same bytes. `--truth DIR` writes what was true: every fix's place, every stop's
+times, and what happened on the way. `--fault NAME=SHARE` lets things go wrong on a share of the trips (docs/simulator.md).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import csv
 import gzip
+import heapq
 import io
 import json
 import signal
@@ -33,16 +34,34 @@ import uvloop
 from bench.fleet import Fleet, SimulatedBus
 from bench.network.feed import TIMEZONE, write_feed
 from bench.receiver import Reading, Truth
+from bench.scenario_roads import Happening
+from bench.scenarios import CATALOGUE, Share, parsed, stop_truths
 from bench.senders import HttpSender, MqttSender, Sender, SocketSender, Tally
+from bench.staged import Stage
 from engine.tracking.timetable import Timetable
 from ingest.gtfs import read_feed
 
+LAG_MS = 60  # from a fix to its receipt, offline
 ROLL_CALL_S = 20.0  # how often it is decided anew who drives
 REGISTER_AT_ONCE = 2000
+LATE_AT_END_MAX = 1000  # of what is still under way when the drive ends
 FIX_COLUMNS = (
     "vehicle_id", "timestamp_ms", "lat", "lon", "speed_mps", "bearing_deg", "accuracy_m", "trip_id", "start_date", "received_at_ms",
 )  # fmt: skip
-TRUTH_COLUMNS = ("vehicle_id", "timestamp_ms", "trip_id", "start_date", "along_m", "offset_m", "lat", "lon", "speed_mps", "state")
+TRUTH_COLUMNS = (
+    "vehicle_id",
+    "timestamp_ms",
+    "true_ms",
+    "trip_id",
+    "start_date",
+    "along_m",
+    "offset_m",
+    "lat",
+    "lon",
+    "speed_mps",
+    "state",
+)
+HAPPENED_COLUMNS = ("kind", "vehicle_id", "trip_id", "start_date", "from_ms", "to_ms", "from_m", "to_m", "facts")
 STOP_COLUMNS = (
     "vehicle_id", "trip_id", "start_date", "stop_sequence", "stop_id", "arrived_at_ms", "scheduled_ms", "departed_at_ms", "kind",
 )  # fmt: skip
@@ -84,11 +103,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mqtt-url", metavar="URL", help="the broker (default: mqttUrl of --info)")
     add("--connections", type=int, metavar="N", help="kept HTTP connections (default: one for eight buses, at most 256)")
     add("--unnamed-share", type=float, default=0.1, metavar="SHARE", help="of buses that do not say which trip they drive (default 0.1)")
-    add("--detour-rate", type=float, default=0.01, metavar="SHARE", help="of trips that leave their shape for a while (default 0.01)")
+    add(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="NAME=SHARE[,OPTION=VALUE...]",
+        help=f"what goes wrong, and on which share of the trips; may be repeated: {', '.join(CATALOGUE)}",
+    )
+    add("--detour-rate", type=float, default=0.01, metavar="SHARE", help="the same as --fault detour=SHARE (default 0.01)")
+    add(
+        "--staged",
+        type=float,
+        metavar="SECONDS",
+        help="every so often, and soon after the start, one bus drives a detour and another misses a stop",
+    )
     add("--noise", type=float, default=1.0, metavar="FACTOR", help="of receivers; 0: the truth, without gaps (default 1)")
     add("--write-fixes", type=Path, metavar="FIXES.csv", help="no engine: write the fixes to a file (.gz: compressed)")
     add("--json", action="store_true", help="a line of JSON every second instead of words: for the benches")
-    add("--truth", type=Path, metavar="FILE.csv", help="write what was true; stop times go to FILE.stops.csv")
+    add("--truth", type=Path, metavar="DIR", help="a folder for what was true: fixes.csv, stops.csv, happened.csv")
 
 
 # --- the ground: feed, tokens ---
@@ -170,28 +202,39 @@ def keys_of(args: argparse.Namespace, info: dict[str, Any], base_url: str) -> Ke
 # --- what was true ---
 
 
-class TruthFile:
-    """Two CSV files: fixes and stops."""
+class TruthFiles:
+    """DIR/fixes.csv, stops.csv and happened.csv."""
 
-    def __init__(self, path: Path, stack: ExitStack) -> None:
-        self._fixes = csv.writer(stack.enter_context(path.open("w", newline="")))
-        self._stops = csv.writer(stack.enter_context(path.with_suffix(".stops.csv").open("w", newline="")))
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._fixes, self._stops, self._happened = (
+            csv.writer(stack.enter_context((folder / f"{name}.csv").open("w", newline=""))) for name in ("fixes", "stops", "happened")
+        )
         self._fixes.writerow(TRUTH_COLUMNS)
         self._stops.writerow(STOP_COLUMNS)
+        self._happened.writerow(HAPPENED_COLUMNS)
+        self._clocks: dict[str, list[Happening]] = {}  # of each bus, what its clock suffers
 
-    def fix(self, truth: Truth, sent_as_ms: int) -> None:
+    def look(self, bus: SimulatedBus, truth: Truth, at_ms: int) -> None:
+        """One measured fix, sent or not; `at_ms`: what a right clock would have said."""
+        for each in bus.happened():
+            self._happened.writerow((
+                each.kind, each.bus_id, each.trip_id or "", each.start_date or "", each.from_ms, each.to_ms,
+                "" if each.from_m is None else each.from_m, "" if each.to_m is None else each.to_m, json.dumps(each.facts),
+            ))  # fmt: skip
+            if "skewMillis" in each.facts:
+                self._clocks.setdefault(bus.bus_id, []).append(each)
+        wrong_ms = sum(each.facts["skewMillis"] for each in self._clocks.get(bus.bus_id, ()) if each.from_ms <= truth.at_ms)
         along = "" if truth.along_m is None else f"{truth.along_m:.2f}"
         self._fixes.writerow((
-            truth.bus_id, sent_as_ms, truth.trip_id or "", truth.start_date or "", along, f"{truth.offset_m:.2f}", f"{truth.lat:.7f}",
-            f"{truth.lon:.7f}", f"{truth.speed_mps:.2f}", truth.phase,
+            truth.bus_id, at_ms + bus.receiver.skew_ms + wrong_ms, truth.at_ms, truth.trip_id or "", truth.start_date or "", along,
+            f"{truth.offset_m:.2f}", f"{truth.lat:.7f}", f"{truth.lon:.7f}", f"{truth.speed_mps:.2f}", truth.phase,
         ))  # fmt: skip
-
-    def stops(self, bus: SimulatedBus, now_ms: int) -> None:
-        for journey, visit in bus.visited(now_ms):
-            instance, pattern, i = journey.instance, journey.instance.trip.pattern, visit.stop_index
+        for journey, visit in bus.visited(truth.at_ms):
+            (stop,) = stop_truths(bus.bus_id, journey.instance, [visit])
             self._stops.writerow((
-                bus.bus_id, instance.trip.trip_id, instance.start_date, pattern.stop_sequences[i], pattern.stop_ids[i],
-                visit.arrived_ms, instance.arrival_ms(i), visit.departed_ms, visit.kind,
+                stop.bus_id, stop.trip_id, stop.start_date, stop.stop_sequence, stop.stop_id, stop.arrived_at_ms, stop.scheduled_ms,
+                stop.departed_at_ms, stop.kind,
             ))  # fmt: skip
 
 
@@ -199,27 +242,30 @@ class TruthFile:
 
 
 def drive_offline(
-    fleet: Fleet, start_ms: int, duration_s: float, interval_s: float, truth: TruthFile | None
+    fleet: Fleet, start_ms: int, duration_s: float, interval_s: float, truth: TruthFiles | None
 ) -> Iterable[tuple[int, Reading]]:
-    """(received_at_ms, reading) in order of receipt."""
+    """(received_at_ms, reading) in order of receipt; what would arrive after the end is left out."""
     step_ms, buses = round(interval_s * 1000), fleet.on_duty(start_ms)
     roll_call_ms = start_ms
-    for begin_ms in range(start_ms, start_ms + round(duration_s * 1000), step_ms):
+    end_ms = start_ms + round(duration_s * 1000)
+    under_way: list[tuple[int, str, int, int, Reading]] = []  # a heap; the running number keeps equal ones in order
+    number = 0
+    for begin_ms in range(start_ms, end_ms, step_ms):
         if begin_ms - roll_call_ms >= ROLL_CALL_S * 1000:
             buses, roll_call_ms = fleet.on_duty(begin_ms, buses), begin_ms
-        out: list[tuple[int, str, Reading]] = []
         for bus in buses:
             at_ms = begin_ms + _phase(bus.bus_id, step_ms)
             where = bus.truth(at_ms)
             if where is None:
                 continue
-            readings = bus.receiver.measure(where, at_ms)
-            out.extend((at_ms + 60, bus.bus_id, reading) for reading in readings)
+            for due_ms, reading in bus.sends(where, at_ms):
+                heapq.heappush(under_way, (due_ms + LAG_MS, bus.bus_id, reading.seq, number, reading))
+                number += 1
             if truth is not None:
-                truth.fix(where, at_ms + bus.receiver.skew_ms)
-                truth.stops(bus, at_ms)
-        out.sort(key=lambda row: (row[0], row[1], row[2].seq))
-        yield from ((received, reading) for received, _, reading in out)
+                truth.look(bus, where, at_ms)
+        until_ms = begin_ms + step_ms if begin_ms + step_ms < end_ms else end_ms + LAG_MS
+        while under_way and under_way[0][0] < until_ms:
+            yield under_way[0][0], heapq.heappop(under_way)[-1]
 
 
 def _phase(bus_id: str, step_ms: int) -> int:
@@ -232,7 +278,7 @@ def write_offline(args: argparse.Namespace, timetable: Timetable) -> int:
     fleet = _fleet(args, timetable, start_ms)
     count = 0
     with ExitStack() as stack:
-        truth = TruthFile(args.truth, stack) if args.truth else None
+        truth = TruthFiles(args.truth, stack) if args.truth else None
         out = csv.writer(stack.enter_context(_opened(args.write_fixes)))
         out.writerow(FIX_COLUMNS)
         for received_ms, r in drive_offline(fleet, start_ms, args.duration or 3600.0, args.interval, truth):
@@ -254,6 +300,11 @@ def _opened(path: Path) -> TextIO:
 # --- online ---
 
 
+def faults_of(args: argparse.Namespace) -> list[Share]:
+    """Raises ValueError with what was expected."""
+    return [*(parsed(text) for text in args.fault), *([parsed(f"detour={args.detour_rate}")] if args.detour_rate > 0 else [])]
+
+
 def _fleet(args: argparse.Namespace, timetable: Timetable, now_ms: int) -> Fleet:
     return Fleet(
         timetable,
@@ -262,20 +313,23 @@ def _fleet(args: argparse.Namespace, timetable: Timetable, now_ms: int) -> Fleet
         seed=args.seed,
         noise=args.noise,
         unnamed_share=args.unnamed_share,
-        detour_rate=args.detour_rate,
+        faults=faults_of(args),
     )
 
 
 class Drive:
     """The open loop. `simulated_ms` maps wall time to the buses' time, which `speedup` stretches."""
 
-    def __init__(self, fleet: Fleet, sender: Sender, keys: Keys, args: argparse.Namespace, truth: TruthFile | None) -> None:
+    def __init__(self, fleet: Fleet, sender: Sender, keys: Keys, args: argparse.Namespace, truth: TruthFiles | None) -> None:
         self.fleet, self.sender, self.keys, self.truth = fleet, sender, keys, truth
         self.step_ms, self.batch, self.speedup = max(50, round(args.interval * 1000)), max(1, args.batch), args.speedup
         self.pooled = args.token is not None
         self.began_ms = time.time_ns() // 1_000_000
         self.buses: list[SimulatedBus] = []
         self.gathered: dict[str, list[Reading]] = {}
+        self.late: list[tuple[int, int, Reading]] = []  # a heap of what arrives later than it was measured
+        self.stage = Stage(args.staged * 1000) if args.staged else None
+        self.number = 0
         self.behind_ms = 0
 
     def simulated_ms(self, wall_ms: int) -> int:
@@ -284,6 +338,8 @@ class Drive:
 
     async def roll_call(self, wall_ms: int) -> None:
         chosen = self.fleet.on_duty(self.simulated_ms(wall_ms), self.buses)
+        if self.stage is not None:
+            self.stage.look(chosen, self.simulated_ms(wall_ms))
         self.buses = sorted(await self.keys.admit(chosen), key=lambda bus: _phase(bus.bus_id, self.step_ms))
 
     async def run(self, until_ms: float, stop: asyncio.Event, report: Callable[[Drive], None]) -> None:
@@ -302,6 +358,9 @@ class Drive:
                     await asyncio.sleep((due_ms - now_ms) / 1000)
                 self.behind_ms = max(0, now_ms - due_ms)
                 self.report_one(bus, due_ms)
+                while self.late and self.late[0][0] <= now_ms:
+                    reading = heapq.heappop(self.late)[-1]
+                    self.sender.send(reading.bus_id, [reading])
             round_ms += self.step_ms
             wait_ms = round_ms - time.time_ns() // 1_000_000
             if round_ms >= until_ms:
@@ -316,10 +375,15 @@ class Drive:
         where = bus.truth(at_ms)
         if where is None:
             return
-        readings = bus.receiver.measure(where, due_ms)
+        readings = []
+        for arrives_ms, reading in bus.sends(where, due_ms):
+            if arrives_ms <= at_ms:
+                readings.append(reading)
+            else:
+                self.number += 1
+                heapq.heappush(self.late, (due_ms + round((arrives_ms - at_ms) / self.speedup), self.number, reading))
         if self.truth is not None:
-            self.truth.fix(where, due_ms + bus.receiver.skew_ms)
-            self.truth.stops(bus, at_ms)
+            self.truth.look(bus, where, due_ms)
         if self.batch > 1:
             sender = f"gateway-{bus.receiver.seq % 8}" if self.pooled else bus.bus_id
             waiting = self.gathered.setdefault(sender, [])
@@ -390,6 +454,11 @@ def _nothing_to_do(timetable: Timetable) -> str:
 
 async def run(args: argparse.Namespace) -> int:
     """The whole command; the exit code. Ends on SIGINT and SIGTERM, and after `--duration`."""
+    try:
+        faults_of(args)
+    except ValueError as wrong:
+        print(wrong, file=sys.stderr)
+        return 2
     timetable = await asyncio.to_thread(load_feed, args.feed)
     if args.write_fixes:
         print(f"{await asyncio.to_thread(write_offline, args, timetable)} fixes in {args.write_fixes}")
@@ -405,7 +474,7 @@ async def run(args: argparse.Namespace) -> int:
     keys = keys_of(args, info, base_url)
     fleet = await asyncio.to_thread(_fleet, args, timetable, time.time_ns() // 1_000_000)
     with ExitStack() as stack:
-        truth = TruthFile(args.truth, stack) if args.truth else None
+        truth = TruthFiles(args.truth, stack) if args.truth else None
         try:
             sender = sender_of(args, info, base_url, keys, args.buses or 200)
             drive = Drive(fleet, sender, keys, args, truth)
@@ -419,6 +488,8 @@ async def run(args: argparse.Namespace) -> int:
         await drive.run(until_ms, stop, _reporter(stack, args.json))
         for bus_id, readings in drive.gathered.items():
             sender.send(bus_id, readings)
+        for _, _, reading in sorted(drive.late)[:LATE_AT_END_MAX]:
+            sender.send(reading.bus_id, [reading])
         await sender.close(2.0 if stop.is_set() else 5.0)
     print(state_json(drive) if args.json else state_line(drive))
     return 1 if failed(sender.tally) else 0

@@ -55,6 +55,7 @@ DEMO_FEED_LIFE_S = 180 * 86_400  # the demo calendar reaches 400 days ahead
 BUSES_LIFE_S = 3 * 86_400  # who drives is worked out for a fortnight ahead
 READER = "timepoint"  # the engine's own login at the broker
 TOKEN_LIFE_S = 86_400
+STAGED_S = 900  # between two detours of the demo; the first begins two to four minutes after the start
 SOLD_LISTED, SOLD_AHEAD = 120, timedelta(hours=2)  # trip instances that run/info.json names: what leaves later than so soon
 READY_LIMIT_S, COMMAND_LIMIT_S = 60.0, 300.0
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.5, 10.0  # before a dead child is started again: doubled each time, back to the first after a minute of life
@@ -353,7 +354,7 @@ class Run:
 
     def _buses(self) -> None:
         argv = [self.timepoint, "simulate", "--feed", str(self.feed), "--base-url", self.base_url]
-        argv += ["--devices", str(self.state / f"devices-{self.feed_id}.json")]
+        argv += ["--devices", str(self.state / f"devices-{self.feed_id}.json"), "--staged", str(STAGED_S)]
         env = {
             name: value for name, value in self.env.items() if name not in ("SECRET_KEY", "DATABASE_OWNER_URL", "DATABASE_URL", "REDIS_URL")
         }

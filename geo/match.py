@@ -4,7 +4,7 @@ The nearest point of the whole line is wrong wherever a line meets itself (loops
 with the arcs that the vehicle can have reached, `[s - 100 m, s + 150 m + 28 m/s * dt]`, and while two arcs explain it about equally well both
 are kept, at most three, judged by their last five fixes or so. Lengths in metres, speeds in m/s, bearings in degrees clockwise from north.
 
-cost of a candidate = d^2 / (2 sigma^2) + |ds - v dt| / beta + 8 where the vehicle moves against the line.
+cost of a candidate = (d^2 / (2 sigma^2) + 8 where the vehicle moves against the line) * min(1, dt / 12 s) + |ds - v dt| / beta.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ JUMP_COST = 10.0  # cap of the progress term for arcs outside the window, which 
 STEADY_S = 10.0  # a speed holds for about this long; beyond it the vehicle's pace over some minutes is the better guess
 PACE_S, PACE_MPS = 300.0, 6.0  # time constant of that pace, and what it starts from: a city bus with its stops
 SPREAD_MPS = 1.0  # beta grows by this for every second beyond STEADY_S
+ALIKE_S = 12.0  # errors of a receiver hang together for about this long (own simulations: 25 s): fixes closer in time count less, by their share of it
 HYPOTHESES = 3
 LEAD = 4.0  # a hypothesis that trails the best by this is given up
 RETREAT_MAX_M = 50.0  # the published arc never goes back further
@@ -197,7 +198,9 @@ def place_next(
     `may_retreat`: the trip has not begun, so the published arc may move freely."""
     beyond = dt_s - STEADY_S if dt_s > STEADY_S else 0.0
     expected, reach = speed_mps * (dt_s - beyond) + match.pace_mps * beyond, AHEAD_M + AHEAD_MPS * dt_s
-    per_square, per_m = 0.5 / (sigma * sigma), 1.0 / (BETA_M + SPREAD_MPS * beyond)
+    weight = dt_s / ALIKE_S if dt_s < ALIKE_S else 1.0
+    per_square, per_m = 0.5 * weight / (sigma * sigma), 1.0 / (BETA_M + SPREAD_MPS * beyond)
+    far_cost, opposite_cost = FAR_COST * weight, OPPOSITE_COST * weight
     found: list[Guess] = []
     nearest = math.inf
     opposed = False
@@ -208,16 +211,16 @@ def place_next(
             if offset < nearest:
                 nearest = offset
             cost = offset * offset * per_square
-            cost = past + (cost if cost < FAR_COST else FAR_COST) + abs(along - ahead) * per_m
+            cost = past + (cost if cost < far_cost else far_cost) + abs(along - ahead) * per_m
             if bearing_deg is not None and (opposed := OPPOSITE_DEG < abs(bearing_deg - course) < 360.0 - OPPOSITE_DEG):
-                cost += OPPOSITE_COST
+                cost += opposite_cost
             found.append((cost, along, offset, opposed, True))
     if nearest > lost_m:
         first = match.arcs[0]
         for along, offset, course in line.minima(lon, lat, 0.0, line.length_m):
             if offset <= lost_m:
                 opposed = bearing_deg is not None and turn_deg(bearing_deg, course) > OPPOSITE_DEG
-                cost = first.cost + min(FAR_COST, offset * offset * per_square) + (OPPOSITE_COST if opposed else 0.0)
+                cost = first.cost + min(far_cost, offset * offset * per_square) + (opposite_cost if opposed else 0.0)
                 cost += min(JUMP_COST, abs(along - first.along_m - expected) * per_m)
                 found.append((cost, along, offset, opposed, False))
     kept = _kept(found)

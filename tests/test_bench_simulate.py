@@ -22,6 +22,7 @@ from bench.fleet import Fleet
 from bench.network.feed import write_feed
 from bench.receiver import Reading, Receiver, Truth
 from bench.senders import HttpSender, osmand_query, owntracks_body, telemetry_body
+from bench.staged import Stage
 from engine.tracking.timetable import Timetable
 from ingest.gtfs import read_feed
 
@@ -62,10 +63,10 @@ def options(*argv: str) -> argparse.Namespace:
 
 def offline(feed: Path, folder: Path, *more: str) -> tuple[list[dict[str, str]], list[dict[str, str]], list[dict[str, str]]]:
     """Fixes, true fixes and true stops of a run without an engine."""
-    fixes, truth = folder / "fixes.csv", folder / "truth.csv"
+    fixes, truth = folder / "fixes.csv", folder / "truth"
     args = options("--feed", str(feed), "--write-fixes", str(fixes), "--truth", str(truth), "--start", NOON, *more)
     assert asyncio.run(simulate.run(args)) == 0
-    with fixes.open() as one, truth.open() as two, truth.with_suffix(".stops.csv").open() as three:
+    with fixes.open() as one, (truth / "fixes.csv").open() as two, (truth / "stops.csv").open() as three:
         return list(csv.DictReader(one)), list(csv.DictReader(two)), list(csv.DictReader(three))
 
 
@@ -126,19 +127,6 @@ def test_lateness_is_carried_into_the_next_trip_of_the_block(timetable: Timetabl
     very_late = second.departure_ms(0) + 900_000
     assert Driver().trip(second, free_from_ms=very_late).begins_ms >= very_late + 90_000
     assert Driver().trip(second, free_from_ms=first.arrival_ms(-1) - 600_000).begins_ms < second.departure_ms(0) + 300_000
-
-
-def test_a_detour_leaves_the_shape_and_misses_a_stop(timetable: Timetable) -> None:
-    missed = 0
-    for instance in timetable.instances_on(TODAY)[::40]:
-        journey = Driver(seed=2, detour_rate=1.0).trip(instance)
-        if journey.detour is None:
-            continue
-        middle = (journey.detour.from_m + journey.detour.to_m) / 2
-        assert abs(journey.detour.offset_m(middle)) >= 179
-        assert journey.detour.offset_m(journey.detour.from_m - 1) == journey.detour.offset_m(journey.detour.to_m + 1) == 0
-        missed += any(visit.kind == "MISSED" for visit in journey.visits)
-    assert missed > 20
 
 
 # --- fixes ---
@@ -233,6 +221,58 @@ def test_a_receivers_error_wanders_rather_than_jumps() -> None:
     lat = np.array([r.lat for t in still for r in receiver.measure(t, t.at_ms)]) * 111_000
     steps = np.abs(np.diff(lat))
     assert np.percentile(steps, 95) < lat.std()
+
+
+def test_faults_strike_their_share_of_trips_and_what_happened_is_written_down(feed: Path, timetable: Timetable, tmp_path: Path) -> None:
+    more = ("--noise", "0", "--detour-rate", "0", "--unnamed-share", "0", "--fault", "detour=0.5", "--fault", "skew=0.2,seconds=40")
+    fixes, truth, stops = offline(feed, tmp_path, "--duration", "2400", "--interval", "15", "--buses", "50", *more)
+    with (tmp_path / "truth" / "happened.csv").open() as file:
+        happened = list(csv.DictReader(file))
+    kinds = Counter(row["kind"] for row in happened)
+    trips = {row["trip_id"] for row in truth if row["trip_id"]}
+    assert 0.25 < len({row["trip_id"] for row in happened if row["kind"] == "DETOUR"}) / len(trips) < 0.7 and kinds["SKEW"] > 5
+    for row in happened:
+        if row["kind"] == "DETOUR":
+            during = [
+                one
+                for one in truth
+                if one["vehicle_id"] == row["vehicle_id"] and int(row["from_ms"]) < int(one["true_ms"]) < int(row["to_ms"])
+            ]
+            assert not during or {one["trip_id"] for one in during} == {row["trip_id"]}
+            assert max((float(one["offset_m"]) for one in during), default=0) <= json.loads(row["facts"])["maxOffsetM"] + 1
+    assert {"MISSED"} <= {row["kind"] for row in stops}
+    true = {(row["vehicle_id"], row["timestamp_ms"]): row for row in truth}
+    wrong = [int(fix["timestamp_ms"]) - int(true[fix["vehicle_id"], fix["timestamp_ms"]]["true_ms"]) for fix in fixes]
+    assert set(wrong) == {0, 40_000}, "every fix has its truth, also where the clock is wrong"
+
+
+def test_deliveries_that_come_late_are_written_in_order_of_receipt(feed: Path, tmp_path: Path) -> None:
+    late = ("--fault", "late_batch=0.5,newest_first=true", "--fault", "out_of_order=0.5,within_s=20", "--noise", "0")
+    fixes, _, _ = offline(feed, tmp_path, "--duration", "1200", "--interval", "10", "--buses", "20", *late)
+    received = [int(fix["received_at_ms"]) for fix in fixes]
+    assert received == sorted(received)
+    assert max(int(fix["received_at_ms"]) - int(fix["timestamp_ms"]) for fix in fixes) > 20_000
+
+
+def test_a_fault_that_is_none_is_named_with_those_there_are(feed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert asyncio.run(simulate.run(options("--feed", str(feed), "--fault", "flood=0.1"))) == 2
+    assert "detour" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hour", [3, 12, 18])
+def test_a_staged_drive_shows_a_detour_and_a_missed_stop_within_minutes_at_any_hour(timetable: Timetable, hour: int) -> None:
+    begin_ms = round(datetime.fromisoformat(NOON).timestamp() * 1000) + (hour - 12) * 3_600_000
+    fleet, stage = Fleet(timetable, begin_ms), Stage(900_000)
+    for now_ms in range(begin_ms, begin_ms + 1_500_000, 20_000):
+        stage.look(fleet.on_duty(now_ms), now_ms)
+    detours = [each for each in stage.played if each.kind == "DETOUR"]
+    missed = [each for each in stage.played if each.kind == "MISSED_STOP"]
+    assert 60_000 < detours[0].from_ms - begin_ms < 300_000 and missed[0].from_ms - begin_ms < 360_000
+    assert 150_000 <= detours[0].to_ms - detours[0].from_ms <= 320_000 and detours[0].facts["maxOffsetM"] > 200
+    assert len(detours) == 2 and len({each.bus_id for each in stage.played}) == len(stage.played)
+    bus = next(each for each in fleet.on_duty(detours[1].from_ms + 60_000) if each.bus_id == detours[1].bus_id)
+    truth = bus.truth((detours[1].from_ms + detours[1].to_ms) // 2)
+    assert truth is not None and truth.offset_m > 150
 
 
 # --- on the wire ---
