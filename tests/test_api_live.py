@@ -15,9 +15,10 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from deploy.servers import RedisServer
+from engine.events import IncidentEvent
 from engine.live.ordered import OrderedChannels
 from engine.store.redis import ChannelLog
-from tests.live_house import House, ask, forecast, hear, house, position
+from tests.live_house import AT_MS, House, ask, forecast, hear, house, position
 
 UPGRADE = (
     b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
@@ -437,3 +438,31 @@ async def test_a_message_that_does_not_decode_is_left_out_and_holds_nobody_up(re
                 assert (await hear(ws))["o"] == 5
         finally:
             task.cancel()
+
+
+async def test_a_detour_is_heard_on_the_channel_of_its_trip_by_all_who_follow_it_and_by_who_comes_later(redis_url: str) -> None:
+    async with house(redis_url) as h:
+        await h.owner.say(position("17"))
+        detour = IncidentEvent(
+            "e1", "i1", "OFF_ROUTE", "MAJOR", "17", "t1", "20260216", "r1", AT_MS, None, 36.7, 3.0, '{"maxOffsetM":240,"note":"x"}'
+        )
+        over = msgspec.structs.replace(detour, event_id="e2", closed_at_ms=AT_MS + 60_000)
+        channel = "trip:demo:t1:20260216"
+        async with h.connect() as plain, h.connect(**PACKED) as packed:
+            await listen(h, plain, channel)
+            await packed.send(msgspec.msgpack.encode({"id": 1, "op": "sub", "ch": channel}))
+            await hear(packed), await hear(packed)
+            await h.owner.say(events=(detour,))
+            said = [await hear(ws) for ws in (plain, packed)]
+            assert said[0] == said[1] and (said[0]["t"], said[0]["d"]["code"], said[0]["d"]["closedAt"]) == ("incident", "DETOUR", None)
+            assert "note" not in said[0]["d"]["detail"]
+            async with h.connect() as late:
+                _, first = await listen(h, late, channel)
+                assert [one["t"] for one in first["d"]] == ["snapshot", "incident"]
+            async with httpx.AsyncClient() as http, http.stream("GET", f"http://127.0.0.1:{h.port}/sse?channel={channel}") as stream:
+                lines = stream.aiter_lines()
+                while not (line := await anext(lines)).startswith("data:"):
+                    pass
+                assert [one["t"] for one in json.loads(line[5:])["d"]] == ["snapshot", "incident"]
+            await h.owner.say(events=(over,))
+            assert (await hear(plain))["d"]["code"] == "DETOUR_OVER"

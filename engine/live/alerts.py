@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Final, Literal
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -244,11 +245,21 @@ def _holds_for(each: Selector, timetable: Timetable, trip: Trip, start_date: str
     return each.stop_id is None or any(_is_at(timetable, stop, each.stop_id) for stop in trip.pattern.stop_ids)
 
 
-def _serves(timetable: Timetable, route_id: str, stop_id: str) -> bool:
-    return any(
-        pattern.route_id == route_id and any(_is_at(timetable, stop, stop_id) for stop in pattern.stop_ids)
-        for pattern in timetable.patterns.values()
-    )
+_SERVED: WeakKeyDictionary[Timetable, dict[str, frozenset[str]]] = WeakKeyDictionary()  # timetables go when their feed has a new one
+
+
+def _serves(timetable: Timetable, route_id: str, place: str) -> bool:
+    """Whether a route calls at a stop, or in a station."""
+    served = _SERVED.get(timetable)
+    if served is None:
+        found: dict[str, set[str]] = {}
+        for pattern in timetable.patterns.values():
+            among = found.setdefault(pattern.route_id, set())
+            for stop_id in pattern.stop_ids:
+                stop = timetable.stops.get(stop_id)
+                among.update((stop_id,) if stop is None or stop.parent_station is None else (stop_id, stop.parent_station))
+        served = _SERVED[timetable] = {route: frozenset(stops) for route, stops in found.items()}
+    return place in served.get(route_id, ())
 
 
 def _is_at(timetable: Timetable, stop_id: str, place: str) -> bool:
