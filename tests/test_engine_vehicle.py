@@ -10,7 +10,7 @@ from engine.events import Event
 from engine.tracking.fix import Fix
 from engine.tracking.vehicle import Area, VehicleState, advance
 from geo.coords import moved
-from tests.small_world import DAY, STRAIGHT, Bus, feed, instance_of
+from tests.small_world import DAY, SPEED, STRAIGHT, Bus, feed, instance_of, line
 
 TIMETABLE = feed()
 START = instance_of(TIMETABLE).departure_ms(0)
@@ -81,3 +81,13 @@ def test_whatever_a_vehicle_does_its_story_holds_together(
                 if one_ride and was.ride.started_at_ms is not None and state.match.raw_m < was.match.peak_m:
                     assert state.match.along_m >= was.match.peak_m - 50.0 - 1e-6 or state.match.peak_m == state.match.raw_m
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=VehicleState) == state
+
+
+def test_a_bus_that_signs_on_late_stands_at_its_first_stop_and_not_where_the_line_comes_by_again() -> None:
+    shape = line([(0, 0), (600, 0), (600, 600), (-60, 600), (-60, 0), (600, 0), (600, -3_000)], "again")
+    timetable = feed(shape)
+    area, bus, late = Area(timetable), Bus(shape), round(2_500 / SPEED) * 1000  # the second passage is due just now
+    state = VehicleState("b1")
+    for n in range(12):
+        state, _ = advance(state, bus.at(instance_of(timetable).departure_ms(0) + late + n * 5_000, 0.0, speed=0.0), area)
+    assert state.match is not None and state.match.along_m < 60.0

@@ -23,6 +23,7 @@ from engine.tracking.ride import (
     GAP_MS,
     GUESSED,
     OFF_M,
+    TERMINAL_M,
     Course,
     Crossing,
     Ride,
@@ -42,6 +43,7 @@ from engine.tracking.watch import QUIET, Sight, Watch
 from geo.match import Match, place_first, place_next, set_back, sigma_m
 
 MOVING_MPS = 1.5  # below this a bearing is noise
+BEGUN_COST = 1.0  # of a first fix behind the first stop: late there is likelier than on time where a loop comes by again
 FOUND_MAX = 20_000  # trips of rides kept ready
 
 
@@ -240,6 +242,8 @@ def place(course: Course, instance: TripInstance, ride: Ride, before: Match | No
             at_ms = max(motion.fixed_at_ms, instance.departure_ms(0))  # before its time it waits at the start
             late_s = (at_ms - course.scheduled_ms(instance, along_m)) / 1000.0
             cost = min(4.0, late_s / 600.0) if late_s >= 0 else min(8.0, -late_s / 60.0)
+            if not started and along_m > course.along_m[0] + TERMINAL_M:
+                cost += BEGUN_COST
             return cost + 8.0 if started and known is not None and along_m < known.along_m - 50.0 else cost
 
         return place_first(course.line, motion.lon, motion.lat, sigma=sigma, bearing_deg=bearing, prior=prior)
