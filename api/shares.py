@@ -26,6 +26,7 @@ from api.network import sold_trip, status_of, trip_instance
 from api.parts import Parts, parts_of
 from engine.errors import Gone, Invalid, NotFound
 from engine.events import OFF_ROUTE, OFFLINE, SKIPPED, STALE, Position, StopForecast
+from engine.live.advice import advice
 from engine.live.frames import Pos, pos, rfc3339
 from engine.store.shares import Link, NewLink, Shares
 from engine.tracking.plans import Plan
@@ -69,7 +70,7 @@ class SharedStop(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class SharedNotice(msgspec.Struct, frozen=True, rename="camel"):
-    kind: str  # CANCELLED | DETOUR | STOPS_SKIPPED | NO_SIGNAL
+    kind: str  # CANCELLED | ALERT (of the operator) | DETOUR | STOP_MISSED | DELAYED | STOPS_SKIPPED | NO_SIGNAL
     text: str
 
 
@@ -225,7 +226,7 @@ async def _shown(parts: Parts, link: Link) -> SharedTrip:
         None if position is None else pos(position),
         None if position is None else max(0, now_ms - position.fixed_at_ms),
         stops,
-        _notices(status, position, stops),
+        _notices(parts, plan, link.trip_id, status, position, stops),
         rfc3339(link.expires_at_ms),
         None if link.from_seq is None else named.get(link.from_seq),
         link.from_seq,
@@ -253,17 +254,25 @@ def _stops(parts: Parts, plan: Plan, instance: TripInstance, position: Position 
     return found
 
 
-def _notices(status: str, position: Position | None, stops: list[SharedStop]) -> list[SharedNotice]:
-    """What passengers should know, in the order of its weight."""
+def _notices(parts: Parts, plan: Plan, trip_id: str, status: str, position: Position | None, stops: list[SharedStop]) -> list[SharedNotice]:
+    """What passengers should know, in the order of its weight: the operator's word, what is wrong with the trip, what is not known of it."""
     said = []
     if status == "CANCELLED":
         said.append(SharedNotice("CANCELLED", "This trip does not run."))
-    skipped = [stop.name for stop in stops if stop.kind == SKIPPED]
-    if position is not None and position.state == OFF_ROUTE:
+    for alert in parts.board.on_channel(f"trip:{trip_id}") if parts.board is not None else ():
+        said.append(SharedNotice("ALERT", alert.header.get("en") or next(iter(alert.header.values()), "")))
+    if position is None:
+        return said
+    for event in parts.table.incidents_of_trip(plan.feed_id, trip_id):
+        told = advice(plan.feed_id, event, plan.timetable)
+        if told is not None and not told.over:
+            said.append(SharedNotice(told.code, told.text))
+    if position.state == OFF_ROUTE and not any(notice.kind == "DETOUR" for notice in said):
         said.append(SharedNotice("DETOUR", "The bus is off its usual way; it may not call at all of its stops."))
+    skipped = [stop.name for stop in stops if stop.kind == SKIPPED]
     if skipped:
         said.append(SharedNotice("STOPS_SKIPPED", f"Not served: {', '.join(skipped)}."))
-    if position is not None and position.state in (STALE, OFFLINE):
+    if position.state in (STALE, OFFLINE):
         said.append(SharedNotice("NO_SIGNAL", "There is no signal from the bus; it may be further along than shown."))
     return said
 

@@ -27,6 +27,7 @@ from pathlib import Path
 import httpx
 import psycopg
 
+from bench.checks import statements
 from bench.history import backends, servers
 from bench.product import cpu_s
 from deploy.servers import children, free_port
@@ -34,32 +35,9 @@ from deploy.servers import children, free_port
 STOPS = 30
 TRIPS = 100
 PASSES = 9
+LIMIT_S = 300
 
-CALLS_OF_A_DAY = """
-insert into telemetry.stop_events (event_id, at, area, bus_id, trip_id, start_date, route_id, stop_id, stop_sequence, arrived_at, departed_at, kind, late)
-select t.trip_id || ' ' || u.place, c.at, 'month', 'bus-' || (hashtext(t.trip_id) & 127), t.trip_id, %(day)s, t.route_id, u.stop_id, u.seq, c.at,
-       c.at + interval '20 seconds', case when random() < 0.01 then 'MISSED' else 'SERVED' end, false
-  from network.trip t join network.pattern p using (version_id, pattern_id)
- cross join lateral unnest(p.stop_ids, p.stop_sequences, t.departure_s) with ordinality as u(stop_id, seq, dep, place)
- cross join lateral (select to_date(%(day)s, 'YYYYMMDD')::timestamp at time zone 'UTC' + make_interval(secs => u.dep + random() * 500 - 100) as at) c
-"""
-FIXES_OF_A_DAY = """
-insert into telemetry.points (ts, bus_no, lat_e6, lon_e6, latency_ms, device_no, source_no, state_no, late, speed_cms, bearing_ddeg, along_m)
-select to_date(%(day)s, 'YYYYMMDD')::timestamp at time zone 'UTC' + make_interval(secs => s), n.no, (36e6 + 2e5 * sin(s / 3000.0 + n.no))::int,
-       (3e6 + 2e5 * cos(s / 5000.0 + n.no * 2))::int, 40, n.no, n.no, n.no, false, 800, 900, s %% 20000
-  from telemetry.names n cross join lateral generate_series(0, 86399, case when n.name = 'bus-0' then 1 else 5 end) s
- where n.name like 'bus-%%'
-"""
-COPIES = (
-    "insert into analytics.{table} select area, service_day - k, {rest} from analytics.{table}, generate_series(1, %(days)s) k"
-    " where service_day = to_date(%(day)s, 'YYYYMMDD') on conflict do nothing"
-)
-TABLES = {
-    "delay": "route_id, direction_id, hour, n, missed, delay_sum_s, below",
-    "stop_delay": "route_id, direction_id, stop_id, n, missed, delay_sum_s, below",
-    "headway": "route_id, direction_id, stop_id, place, n, sum_s, sum2_s, planned_n, planned_sum_s, planned_sum2_s, compared, bunched, gapped",
-    "heat": "x, y, fixes, speeds, speed_sum_cms",
-}
+SQL = statements("reads")
 
 
 def write_feed(path: Path, routes: int) -> None:
@@ -99,15 +77,10 @@ def write_feed(path: Path, routes: int) -> None:
 
 def fill(database_url: str, day: str, buses: int) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
-        for statement in (
-            "insert into telemetry.names (name) select 'bus-' || i from generate_series(0, %(buses)s - 1) i on conflict do nothing",
-            "insert into fleet.bus (bus_id, partner_id, area) select 'bus-' || i, 'month', 'month' from generate_series(0, 199) i",
-            CALLS_OF_A_DAY,
-            FIXES_OF_A_DAY,
-        ):
+        for name in ("names", "buses", "calls", "fixes"):
             begun = time.perf_counter()
-            count = connection.execute(statement, {"day": day, "buses": buses}).rowcount
-            print(f"  {count:,} rows in {time.perf_counter() - begun:.1f} s", flush=True)
+            count = connection.execute(SQL[name], {"day": day, "buses": buses}).rowcount
+            print(f"  {name}: {count:,} rows in {time.perf_counter() - begun:.1f} s", flush=True)
         connection.execute("analyze")
 
 
@@ -115,19 +88,14 @@ def copy_days(database_url: str, day: str, days: int) -> None:
     """Waits for the summary of the day, and has it stand for all days."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         begun = time.perf_counter()
-        while not (
-            connection.execute("select 1 from analytics.day").fetchone()
-            and connection.execute("select 1 from analytics.heat limit 1").fetchone()
-        ):
-            if time.perf_counter() - begun > 300:
-                raise SystemExit("the product has not summarised the day within 300 s")
+        while (row := connection.execute(SQL["summarised"]).fetchone()) is None or not row[0]:
+            if time.perf_counter() - begun > LIMIT_S:
+                raise SystemExit(f"the product has not summarised the day within {LIMIT_S} s")
             time.sleep(0.5)
-        took = connection.execute("select count(*) from analytics.day").fetchone()
-        print(f"summarised after {time.perf_counter() - begun:.1f} s ({took[0] if took else 0} day)", flush=True)
-        for table, rest in TABLES.items():
-            connection.execute(COPIES.format(table=table, rest=rest), {"day": day, "days": days - 1})
-            count = connection.execute(f"select count(*) from analytics.{table}").fetchone()
-            print(f"  analytics.{table}: {count[0] if count else 0:,} rows")
+        print(f"summarised after {time.perf_counter() - begun:.1f} s, the worker's start among them", flush=True)
+        for name in ("copy_delay", "copy_stop_delay", "copy_headway", "copy_heat"):
+            count = connection.execute(SQL[name], {"day": day, "more": days - 1}).rowcount
+            print(f"  {name}: {count:,} rows", flush=True)
         connection.execute("analyze")
 
 
@@ -165,10 +133,9 @@ def measure(http: httpx.Client, head: dict[str, str], day: datetime, days: int, 
         cpu_ms = (used_s() - before_s) / PASSES * 1000
         median = statistics.median(taken)
         good &= median < bar
-        print(
-            f"{median:8.1f} ms (worst {max(taken):7.1f})  bar {bar:5} {'pass ' if median < bar else 'SHORT'} {cpu_ms:6.0f} ms CPU {size / 1024:7.1f} KB  {path}",
-            flush=True,
-        )
+        verdict = "pass " if median < bar else "SHORT"
+        cost = f"{cpu_ms:6.0f} ms CPU {size / 1024:7.1f} KB"
+        print(f"{median:8.1f} ms (worst {max(taken):7.1f})  bar {bar:5} {verdict} {cost}  {path}", flush=True)
     return good
 
 

@@ -55,10 +55,17 @@ class House:
         assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text}"
         return answer.json()
 
-    def say(self, *positions: Position, forecasts: tuple[TripForecast, ...] = (), gone: tuple[str, ...] = (), area: str = "demo") -> None:
+    def say(
+        self,
+        *positions: Position,
+        forecasts: tuple[TripForecast, ...] = (),
+        gone: tuple[str, ...] = (),
+        events: tuple[Any, ...] = (),
+        area: str = "demo",
+    ) -> None:
         """One more batch of an area for the live table."""
         n = self._n[area] = self._n.get(area, 0) + 1
-        said = batch(n, *positions, epoch="E", area=area, forecasts=forecasts, gone=gone)
+        said = batch(n, *positions, epoch="E", area=area, forecasts=forecasts, gone=gone, events=events)
         if n == 1:
             self.parts.table.learn(LiveBatch(area, "E", 0, [], [], []))
         assert self.parts.table.hear(said) is not None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
+from engine.events import IncidentEvent
 from tests.reads_house import House, at, driving, foretold
 from tests.small_world import DAY
 
@@ -47,6 +49,18 @@ async def test_before_the_bus_is_there_a_link_has_the_planned_times(reads: House
     shown = await reads.get(f"/v1/share/{(await made(reads))['token']}")
     assert (shown["status"], shown["position"], shown["ageMs"], shown["notices"]) == ("SCHEDULED", None, None, [])
     assert {stop["kind"] for stop in shown["stops"]} == {"SCHEDULED"} and shown["from"] is None
+
+
+async def test_a_detour_is_told_in_words_while_it_goes_on(reads: House) -> None:
+    now_ms = reads.clock.at_ms = at("2026-03-02T08:10:00+01:00")
+    opened = IncidentEvent("e1", "i1", "OFF_ROUTE", "MAJOR", "b1", "T0", DAY, "R", now_ms, None, 36.7, 3.0, '{"bypassedStops": [5]}')
+    reads.say(driving(at_ms=now_ms, state="OFF_ROUTE"), events=(opened,))
+    path = f"/v1/share/{(await made(reads))['token']}"
+    (notice,) = (await reads.get(path))["notices"]
+    assert notice["kind"] == "DETOUR" and "Stop 4" in notice["text"]
+    closed = msgspec.structs.replace(opened, event_id="e2", closed_at_ms=now_ms)
+    reads.say(driving(at_ms=now_ms), events=(closed,))
+    assert (await reads.get(path))["notices"] == []
 
 
 async def test_a_link_ends_by_itself_and_says_so(reads: House) -> None:
