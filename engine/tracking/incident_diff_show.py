@@ -48,12 +48,12 @@ def page(report: IncidentReport) -> str:
 
 def _sections(report: IncidentReport) -> Iterator[str]:
     if report.there is None:
-        yield f"<h2>All of them</h2>{_table((*EPISODE, 'detail'), [(*_cells(one), one.detail) for one in report.here.episodes])}"
+        yield f"<h2>All of them</h2>{_table((*EPISODE, 'detail'), [(*_cells(one), one.detail) for one in report.here.episodes], words=True)}"
         return
     yield f"<p>{escape(_summary(report))}</p>"
     for title, rows in (("Gained", report.gained), ("Lost", report.lost)):
-        yield f"<h2>{title}: {len(rows):,}</h2>{_table((*EPISODE, 'detail'), [(*_cells(one), one.detail) for one in rows])}"
-    yield f"<h2>Changed: {len(report.changed):,}</h2>{_table((*EPISODE, 'what'), [_change_cells(one) for one in report.changed])}"
+        yield f"<h2>{title}: {len(rows):,}</h2>{_table((*EPISODE, 'detail'), [(*_cells(one), one.detail) for one in rows], words=True)}"
+    yield f"<h2>Changed: {len(report.changed):,}</h2>{_table((*EPISODE, 'what'), [_change_cells(one) for one in report.changed], words=True)}"
 
 
 def _facts(side: Side) -> str:
@@ -102,9 +102,12 @@ def _list(console: Console, title: str, names: Sequence[str], rows: Sequence[Seq
         console.print(f"... and {len(rows) - LISTED:,} more: --html has them all")
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> str:
+    """`words`: most cells are no figures."""
     if not rows:
         return '<p class="dim">None.</p>'
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="wide{" words" if words else ""}" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
