@@ -376,6 +376,16 @@ def test_order_within_three_seconds_repetition_batches_and_restarts_change_nothi
     assert len({event_id for event_id, _, _ in plain}) == len(plain)
 
 
+def test_a_vehicle_that_follows_as_many_fences_as_it_may_is_counted() -> None:
+    tracker = Tracker(None, feed_id="demo", partner_id="P")
+    crowd = [Fence(f"f{number:03}", "x", PLAIN, circle(100.0 + number)) for number in range(FENCES_MOST + 1)]
+    tracker.rule(Rules(1, fences=FenceIndex(crowd)))
+    for at_ms in (START, START + 10_000):
+        tracker.fold(Fix("b1", at_ms, HOME[1], HOME[0], at_ms, "d", "test", 5.0))
+    tracker.tick(START + 20_000)
+    assert tracker.counts["FENCES_FULL"] == 2
+
+
 # ------------------------------------------------------------------------------------------------ hours
 
 

@@ -17,6 +17,7 @@ from engine.tracking import guard as guarding
 from engine.tracking import watch as watching
 from engine.tracking.assign import Name, Trail
 from engine.tracking.boarding import DISPLACE_S, board, trip_event
+from engine.tracking.fences import FENCES_MOST
 from engine.tracking.fix import OK, Fix, Motion, screen
 from engine.tracking.guard import AT_EASE, Guard
 from engine.tracking.ride import (
@@ -184,7 +185,7 @@ def advance(state: VehicleState, fix: Fix, area: Area) -> tuple[VehicleState, Sa
     if ride is None or found is None:
         guard, incidents = guarding.look(state.guard, guarding.Sight(fix, motion, state.motion, None, None, None, None, area.rules))
         events += incidents
-        return VehicleState(state.bus_id, fix, motion, None, None, QUIET, trail, guard), Said(OK, tuple(events), (), note)
+        return VehicleState(state.bus_id, fix, motion, None, None, QUIET, trail, guard), Said(OK, tuple(events), (), note or _crowded(guard))
     book, instance, course = found
     same = state.ride is not None and state.ride.trip_id == ride.trip_id and state.ride.start_date == ride.start_date
     same = same and state.ride.version == book.version  # type: ignore[union-attr]
@@ -227,7 +228,12 @@ def advance(state: VehicleState, fix: Fix, area: Area) -> tuple[VehicleState, Sa
             watch = QUIET
     guard, guarded = guarding.look(state.guard, guarding.Sight(fix, motion, state.motion, ride, course, instance, match, area.rules))
     events += guarded
-    return VehicleState(state.bus_id, fix, motion, ride, match, watch, trail, guard), Said(OK, tuple(events), tuple(crossings), note)
+    return VehicleState(state.bus_id, fix, motion, ride, match, watch, trail, guard), Said(OK, tuple(events), tuple(crossings), note or _crowded(guard))
+
+
+def _crowded(guard: Guard) -> str | None:
+    """What to count of a vehicle that follows as many fences as it may: others that it touches are not taken on."""
+    return "FENCES_FULL" if len(guard.fences) >= FENCES_MOST else None
 
 
 def place(course: Course, instance: TripInstance, ride: Ride, before: Match | None, known: Match | None, motion: Motion) -> Match:
