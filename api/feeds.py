@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from litestar import Request, Response, get
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromQuery
 
 from api.etags import unchanged
@@ -14,6 +15,9 @@ from engine.errors import NotFound
 from engine.events import Position
 from engine.live.table import LiveTable, trip_of
 from engine.store.loads import Load
+
+PROTOBUF: Final = "application/x-protobuf"
+MESSAGE: Final = ResponseSpec(dict[str, Any], generate_examples=False, description="a FeedMessage in protobuf's JSON form")
 
 
 def _built(request: Request[Any, Any, Any], kind: str, feed: str | None, *, as_json: bool) -> Response[bytes]:
@@ -42,7 +46,7 @@ def _built(request: Request[Any, Any, Any], kind: str, feed: str | None, *, as_j
     headers = {"ETag": built.etag, "Cache-Control": "public, max-age=1"}
     if unchanged(request, built.etag):
         return Response(b"", status_code=304, headers=headers)
-    return Response(built.body, headers=headers, media_type="application/json" if as_json else "application/x-protobuf")
+    return Response(built.body, headers=headers, media_type="application/json" if as_json else PROTOBUF)
 
 
 def _load(parts: Parts, position: Position) -> Load | None:
@@ -56,37 +60,37 @@ def _is_foreseen(table: LiveTable, bus_id: str, position: Position) -> bool:
     return found is not None and (found.forecast.trip_id, found.forecast.start_date) == (position.trip_id, position.start_date)
 
 
-@get("/gtfs-rt/vehicle-positions.pb", tags=["feeds"], sync_to_thread=False)
+@get("/gtfs-rt/vehicle-positions.pb", tags=["feeds"], sync_to_thread=False, media_type=PROTOBUF)
 def vehicle_positions_pb(request: Request[Any, Any, Any], feed: FromQuery[str | None] = None) -> Response[bytes]:
     """GTFS-Realtime VehiclePositions of a feed (the first one, where `feed` names none)."""
     return _built(request, "vehicle", feed, as_json=False)
 
 
-@get("/gtfs-rt/vehicle-positions.json", tags=["feeds"], sync_to_thread=False)
+@get("/gtfs-rt/vehicle-positions.json", tags=["feeds"], sync_to_thread=False, responses={200: MESSAGE})
 def vehicle_positions_json(request: Request[Any, Any, Any], feed: FromQuery[str | None] = None) -> Response[bytes]:
     """The same in protobuf's JSON form."""
     return _built(request, "vehicle", feed, as_json=True)
 
 
-@get("/gtfs-rt/trip-updates.pb", tags=["feeds"], sync_to_thread=False)
+@get("/gtfs-rt/trip-updates.pb", tags=["feeds"], sync_to_thread=False, media_type=PROTOBUF)
 def trip_updates_pb(request: Request[Any, Any, Any], feed: FromQuery[str | None] = None) -> Response[bytes]:
     """GTFS-Realtime TripUpdates of a feed."""
     return _built(request, "trip", feed, as_json=False)
 
 
-@get("/gtfs-rt/trip-updates.json", tags=["feeds"], sync_to_thread=False)
+@get("/gtfs-rt/trip-updates.json", tags=["feeds"], sync_to_thread=False, responses={200: MESSAGE})
 def trip_updates_json(request: Request[Any, Any, Any], feed: FromQuery[str | None] = None) -> Response[bytes]:
     """The same in protobuf's JSON form."""
     return _built(request, "trip", feed, as_json=True)
 
 
-@get("/gtfs-rt/alerts.pb", tags=["feeds"], sync_to_thread=False)
+@get("/gtfs-rt/alerts.pb", tags=["feeds"], sync_to_thread=False, media_type=PROTOBUF)
 def alerts_pb(request: Request[Any, Any, Any], feed: FromQuery[str | None] = None) -> Response[bytes]:
     """GTFS-Realtime Alerts of a feed: detours and delays of this moment, and what its operator has written."""
     return _built(request, "alert", feed, as_json=False)
 
 
-@get("/gtfs-rt/alerts.json", tags=["feeds"], sync_to_thread=False)
+@get("/gtfs-rt/alerts.json", tags=["feeds"], sync_to_thread=False, responses={200: MESSAGE})
 def alerts_json(request: Request[Any, Any, Any], feed: FromQuery[str | None] = None) -> Response[bytes]:
     """The same in protobuf's JSON form."""
     return _built(request, "alert", feed, as_json=True)
