@@ -185,7 +185,8 @@ def advance(state: VehicleState, fix: Fix, area: Area) -> tuple[VehicleState, Sa
     if ride is None or found is None:
         guard, incidents = guarding.look(state.guard, guarding.Sight(fix, motion, state.motion, None, None, None, None, area.rules))
         events += incidents
-        return VehicleState(state.bus_id, fix, motion, None, None, QUIET, trail, guard), Said(OK, tuple(events), (), note or _crowded(guard))
+        note = note or _crowded(guard)
+        return VehicleState(state.bus_id, fix, motion, None, None, QUIET, trail, guard), Said(OK, tuple(events), (), note)
     book, instance, course = found
     same = state.ride is not None and state.ride.trip_id == ride.trip_id and state.ride.start_date == ride.start_date
     same = same and state.ride.version == book.version  # type: ignore[union-attr]
@@ -228,7 +229,8 @@ def advance(state: VehicleState, fix: Fix, area: Area) -> tuple[VehicleState, Sa
             watch = QUIET
     guard, guarded = guarding.look(state.guard, guarding.Sight(fix, motion, state.motion, ride, course, instance, match, area.rules))
     events += guarded
-    return VehicleState(state.bus_id, fix, motion, ride, match, watch, trail, guard), Said(OK, tuple(events), tuple(crossings), note or _crowded(guard))
+    note = note or _crowded(guard)
+    return VehicleState(state.bus_id, fix, motion, ride, match, watch, trail, guard), Said(OK, tuple(events), tuple(crossings), note)
 
 
 def _crowded(guard: Guard) -> str | None:
