@@ -4,6 +4,9 @@
 
 The simulator's buses over the demo network at 1 Hz, folded in order of receipt; what changed is taken and encoded after every `--batch` fixes
 and the area ticks once a second, as its owner has it. The first third is not counted: trips are met for the first time there.
+
+The step list alone is what one fix goes through (screen, board, place, begin or cross, watch, guard), with what the arrival model learns of it
+and the forecast of all remaining stops that every tenth second brings; without window, settling, rows and positions.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import tempfile
 import time
 from datetime import date
 from pathlib import Path
+from statistics import median
 
 import msgspec
 
@@ -21,10 +25,14 @@ from bench.fleet import Fleet
 from bench.network.feed import write_feed
 from bench.receiver import Reading
 from bench.simulate import drive_offline
+from engine.tracking.eta import ArrivalModel
 from engine.tracking.fix import Fix
 from engine.tracking.timetable import Timetable
-from engine.tracking.tracker import Tracker
+from engine.tracking.tracker import FORECAST_MS, Tracker, progress_of
+from engine.tracking.vehicle import Area, VehicleState, advance
 from ingest.gtfs import read_feed
+
+STEPS_US = 30  # on a machine where a bare ASGI request costs 22-24 us; one that needs twice that needs twice this
 
 
 def demo_timetable(today: date) -> Timetable:
@@ -59,6 +67,27 @@ def fold_all(tracker: Tracker, fixes: list[Fix], batch: int) -> tuple[float, flo
     return folding, taking
 
 
+def steps(timetable: Timetable, fixes: list[Fix], warm: int) -> float:
+    """CPU seconds of the step list for each fix after the first `warm` ones."""
+    area, model = Area(timetable), ArrivalModel()
+    states: dict[str, VehicleState] = {}
+    foretold: dict[str, int] = {}
+    began = 0.0
+    for number, fix in enumerate(fixes):
+        if number == warm:
+            began = time.process_time()
+        state, _ = advance(states.get(fix.bus_id) or VehicleState(fix.bus_id), fix, area)
+        states[fix.bus_id] = state
+        progress = progress_of(state, area)
+        if progress is None:
+            continue
+        model.observe(progress)
+        if fix.fixed_at_ms - foretold.get(fix.bus_id, 0) >= FORECAST_MS:
+            foretold[fix.bus_id] = fix.fixed_at_ms
+            model.forecast(progress, fix.received_at_ms)
+    return (time.process_time() - began) / (len(fixes) - warm)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.fold", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--buses", type=int, default=1000)
@@ -84,6 +113,10 @@ def main() -> None:
     print(f"{len(counted)} fixes of {args.buses} buses in batches of {args.batch}; verdicts {dict(tracker.counts)}")
     print(f"  fold and tick    {folding_s / len(counted) * 1e6:7.1f} us a fix")
     print(f"  take and encode  {taking_s / len(counted) * 1e6:7.1f} us a fix")
+    stepped_s = steps(timetable, fixes, third)
+    verdict = "pass" if stepped_s * 1e6 <= STEPS_US else "SHORT"
+    shape_m = median(trip.pattern.shape.length_m for trip in timetable.trips.values())
+    print(f"  step list        {stepped_s * 1e6:7.1f} us a fix (bar {STEPS_US} us, {verdict}); median shape {shape_m / 1000:.1f} km")
 
 
 if __name__ == "__main__":

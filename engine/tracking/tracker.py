@@ -409,31 +409,18 @@ class Tracker:
             self._say([event])
 
     def _learn(self, state: VehicleState, said: Said) -> None:
-        progress = self._progress(state)
+        progress = progress_of(state, self._area)
         if progress is None:
             return
         for crossing in said.crossings:
             self._model.crossed(state.bus_id, progress.instance, crossing.stop_index, crossing.at_ms, measured=crossing.measured)
         self._model.observe(progress)
 
-    def _progress(self, state: VehicleState) -> Progress | None:
-        """The vehicle as the estimator sees it; None: on no trip, or not on its way."""
-        ride, match, motion = state.ride, state.match, state.motion
-        if ride is None or match is None or motion is None or ride.phase == DONE:
-            return None
-        found = self._area.of(ride)
-        if found is None:
-            return None
-        return Progress(
-            state.bus_id, found.instance, motion.fixed_at_ms, match.along_m, match.offset_m, ride.next_stop, motion.speed_mps,
-            ride.started_at_ms is not None,
-        )  # fmt: skip
-
     def _forecast(self, vehicle: Vehicle, now_ms: int) -> TripForecast | None:
         """Asks the estimator, and notes that it was asked; the stops that were missed stand before its answer. None: on no trip, or silent
         for 6 min."""
         state = vehicle.newest
-        progress = self._progress(state)
+        progress = progress_of(state, self._area)
         if progress is None or now_ms - progress.fixed_at_ms >= SILENT_MS:
             return None
         vehicle.forecast_at_ms, vehicle.forecast_stop = now_ms, progress.stop_index
@@ -553,6 +540,20 @@ class Tracker:
             driven_m=ride.driven_m if ride is not None else None,
             remaining_m=remaining,
         )
+
+
+def progress_of(state: VehicleState, area: Area) -> Progress | None:
+    """The vehicle as the estimator sees it; None: on no trip, or not on its way."""
+    ride, match, motion = state.ride, state.match, state.motion
+    if ride is None or match is None or motion is None or ride.phase == DONE:
+        return None
+    found = area.of(ride)
+    if found is None:
+        return None
+    return Progress(
+        state.bus_id, found.instance, motion.fixed_at_ms, match.along_m, match.offset_m, ride.next_stop, motion.speed_mps,
+        ride.started_at_ms is not None,
+    )  # fmt: skip
 
 
 def _name(ride: Ride | None) -> tuple[str, str, str, float, bool] | None:
