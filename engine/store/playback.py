@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -71,7 +71,8 @@ class PlaybackReader:
 
     async def samples(self, bus_nos: Sequence[int], since: datetime, step_s: int, count: int, hold_s: float) -> list[Sample]:
         """By bus, then by instant; an instant without a fix in the `hold_s` before it has no row."""
-        rows = await self._run.fetch(self._sql["samples"], list(bus_nos), since, float(step_s), count, float(hold_s))
+        ends = since - timedelta(seconds=hold_s), since + timedelta(seconds=step_s * count)
+        rows = await self._run.fetch(self._sql["samples"], list(bus_nos), since, float(step_s), count, float(hold_s), *ends)
         return [Sample(*row) for row in rows]
 
     async def incidents(self, areas: Sequence[str], bus_ids: Sequence[str], since: datetime, until: datetime) -> list[PastIncident]:

@@ -11,13 +11,14 @@ select name, no from telemetry.names where name = any($1::text[])
 
 -- name: samples
 -- Where buses $1 (numbers) were at $2, $2 + $3 s, ... ($4 times): the newest fix of each instant, at most $5 s old.
--- One probe of the primary key for each bus and instant: the same price however dense the fixes are.
+-- One probe of the primary key for each bus and instant: the same price however dense the fixes are. $6 and $7, the ends of all of it, leave
+-- the days (partitions) alone that have nothing to do with it.
 select b.no as bus_no, k, p.lat_e6, p.lon_e6, p.speed_cms, p.bearing_ddeg, p.along_m, p.state_no, p.trip_no, p.start_date
   from unnest($1::int[]) as b(no)
  cross join generate_series(0, $4::int - 1) as k
  cross join lateral (
    select q.lat_e6, q.lon_e6, q.speed_cms, q.bearing_ddeg, q.along_m, q.state_no, q.trip_no, q.start_date from telemetry.points q
-    where q.bus_no = b.no and q.ts <= $2::timestamptz + make_interval(secs => k * $3::float8)
+    where q.bus_no = b.no and q.ts > $6 and q.ts <= $7 and q.ts <= $2::timestamptz + make_interval(secs => k * $3::float8)
       and q.ts > $2::timestamptz + make_interval(secs => k * $3::float8 - $5::float8)
     order by q.ts desc limit 1) p
  order by b.no, k

@@ -5,7 +5,7 @@ import { Live } from "./live.js";
 import { boundsOf, lineFeature, makeMap, stopFeature } from "./map.js";
 
 const $ = (id) => document.getElementById(id);
-const tripId = decodeURIComponent(location.pathname.split("/").pop());
+let tripId = decodeURIComponent(location.pathname.split("/").pop()); // of /share/...: the token of a link
 const SILENT_MS = 25_000;
 
 let trip = null;
@@ -16,6 +16,7 @@ const told = new Map(); // what passengers should know: incident or alert id -> 
 await load();
 
 async function load() {
+  if (location.pathname.startsWith("/share/") && !(await openLink())) return;
   const answer = await fetch(`/v1/trips/${encodeURIComponent(tripId)}`);
   if (!answer.ok) {
     $("title").textContent = "No such trip";
@@ -32,6 +33,8 @@ async function load() {
     keep(bus.stops);
   }
   draw();
+  $("share").classList.remove("hidden");
+  $("share").addEventListener("click", share);
   document.querySelector("#stops .next")?.scrollIntoView({ block: "center" });
   const map = await makeMap("map", { bounds: boundsOf(trip.geometry.coordinates), fitBoundsOptions: { padding: 40 } });
   map.getSource("routes").setData(lineFeature(trip.geometry));
@@ -70,6 +73,36 @@ async function load() {
   });
   live.subscribe(`trip:${tripId}`);
   setInterval(draw, 1_000);
+}
+
+/** The trip that a shared link leads to; where it leads nowhere (any more), that is what the page says. */
+async function openLink() {
+  const answer = await fetch(`/v1/share/${encodeURIComponent(tripId)}`);
+  const said = await answer.json();
+  if (answer.ok) tripId = said.tripId;
+  else {
+    $("title").textContent = answer.status === 410 ? "This link has ended" : "This link leads nowhere";
+    $("subtitle").textContent = said.detail;
+  }
+  return answer.ok;
+}
+
+/** Makes a link to this trip and hands it over: by the phone's own sheet, else by the clipboard, else as text. */
+async function share() {
+  const answer = await fetch(`/v1/trips/${encodeURIComponent(tripId)}/share`, { method: "POST" });
+  const said = await answer.json();
+  if (!answer.ok) return say(said.detail);
+  try {
+    if (navigator.share) await navigator.share({ title: document.title, url: said.url });
+    else await navigator.clipboard.writeText(said.url);
+    say(`Link copied. It ends at ${clockOf(said.expiresAt, trip.timezone)}.`);
+  } catch {
+    say(said.url);
+  }
+}
+
+function say(words) {
+  $("shared").textContent = words;
 }
 
 async function again() {
