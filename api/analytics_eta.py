@@ -22,10 +22,9 @@ from api.parts import Parts, parts_of
 from api.tracking import principal_of
 from engine.errors import Forbidden, Invalid, NotFound, Unavailable
 from engine.store.accuracy import AccuracyStore, RouteDay
-from engine.tracking.accuracy import ACTUAL, PREDICTED, BucketSums
+from engine.tracking.accuracy import ACTUAL, POOLED_S, PREDICTED, BucketSums
 from engine.tracking.nights import DUE_HOUR, judged
 from engine.tracking.plans import Plan
-from engine.tracking.score import POOLED_S
 
 SPAN_MOST: Final = timedelta(days=366)  # of one question
 SPAN: Final = timedelta(days=7)  # where it names no beginning

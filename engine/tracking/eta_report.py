@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import Invalid
+from engine.tracking.accuracy import POOLED_S
 from engine.tracking.score import (
     DELAY,
     HORIZONS_S,
-    POOLED_S,
     SCHEDULE,
     TIMEPOINT,
     Bucket,

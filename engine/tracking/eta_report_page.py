@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import Final
 
+from engine.tracking.accuracy import WINDOWS
 from engine.tracking.eta_report import PASS, SHORT, Bar, Comparison, EtaReport, Interval, Part, span_text
 from engine.tracking.plots import Series, bars, lines, number_text, ranks
-from engine.tracking.score import DELAY, SCHEDULE, SPEED, TIMEPOINT, WINDOWS, Result
+from engine.tracking.score import DELAY, SCHEDULE, SPEED, TIMEPOINT, Result
 
 ORDER: Final = (TIMEPOINT, DELAY, SCHEDULE, SPEED)  # so a predictor has one colour in all plots
 ROUTES_SHOWN: Final = 20  # in the plot; the table has them all
@@ -22,7 +23,8 @@ STYLE: Final = """
 --s0:#4cc79a;--s1:#e0b341;--s2:#b799e6;--s3:#f08c86;--band:#4cc79a26}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
 main{max-width:1120px;margin:0 auto;padding:20px 16px 48px}a{color:var(--s0)}h1{font-size:1.5rem;margin:0 0 4px}h2{font-size:1.2rem;margin:32px 0 8px}
-h3{font-size:1rem;margin:0 0 4px}p{margin:4px 0 8px;max-width:75ch;overflow-wrap:anywhere}.words th,.words td{text-align:left}.dim{color:var(--dim)}code{overflow-wrap:anywhere}
+h3{font-size:1rem;margin:0 0 4px}p{margin:4px 0 8px;max-width:75ch;overflow-wrap:anywhere}
+.words th,.words td{text-align:left}.dim{color:var(--dim)}code{overflow-wrap:anywhere}
 .grid2{display:grid;gap:16px;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr))}
 figure{margin:0;padding:12px;background:var(--card);border:1px solid var(--line);border-radius:8px;min-width:0}figure svg{width:100%;height:auto;display:block}
 .key{display:flex;flex-wrap:wrap;gap:2px 14px;font-size:.85rem;margin-bottom:4px}.key span{white-space:nowrap}

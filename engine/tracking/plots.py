@@ -125,11 +125,12 @@ class _Scale:
         shown = [0.0, *(value for column in columns for value in column if value is not None), *(also or ())]
         least, most = min(shown), max(shown)
         self.step = _step(most - least or 1.0, LINES_MOST)
-        self.low = float(self.step * math.floor(least / self.step))
-        self.high = float(self.step * math.ceil(most / self.step)) or float(self.step)
+        self.low: float = float(self.step * math.floor(least / self.step))
+        self.high: float = float(self.step * math.ceil(most / self.step)) or float(self.step)
 
     def y(self, value: float) -> float:
-        return TOP + (self.high - value) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM)
+        share: float = (self.high - value) / (self.high - self.low)
+        return TOP + share * (HEIGHT - TOP - BOTTOM)
 
     def ticks(self) -> list[float]:
         return [self.low + k * self.step for k in range(round((self.high - self.low) / self.step) + 1)]

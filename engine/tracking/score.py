@@ -27,14 +27,13 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from engine.errors import Invalid
+from engine.tracking.accuracy import EARLY_S, FAR_S, POOLED_S, WINDOWS
 from engine.tracking.replay import read_fixes
 from engine.tracking.timetable import Timetable
 from engine.tracking.truth import Ride, RideKey, rides
 
 SAMPLE_MS = 30_000
-WINDOWS = ((0.0, 180.0, 30.0, 90.0), (180.0, 360.0, 60.0, 150.0), (360.0, 600.0, 60.0, 210.0), (600.0, 900.0, 90.0, 270.0))
 HORIZONS_S = (0.0, 60.0, 180.0, 360.0, 600.0, 900.0, 1800.0, 3600.0)  # edges; the first five make the 15 min of the pooled figures
-POOLED_S, FAR_S, EARLY_S = 900.0, 3600.0, 60.0
 SPEED_LEAST_MPS, SPEED_WINDOW_MS = 1.0, 300_000
 TIMEPOINT, SCHEDULE, DELAY, SPEED = "timepoint", "static schedule", "schedule + delay", "distance / speed"
 
