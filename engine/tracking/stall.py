@@ -20,6 +20,7 @@ from engine.tracking.rules import WatchConfig
 if TYPE_CHECKING:
     from engine.tracking.watch import Sight
 
+FRESH_MS = 60_000  # progress of a bus that drives is noted this often: a record a minute, not every few seconds
 AT_STOP_M = 60.0  # this near to a stop, before or behind it, a bus may be waiting for its time
 
 
@@ -35,6 +36,8 @@ def stall_next(stall: Stall, sight: Sight, on_shape: bool, said: list[Any]) -> S
     """One fix further; the same object where nothing changed."""
     config, at_ms, along = sight.rules.watch, sight.motion.fixed_at_ms, sight.match.along_m
     if stall.anchor_m < 0.0 or along >= stall.anchor_m + config.delayed_m:
+        if stall.severity is None and at_ms - stall.since_ms < FRESH_MS and sight.motion.speed_mps >= REST_MPS:
+            return stall  # drives, as nearly always
         if stall.severity is not None:
             said.append(stall_closed(stall, sight.fix, sight.ride, at_ms, "MOVES"))
         return Stall(along, at_ms)
