@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 WIDTH: Final = 400.0
 HEIGHT: Final = 230.0
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 8.0, 10.0, 36.0
-STEPS: Final = tuple(digit * 10**power for power in range(8) for digit in (1, 2, 5))
+STEPS: Final = tuple(float(f"{digit}e{power}") for power in range(8) for digit in (1, 2, 5))
 LINES_MOST: Final = 6  # of the grid
 
 
@@ -125,12 +125,11 @@ class _Scale:
         shown = [0.0, *(value for column in columns for value in column if value is not None), *(also or ())]
         least, most = min(shown), max(shown)
         self.step = _step(most - least or 1.0, LINES_MOST)
-        self.low: float = float(self.step * math.floor(least / self.step))
-        self.high: float = float(self.step * math.ceil(most / self.step)) or float(self.step)
+        self.low = float(self.step * math.floor(least / self.step))
+        self.high = float(self.step * math.ceil(most / self.step)) or float(self.step)
 
     def y(self, value: float) -> float:
-        share: float = (self.high - value) / (self.high - self.low)
-        return TOP + share * (HEIGHT - TOP - BOTTOM)
+        return TOP + (self.high - value) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM)
 
     def ticks(self) -> list[float]:
         return [self.low + k * self.step for k in range(round((self.high - self.low) / self.step) + 1)]
