@@ -80,6 +80,8 @@ def test_distances_are_those_of_the_ellipsoid(home: tuple[float, float]) -> None
             signed = area.signed_m(lon, lat)
             ours = abs(signed) if drawing["type"] == "Polygon" else signed + out_m
             assert ours == pytest.approx(float(away.min()), rel=0.002, abs=2.0)
+            rough = area.rough_m(lon, lat)
+            assert rough == signed or (0.0 < abs(rough) <= abs(signed) and (rough < 0.0) == (signed < 0.0))
 
 
 @pytest.mark.parametrize("home", HOMES, ids=str)

@@ -234,19 +234,20 @@ def _may_sleep(state: FenceState, fence: Fence, way: Way, near: set[str], per_lo
 
 def _met(fence: Fence, way: Way, said: list[IncidentEvent]) -> FenceState | None:
     """A fence without a state. None: the way has not touched it, or has passed it in one stride (which is said)."""
-    d = fence.area.signed_m(way.lon, way.lat)
     if fence.kind == STAY_IN:
-        return _step(FenceState(fence.fence_id, fence.version, IN, seen_ms=way.at_ms), fence, way, said, d)
+        return _step(FenceState(fence.fence_id, fence.version, IN, seen_ms=way.at_ms), fence, way, said)
+    d = fence.area.rough_m(way.lon, way.lat)
     if d > 0.0 and (d > 1.01 * way.length_m or not _spans(fence, way)):
         if d < AFAR_M or not fence.area.is_large:
             return None
         return FenceState(fence.fence_id, fence.version, AFAR, awake=(way.lon, way.lat, d * SAFE), seen_ms=way.at_ms)
-    return _step(FenceState(fence.fence_id, fence.version, seen_ms=way.at_ms), fence, way, said, d)
+    return _step(FenceState(fence.fence_id, fence.version, seen_ms=way.at_ms), fence, way, said)
 
 
-def _step(state: FenceState, fence: Fence, way: Way, said: list[IncidentEvent], d: float | None = None) -> FenceState | None:
+def _step(state: FenceState, fence: Fence, way: Way, said: list[IncidentEvent]) -> FenceState | None:
     """The table, one fix further. None: outside, and nothing more to remember."""
-    if d is None:
+    d = fence.area.rough_m(way.lon, way.lat) if state.phase == IN else 1.0
+    if d > 0.0:
         d = fence.area.signed_m(way.lon, way.lat)
     rest, away_m = _rest_next(state.rest, way)
     if rest.is_long(way.at_ms):
