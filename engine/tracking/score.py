@@ -16,6 +16,7 @@ import csv
 import gzip
 import hashlib
 import io
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -240,19 +241,19 @@ def _with_arrivals(found: dict[RideKey, Ride], path: Path) -> dict[RideKey, Ride
 
 def _predictions(path: Path) -> dict[RideKey, NDArray[np.int64]]:
     """By ride: rows of (made_at_ms, stop_sequence, p10_ms, p50_ms, p90_ms)."""
-    gathered: dict[RideKey, list[int]] = {}
+    gathered: dict[RideKey, array[int]] = {}  # eight bytes a number: a day of a city has 25 million
     columns = ("vehicle_id", "trip_id", "start_date", "made_at_ms", "stop_sequence", "p10_ms", "p50_ms", "p90_ms")
     key: RideKey | None = None
-    mine_rows: list[int] = []
+    mine_rows: array[int] = array("q")
     for line, row in enumerate(read_rows(path, columns), start=2):
         mine = (row[0], row[1], row[2])
         if mine != key:
-            key, mine_rows = mine, gathered.setdefault(mine, [])
+            key, mine_rows = mine, gathered.setdefault(mine, array("q"))
         try:
             mine_rows.extend(map(int, row[3:]))
-        except ValueError as fault:
+        except (ValueError, OverflowError) as fault:
             raise Invalid(f"{path}:{line}: {fault}") from fault
-    return {key: np.array(values, dtype=np.int64).reshape(-1, 5) for key, values in gathered.items()}
+    return {key: np.frombuffer(values, dtype=np.int64).reshape(-1, 5) for key, values in gathered.items()}
 
 
 # -- samples ----------------------------------------------------------------------------------------------------------------------------
