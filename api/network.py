@@ -409,7 +409,7 @@ def trip_instance(parts: Parts, public: str) -> tuple[Plan, TripInstance]:
     feed_id, trip_id, start_date = split_trip(public)
     if parts.plans is None:
         raise Unavailable("no timetable is loaded yet", retry_after_s=2)
-    plan = parts.plans.get(feed_id)
+    plan = next((one for one in parts.plans.all() if one.feed_id == feed_id), None)
     if plan is None:
         raise NotFound(f"no trip {public!r}: there is no feed {feed_id!r}")
     instance = plan.timetable.instance(trip_id, start_date)

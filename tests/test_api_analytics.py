@@ -146,6 +146,31 @@ async def test_a_ladder_has_each_trip_as_planned_and_as_driven(reads: House) -> 
     assert (other["places"], other["trips"]) == ([], [])
 
 
+async def test_a_ladder_has_fixes_between_the_stops_where_they_are_asked_for(reads: House) -> None:
+    """One a minute, of the bus that drove the trip, on that trip."""
+    await emptied(reads)
+    reads.clock.at_ms = SystemClock().now_ms()  # the record has partitions for the days around now
+    day = (datetime.fromtimestamp(reads.clock.at_ms / 1000, UTC) - timedelta(days=1)).date()
+    t0 = feed().instance("T0", day.strftime("%Y%m%d"))
+    assert t0 is not None
+    await call(reads, t0, 0, 0, bus="l1")
+    await call(reads, t0, 12, 0, bus="l1")
+    await reads.postgres.execute(
+        "insert into telemetry.names (name) select unnest($1::text[]) on conflict do nothing", ["l1", "l2", "T0", "T1"]
+    )
+    for bus, trip in (("l1", "T0"), ("l1", "T1"), ("l2", "T0")):
+        await reads.postgres.execute(
+            "insert into telemetry.points (ts, bus_no, lat_e6, lon_e6, latency_ms, device_no, source_no, late, along_m, trip_no, start_date)"
+            " select to_timestamp($1::bigint / 1000.0) + make_interval(secs => s), b.no, t.no, s, 0, b.no, b.no, false, s * 8, t.no, $4"
+            " from telemetry.names b, telemetry.names t, generate_series(0, 600, 10) s where b.name = $2 and t.name = $3",
+            t0.departure_ms(0), bus, trip, int(t0.start_date),
+        )  # fmt: skip
+    said = await reads.get("/v1/analytics/ladder", reads.head("AGENT"), route="demo:R", date=str(day), everyS=60)
+    times = [(at_ms - t0.departure_ms(0)) / 1000 for at_ms in said["trips"][0]["drivenAtMs"]]
+    assert times == [-20, *range(0, 601, 60), 750, 780] and said["trips"][0]["drivenAlongM"][2:12] == [480.0 * k for k in range(1, 11)]
+    assert said["trips"][1]["drivenAtMs"] == []
+
+
 async def test_a_trip_of_another_pattern_is_put_onto_the_axis_by_the_stops_they_share(reads: House) -> None:
     await emptied(reads)
     plain = feed()
