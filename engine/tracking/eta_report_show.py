@@ -17,7 +17,7 @@ def show(report: EtaReport, console: Console) -> None:
     facts = report.report
     console.print(f"{report.name}: {facts.rides:,} rides, {facts.samples:,} samples to 15 min ahead (truth: {facts.truth})", soft_wrap=True)
     console.print("error = actual - foretold: positive, the bus came later than said; brackets: 95 % of 2,000 draws of rides", style="dim")
-    table = Table("to 15 min ahead", *_right("MAE s", "p90 s", "score", "median error", "> 60 s early", "no value"))
+    table = Table("to 15 min ahead", *_right("MAE s", "p90 s", "score", "0-3/-6/-10/-15 min %", "median error", "> 60 s early", "no value"))
     for each in facts.results:
         shares = (_share(each.early_share), _share(each.missing_share))
         table.add_row(
