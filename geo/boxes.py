@@ -99,9 +99,10 @@ class Boxes(Generic[T]):
         """The things whose boxes meet this one, each once, in an order that follows from what was given and asked. A box of no extent is a
         point. West in [-181, 181), at most 1 degree wide."""
         found: list[T] = []
+        x, y, to_x, to_y = west + 720.0, south + 90.0, east + 720.0, north + 90.0
         for cells_a_degree, cells in self._levels:
-            column, row = int((west + 720.0) * cells_a_degree), int((south + 90.0) * cells_a_degree)
-            last_column, last_row = int((east + 720.0) * cells_a_degree), int((north + 90.0) * cells_a_degree)
+            column, row = int(x * cells_a_degree), int(y * cells_a_degree)
+            last_column, last_row = int(to_x * cells_a_degree), int(to_y * cells_a_degree)
             if column == last_column and row == last_row:
                 held = cells.get(row * ROW + column)
                 if held is not None:

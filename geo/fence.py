@@ -89,7 +89,10 @@ class Circle:
 
     def signed_m(self, lon: float, lat: float) -> float:
         per_lon, per_lat = scale_at((lat + self.lat) * 0.5)
-        return math.hypot((near_lon(lon, self.lon) - self.lon) * per_lon, (lat - self.lat) * per_lat) - self.radius_m
+        apart = lon - self.lon
+        if not -180.0 <= apart < 180.0:
+            apart = (apart + 180.0) % 360.0 - 180.0
+        return math.hypot(apart * per_lon, (lat - self.lat) * per_lat) - self.radius_m
 
     rough_m = signed_m
 

@@ -102,6 +102,8 @@ class FenceIndex:
 
     def stays(self, bus_id: str, route_id: str | None) -> list[Fence]:
         """The fences that this vehicle has to stay in."""
+        if bus_id not in self._stay_bus and (route_id is None or route_id not in self._stay_route):
+            return self._stay_all
         by_bus = self._stay_bus.get(bus_id, [])
         by_route = self._stay_route.get(route_id, []) if route_id is not None else []
         return [*self._stay_all, *by_bus, *(fence for fence in by_route if bus_id not in fence.buses)]

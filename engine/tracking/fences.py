@@ -61,6 +61,7 @@ SAFE = 0.98  # of d: what may be moved without looking (the scale of a degree ch
 
 AFAR, OUT, IN = "AFAR", "OUT", "IN"
 NOTHING: tuple[IncidentEvent, ...] = ()
+NO_STAYS: list[Fence] = []
 
 
 class Rest(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -150,23 +151,31 @@ def fences_next(
         else:
             north = from_lat
     near = index.near(west, south, east, north)
-    if not (near or states or index.has_stays):
-        return states, NOTHING
     bus_id, ride = sight.fix.bus_id, sight.ride
     route_id = ride.route_id if ride is not None else None
-    if index.has_stays:
-        near += index.stays(bus_id, route_id)
-        if not (near or states):
-            return states, NOTHING
-    accuracy = motion.accuracy_m
-    u = ACCURACY_M if accuracy is None else min(accuracy, ACCURACY_MAX_M)
+    stays = index.stays(bus_id, route_id) if index.has_stays else NO_STAYS
+    if not (near or states or stays):
+        return states, NOTHING
     per_lon, per_lat = scale_at(lat)
     length_m = 0.0 if from_lon is None else math.hypot((lon - from_lon) * per_lon, (lat - from_lat) * per_lat)
+    asleep = _asleep(states, lon, lat, per_lon, per_lat, near, index)
+    met = [fence for fence in stays if fence not in asleep]
+    reach_m = 1.01 * length_m
+    for fence in near:
+        if fence not in asleep:
+            area = fence.area
+            away_m = area.rough_m(lon, lat)
+            if away_m <= reach_m or (away_m >= AFAR_M and area.is_large):  # else the way stays outside, and it will be asked again
+                met.append(fence)
+    if len(asleep) == len(states) and not met:
+        return states, NOTHING
+    accuracy = motion.accuracy_m
+    u = ACCURACY_M if accuracy is None else min(accuracy, ACCURACY_MAX_M)
     way = Way(sight, motion.fixed_at_ms, lon, lat, u, from_lon, from_lat, motion.gap_ms, length_m)
     said: list[IncidentEvent] = []
-    now, changed = _known_next(states, way, index, {fence.fence_id for fence in near} if states else set(), route_id, said)
-    known = {state.fence_id for state in now} if states else set()
-    for fence in near:
+    now, changed = _known_next(states, way, index, asleep, near, route_id, said)
+    known = {state.fence_id for state in now} if now else set()
+    for fence in met:
         if fence.fence_id in known or not fence.is_for(bus_id, route_id):
             continue
         if fence.hours is not None and not fence.hours.holds(way.at_ms):
@@ -183,8 +192,32 @@ def fences_next(
     return (tuple(now) if changed else states), said or NOTHING
 
 
+def _asleep(
+    states: tuple[FenceState, ...], lon: float, lat: float, per_lon: float, per_lat: float, near: list[Fence], index: FenceIndex
+) -> list[Fence]:
+    """The fences of the states for which the vehicle is still where nothing can change. Not those whose hours or buses have to be asked."""
+    found: list[Fence] = []
+    for state in states:
+        awake = state.awake
+        if awake is None:
+            continue
+        fence = index.by_id.get(state.fence_id)
+        if fence is None or not fence.always or state.version != fence.version:
+            continue
+        east, north, free_m = (awake[0] - lon) * per_lon, (awake[1] - lat) * per_lat, awake[2]
+        if east * east + north * north < free_m * free_m and (state.phase == IN or fence in near):
+            found.append(fence)
+    return found
+
+
 def _known_next(
-    states: tuple[FenceState, ...], way: Way, index: FenceIndex, near: set[str], route_id: str | None, said: list[IncidentEvent]
+    states: tuple[FenceState, ...],
+    way: Way,
+    index: FenceIndex,
+    asleep: list[Fence],
+    near: list[Fence],
+    route_id: str | None,
+    said: list[IncidentEvent],
 ) -> tuple[list[FenceState], bool]:
     """The states that go on, and whether any of them changed or went."""
     now: list[FenceState] = []
@@ -192,7 +225,7 @@ def _known_next(
     per_lon, per_lat = scale_at(way.lat)
     for state in states:
         fence = index.by_id.get(state.fence_id)
-        if fence is not None and fence.always and _may_sleep(state, fence, way, near, per_lon, per_lat):  # as nearly always
+        if fence is not None and fence in asleep:
             now.append(state)
             continue
         reason, at_ms = None, way.at_ms
@@ -210,9 +243,11 @@ def _known_next(
         if state.version != fence.version:
             state = msgspec.structs.replace(state, version=fence.version, awake=None)
             changed = True
-        elif not fence.always and _may_sleep(state, fence, way, near, per_lon, per_lat):
-            now.append(state)
-            continue
+        elif not fence.always and state.awake is not None and (state.phase == IN or fence in near):
+            awake_lon, awake_lat, free_m = state.awake
+            if math.hypot((awake_lon - way.lon) * per_lon, (awake_lat - way.lat) * per_lat) < free_m:
+                now.append(state)
+                continue
         if state.phase == AFAR:
             changed = True  # looked at anew like one that was never met, where it is still near
             continue
@@ -221,15 +256,6 @@ def _known_next(
         if after is not None:
             now.append(after)
     return now, changed
-
-
-def _may_sleep(state: FenceState, fence: Fence, way: Way, near: set[str], per_lon: float, per_lat: float) -> bool:
-    """Whether the vehicle is still where nothing can change, whatever its noise."""
-    awake = state.awake
-    if awake is None or state.version != fence.version or (state.phase != IN and state.fence_id not in near):
-        return False
-    east, north, free_m = (awake[0] - way.lon) * per_lon, (awake[1] - way.lat) * per_lat, awake[2]
-    return east * east + north * north < free_m * free_m
 
 
 def _met(fence: Fence, way: Way, said: list[IncidentEvent]) -> FenceState | None:
