@@ -19,6 +19,7 @@ import pytest
 
 from bench.network.feed import write_feed
 from deploy.servers import PostgresServer, RedisServer, free_port, throw_away_folder
+from tests.detour_drive import DetourDrive
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 BUSES = 40
@@ -30,6 +31,7 @@ class Product:
     def __init__(self, base_url: str, env: dict[str, str], folder: Path, feed: Path) -> None:
         self.base_url, self.env, self.folder, self.feed = base_url, env, folder, feed
         self.devices: dict[str, str] = {}
+        self.detour: DetourDrive | None = None  # where a test of the session asks for it
         self.http = httpx.Client(base_url=base_url, timeout=20)
         self.admin = {"Authorization": "Bearer " + self.token("SUPER_ADMIN")}
 
@@ -73,8 +75,8 @@ def eventually(holds: Callable[[], Any], limit_s: float = 40) -> Any:
 
 
 @pytest.fixture(scope="session")
-def product(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    """One worker and 40 simulated buses."""
+def product(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Product]:
+    """One worker and 40 simulated buses, and one that drives a detour where a test asks for it."""
     folder = tmp_path_factory.mktemp("product")
     redis = RedisServer(throw_away_folder(), appendfsync="no")
     redis.start()
@@ -109,6 +111,9 @@ def product(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFa
         eventually(lambda: _ready(made.http))
         buses = subprocess.Popen([sys.executable, "-m", "api.cli", *drive], env=env, cwd=CHECKOUT, stdout=log, stderr=log)
         eventually(lambda: len(made.get("/v1/buses/locations", bbox="-180,-85,180,85", limit=100)["items"]) > BUSES // 2)
+        if any("test_flow_detour" in item.nodeid for item in request.session.items):
+            made.detour = DetourDrive(made)
+            made.detour.start()
         yield made
     finally:
         for process in (buses, engine):
