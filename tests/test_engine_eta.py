@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.tracking.eta import ArrivalConfig, ArrivalModel, Progress
 from engine.tracking.pace import Pace
-from engine.tracking.spread import MOVING, TAUS, Spread
+from engine.tracking.spread import MIDS_S, MOVING, TAUS, Spread
 from engine.tracking.timetable import Pattern, Trip, TripInstance
 from geo.shape import Shape
 
@@ -331,3 +331,88 @@ def test_late_buses_that_make_up_time_are_expected_to_do_it_again():
     for trip in range(30, 90):
         late_bus(trip, 1.2)
     assert model.spread.recovery < made_up
+
+
+def test_a_bus_that_has_stood_for_eight_minutes_though_it_is_late_gets_a_wider_interval_the_longer_it_stands():
+    instance = instance_of(pattern_of())
+    model, stood_ms = ArrivalModel(), instance.departure_ms(4) + 60_000
+    wide = {}
+    model.observe(at(instance, stood_ms - 30_000, 3.5 * APART_M))
+    for second in range(0, 1_501, 20):
+        now_ms = stood_ms + second * 1000
+        progress = at(instance, now_ms, 4 * APART_M + 100)
+        model.observe(progress)
+        stop = model.forecast(progress, now_ms).stops[-1]
+        wide[second] = stop.p90_ms - stop.p10_ms
+    assert wide[460] == wide[300]
+    assert wide[480] >= wide[460]
+    assert wide[960] > 1.4 * wide[460]
+    assert wide[1_440] == wide[1_500]  # three times as wide is the most
+
+
+def test_a_bus_that_waits_for_its_time_is_not_stalled():
+    instance = instance_of(pattern_of())
+    model, due_ms = ArrivalModel(), instance.departure_ms(4)
+    wide = []
+    for second in range(-900, 1, 20):
+        progress = at(instance, due_ms + second * 1000, 4 * APART_M)
+        model.observe(progress)
+        stop = model.forecast(progress, progress.fixed_at_ms).stops[-1]
+        wide.append(stop.p90_ms - stop.p10_ms)
+    assert max(wide) < 1.2 * wide[10]
+
+
+def test_buses_that_are_overdue_longer_are_another_matter():
+    instance, model = instance_of(pattern_of()), ArrivalModel()
+    kept = []
+    model.spread.keep = lambda bus, now, state, *rest: kept.append(state)
+    for late_s in (-60, 30, 90, 300, 900):
+        now_ms = DEPARTS_MS + 1_000 + late_s * 1000
+        model.forecast(at(instance, now_ms, 0.0, bus_id=f"b{late_s}", departed=False), now_ms)
+    assert len(set(kept)) == 5
+
+
+def test_the_median_leans_towards_the_mean_until_the_mean_error_is_small_but_not_far_beyond_ten_minutes():
+    def settled(horizon_s: float) -> tuple[float, float]:
+        spread, chance = Spread(), np.random.default_rng(3)
+        errors = chance.exponential(60.0, 20_000) - 60.0 * np.log(2)  # median 0, mean 18.4
+        for start in range(0, len(errors), 20):
+            spread._step(MOVING, np.column_stack((np.full(20, horizon_s), errors[start : start + 20])))
+        return float(spread.offsets(MOVING, np.array([horizon_s]))[1, 0]), float(errors.mean())
+
+    near, mean = settled(270.0)
+    far, _ = settled(2_700.0)
+    assert abs(mean - near - Spread().config.bias_s) < 4.0
+    assert abs(far) < 12.0
+
+
+def test_an_arrival_that_should_be_over_is_first_expected_soon_and_then_when_it_is_seen_to_come():
+    spread = Spread()
+    first = spread.offsets(MOVING, np.array([-60.0]))[1, 0] - 60.0
+    assert 0.0 <= first < 20.0
+    for n in range(4_000):
+        spread.keep(f"b{n}", 0.0, MOVING, 0, np.array([-60.0]))
+        spread.learn(f"b{n}", 0, 45.0)
+    assert abs(spread.offsets(MOVING, np.array([-60.0]))[1, 0] - 60.0 - 45.0) < 12.0
+
+
+def test_what_the_spread_says_of_itself_is_taken_up_again():
+    spread = Spread()
+    for n in range(300):
+        spread.keep(f"b{n}", 0.0, MOVING, 0, np.array([200.0]))
+        spread.learn(f"b{n}", 0, 290.0)
+    again = Spread()
+    again.restore(*spread.state())
+    horizons = np.linspace(-90, 3_600, 50)
+    assert (again.offsets(MOVING, horizons) == spread.offsets(MOVING, horizons)).all()
+    assert len(again.means) == len(MIDS_S)
+
+
+def test_a_day_begins_without_the_errors_of_the_day_before():
+    earlier = ArrivalModel()
+    for n in range(300):
+        earlier.spread.keep(f"b{n}", 0.0, MOVING, 0, np.array([200.0]))
+        earlier.spread.learn(f"b{n}", 0, 290.0)
+    today = ArrivalModel()
+    today.inherit(earlier.dump(everything=True))
+    assert (today.spread.table == Spread().table).all()

@@ -112,6 +112,14 @@ class Plan:
         share = min(max((along_m - self.along_m[link]) / self.length_m[link], 0.0), 1.0)
         return float(self.departure_s[link] + share * (self.arrival_s[link + 1] - self.departure_s[link]))
 
+    def leaves_at(self, along_m: float, reach_m: float) -> float:
+        """From when on the timetable has the bus drive on from there, seconds from the service day's start: at a stop, its departure."""
+        link = bisect_right(self.stops_m, along_m) - 1
+        for stop in (link + 1, link):
+            if 0 <= stop < self.n and abs(self.stops_m[stop] - along_m) <= reach_m:
+                return float(self.departure_s[stop])
+        return self.scheduled_at(along_m)
+
 
 def _hold_stops(trip: Trip) -> list[int]:
     """Where drivers may wait for their time: the feed's timepoints, else stops with whole-minute times where these are rare; and scheduled

@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 # What a bus is doing, as far as the error of its arrivals depends on it: rows of the table.
-MOVING, PAUSED, WAITING, OVERDUE = 0, 1, 5, 6  # 1..4: standing, longer and longer
-STATES = 7
+MOVING, PAUSED, WAITING, OVERDUE, STALLED = 0, 1, 5, 6, 10  # 1..4: standing, longer and longer; 6..9: ever longer past its departure
+STATES = 11
 TAUS = np.array([0.09, 0.5, 0.91])  # p10 and p90: what follows a day lags behind it, 82 % asked for are 79 % had (two recorded days)
-EDGES_S = np.array([0.0, 60.0, 180.0, 360.0, 600.0, 900.0, 1800.0, 3600.0])
-MIDS_S = (EDGES_S[1:] + EDGES_S[:-1]) / 2
+LEAST_S = -90.0  # an arrival that should have been so long ago is as uncertain as any that should have been before
+EDGES_S = np.array([2 * LEAST_S, -45.0, 0.0, 60.0, 180.0, 360.0, 600.0, 900.0, 1800.0, 3600.0])
+MIDS_S = np.array([-75.0, -22.5, 30.0, 120.0, 270.0, 480.0, 750.0, 1350.0, 2700.0])
+LEANING = slice(0, 6)  # bins whose mean error is kept small: to 10 min ahead
 RECOVERY_S = (120.0, 1800.0)  # horizons that say whether late buses make up time: nearer is noise, further is another trip's matter
 _STEP_S = 5.0
-_GRID_S = np.arange(0.0, EDGES_S[-1] + _STEP_S, _STEP_S)
+_GRID_S = np.arange(LEAST_S, EDGES_S[-1] + _STEP_S, _STEP_S)
 
 
 class SpreadConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +46,15 @@ class SpreadConfig(msgspec.Struct, frozen=True, kw_only=True):
     recovery_floor: Annotated[float, Meta(description="the least of that step: recovery follows the day")] = 0.0003
     recovery_calm: Annotated[float, Meta(description="samples after which that step has halved")] = 5_000.0
     recovery_most: Annotated[float, Meta(description="the largest share of their delay, even where they are seen to make up more")] = 1.5
+    soft_s: Annotated[
+        float, Meta(description="scale at which an arrival that should be over is first pushed ahead of now: softplus; then learned")
+    ] = 15.0
+    bias_s: Annotated[
+        float, Meta(description="the median is moved towards the mean so far that the mean error is this, to 10 min ahead, seconds")
+    ] = 9.0
+    bias_most_s: Annotated[float, Meta(description="but never further than this: a mean follows its outliers")] = 12.0
+    bias_error_s: Annotated[float, Meta(description="an error counts up to this in that mean: beyond it is another matter")] = 900.0
+    bias_rate: Annotated[float, Meta(description="least step of that mean: it follows the day over some thousand samples")] = 0.0002
     start_s: Annotated[float, Meta(description="half width of the first interval at horizon 0, seconds")] = 30.0
     start_share: Annotated[float, Meta(description="and its growth with the horizon")] = 0.15
 
@@ -65,9 +76,13 @@ class Spread:
     def __init__(self, config: SpreadConfig | None = None) -> None:
         self.config = config or SpreadConfig()
         c = self.config
-        half = c.start_s + c.start_share * MIDS_S
-        self._scale = c.scale_s + c.scale_share * MIDS_S
-        self.table: Floats = np.repeat((half[:, None] * np.array([-1.0, 0.0, 1.0]))[None], STATES, axis=0)  # [state, bin, quantile] seconds
+        ahead = np.maximum(MIDS_S, 0.0)
+        half = c.start_s + c.start_share * ahead
+        self._scale = c.scale_s + c.scale_share * ahead
+        first = half[:, None] * np.array([-1.0, 0.0, 1.0]) + (c.soft_s * np.logaddexp(0.0, MIDS_S / c.soft_s) - MIDS_S)[:, None]
+        self.table: Floats = np.repeat(first[None], STATES, axis=0)  # [state, bin, quantile] seconds
+        self.means: Floats = np.zeros(len(MIDS_S))  # of the errors of the median, all states
+        self.seen: Floats = np.zeros(len(MIDS_S))
         self.counts: Floats = np.zeros((STATES, len(MIDS_S)))
         self._fine: list[Floats | None] = [None] * STATES  # the tables on a grid of 5 s, made when asked for
         self.recovery, self._late_seen = 0.0, 0.0  # share of its delay that a late bus makes up: none until it is seen
@@ -78,8 +93,16 @@ class Spread:
         fine = self._fine[state]
         if fine is None:
             fine = self._fine[state] = np.stack([np.interp(_GRID_S, MIDS_S, self.table[state, :, q]) for q in range(3)])
-        place = (horizons_s * (1 / _STEP_S) + 0.5).astype(np.intp)
+            fine[1] += np.interp(_GRID_S, MIDS_S, self._lean())
+        place = ((horizons_s - LEAST_S) * (1 / _STEP_S) + 0.5).astype(np.intp)
         return fine.take(place, axis=1, mode="clip")
+
+    def _lean(self) -> Floats:
+        """Seconds by bin that the median is moved towards the mean."""
+        c, lean = self.config, np.zeros(len(MIDS_S))
+        means = self.means[LEANING]
+        lean[LEANING] = np.sign(means) * np.clip(np.abs(means) - c.bias_s, 0.0, c.bias_most_s)
+        return lean
 
     def due(self, bus_id: str, now_s: float) -> bool:
         """Whether the next forecast of this vehicle is one to keep."""
@@ -129,22 +152,35 @@ class Spread:
         """One step of all bins of a state; pairs are (expected horizon, error), seconds."""
         c, bins = self.config, len(MIDS_S)
         expected, errors = pairs[:, 0], pairs[:, 1]
-        gradient = TAUS[:, None] - (errors < self.offsets(state, expected))
+        medians = np.interp(expected, MIDS_S, self.table[state, :, 1])
+        offsets = self.offsets(state, expected)
+        offsets[1] = medians
+        gradient = TAUS[:, None] - (errors < offsets)
         bin_of = np.maximum(np.searchsorted(EDGES_S, expected) - 1, 0)
         self.counts[state] += np.bincount(bin_of, minlength=bins)
         share = np.maximum(c.step_floor, c.step_start / (self.counts[state] + c.step_calm))
         for q in range(3):
             self.table[state, :, q] += share * self._scale * np.bincount(bin_of, gradient[q], minlength=bins)
+        told = np.bincount(bin_of, minlength=bins)
+        rest = np.bincount(bin_of, np.clip(errors - medians, -c.bias_error_s, c.bias_error_s), minlength=bins)
+        self.seen += told
+        self.means += (rest - told * self.means) * np.maximum(c.bias_rate, 1 / (self.seen + 1_000.0))
         self._fine[state] = None
 
     def state(self) -> tuple[list[float], list[float], list[float]]:
-        """Tables and counts, flat, and the late buses' recovery, for the dump."""
-        return self.table.ravel().tolist(), self.counts.ravel().tolist(), [self.recovery, self._late_seen]
+        """Tables and counts, flat, and the late buses' recovery with the means, for the dump."""
+        return (
+            self.table.ravel().tolist(),
+            self.counts.ravel().tolist(),
+            [self.recovery, self._late_seen, *self.means.tolist(), *self.seen.tolist()],
+        )
 
-    def restore(self, table: list[float], counts: list[float], recovery: list[float]) -> None:
+    def restore(self, table: list[float], counts: list[float], rest: list[float]) -> None:
         """What `state` said; a dump of another shape (an older version's) is not taken and the first tables stay."""
-        if len(table) == self.table.size and len(counts) == self.counts.size and len(recovery) == 2:
+        bins = len(MIDS_S)
+        if len(table) == self.table.size and len(counts) == self.counts.size and len(rest) == 2 + 2 * bins:
             self.table = np.array(table).reshape(self.table.shape)
             self.counts = np.array(counts).reshape(self.counts.shape)
             self._fine = [None] * STATES
-            self.recovery, self._late_seen = recovery
+            self.recovery, self._late_seen = rest[:2]
+            self.means, self.seen = np.array(rest[2 : 2 + bins]), np.array(rest[2 + bins :])
