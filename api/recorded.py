@@ -18,8 +18,9 @@ PIPE_WIDTH: Final = 130  # of tables where the output is no terminal
 
 
 def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(width=PIPE_WIDTH, highlight=False)
+    """Without markup: names of routes and folders may have brackets in them."""
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(width=PIPE_WIDTH, highlight=False, markup=False)
 
 
 def _print_json(value: Any) -> None:
@@ -62,7 +63,7 @@ class ListSettings(argparse.Action):
         from engine.tracking.overrides import settable
 
         for name, default, reason in settable():
-            _console().print(f"[bold]{name}[/] = {default}\n    {reason}", soft_wrap=True)
+            _console().print(f"{name} = {default}\n    {reason}", soft_wrap=True)
         parser.exit()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from engine.tracking.eta_report import PASS, SHORT, Comparison, EtaReport, Interval, Part, span_text
 
@@ -13,16 +14,16 @@ ROUTES_SHOWN = 8
 
 
 def show(report: EtaReport, console: Console) -> None:
-    """Prints it. How many bars are short stands in the last line."""
+    """Prints it to a console without markup: routes may have brackets in their names. How many bars are short stands in the last line."""
     facts = report.report
     console.print(f"{report.name}: {facts.rides:,} rides, {facts.samples:,} samples to 15 min ahead (truth: {facts.truth})", soft_wrap=True)
     console.print("error = actual - foretold: positive, the bus came later than said; brackets: 95 % of 2,000 draws of rides", style="dim")
     table = Table("to 15 min ahead", *_right("MAE s", "p90 s", "score", "0-3/-6/-10/-15 min %", "median error", "> 60 s early", "no value"))
     for each in facts.results:
         shares = (_share(each.early_share), _share(each.missing_share))
-        table.add_row(
-            each.name, _ranged(report.mae.get(each.name)), _text(each.p90_s), f"{each.score:.1f}", _text(each.bias_median_s), *shares
-        )
+        windows = "/".join(f"{share:.0f}" for share in each.in_window)
+        figures = (_ranged(report.mae.get(each.name)), _text(each.p90_s), f"{each.score:.1f}", windows, _text(each.bias_median_s))
+        table.add_row(each.name, *figures, *shares)
     console.print(table)
     console.print(_parts("by hour", report.hours))
     console.print(_parts("by route, worst first", report.routes[:ROUTES_SHOWN]))
@@ -31,7 +32,7 @@ def show(report: EtaReport, console: Console) -> None:
     bars = Table(f"bars{f' of {report.day}' if report.day else ''}", *_right("figure", "must be", ""))
     for bar in report.bars:
         style = {PASS: "green", SHORT: "bold red"}.get(bar.verdict or "", "dim")
-        bars.add_row(bar.what, bar.figure, bar.bar, f"[{style}]{bar.verdict or 'too few'}[/]")
+        bars.add_row(bar.what, bar.figure, bar.bar, Text(bar.verdict or "too few", style))
     console.print(bars)
     passed, short = (sum(bar.verdict == word for bar in report.bars) for word in (PASS, SHORT))
     console.print(f"{passed} bars {PASS}, {short} {SHORT}")

@@ -18,10 +18,10 @@ EPISODE: Final = ("opened", "vehicle", "trip", "kind", "severity", "lasted s")
 
 
 def show(report: IncidentReport, console: Console) -> None:
-    """Counts and rates, then what was gained, lost and changed."""
+    """Counts and rates, then what was gained, lost and changed; to a console without markup."""
     for side in (report.here, report.there):
         if side is not None:
-            console.print(_facts(side), soft_wrap=True, markup=False)
+            console.print(_facts(side), soft_wrap=True)
     names = _count_names(report)
     table = Table(*names[:2], *(Column(name, justify="right") for name in names[2:]))
     for count in report.counts:
