@@ -181,6 +181,8 @@ TOPICS: Final[dict[str, dict[str, Kind]]] = {
         "SEAT_LAYOUT_CHANGED": Kind("a seat layout was drawn, changed or retired", {"id": "coach-49", "version": 2}),
         "FARE_PLAN_CHANGED": Kind("a fare plan was made, changed or retired", {"id": "summer", "version": 2}),
         "OFFER_CHANGED": Kind("a route came on sale, is sold differently or no more", {"id": "demo:104", "version": 2}),
+        "TRIP_ORDERED": Kind("somebody said which bus drives a trip", {"id": "demo:104-END-0-031:20261121", "version": 2}),
+        "TRIP_ORDER_WITHDRAWN": Kind("and took it back", {"id": "demo:104-END-0-031:20261121", "version": 2}),
         "RULES_CHANGED": Kind("thresholds of a feed, or its window of being on time, were set", {"id": "demo", "version": 2}),
         "ALERT_CHANGED": Kind(
             "an alert for passengers was written, changed or retired", {"id": "0195c0de-0001-7000-8000-00000000000a", "version": 2}

@@ -11,13 +11,14 @@ looks; one that was found under way must have driven 400 m of the line first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import msgspec
 
+from engine.tracking.atlas import Atlas
 from engine.tracking.fix import Motion
-from engine.tracking.ride import Roadbook
+from engine.tracking.ride import Course, Roadbook
 from engine.tracking.timetable import Pattern, TripInstance
 from geo.coords import distance_m, turn_deg
 from geo.match import Line
@@ -36,6 +37,8 @@ WORST_S = 1_800.0  # further behind its time than this it is not that trip,
 AHEAD_S = 1_200.0  # nor further ahead of it
 WORST_OF_BLOCK_S = 3_600.0
 LEFT_M, LEAVING_M = 200.0, 60.0  # a place so near to the first stop shows where it left from; so far on it is leaving
+BESIDE_M = 350.0  # so near to the first stop, beside the line, buses wait
+MOVING_MPS = 1.5  # below this a heading is noise
 UNDER_WAY_M = 400.0  # of the line, driven, before a vehicle that was found under way is given a trip
 REST_OF_LINE_M = 300.0  # with less of the line left there is nothing to give any more
 MEMORY_MS = 5_400_000  # a trip that ended longer ago says nothing of the next one
@@ -79,6 +82,7 @@ class Fit(NamedTuple):
     along_m: float
     from_m: float  # arc of the oldest place of the trail that fits
     opposed: bool
+    lone: bool = False  # the place before is not on the line
 
 
 def walked(trail: Trail, motion: Motion) -> Trail:
@@ -94,14 +98,14 @@ def choices(trail: Trail, motion: Motion, book: Roadbook, is_done: Callable[[Nam
     """Every trip instance that the trail fits, the best first; whoever drives it."""
     if len(trail.places) < 2:
         return []
-    (_, lat0, lon0), (_, lat1, lon1) = trail.places[-2], trail.places[-1]
+    _, lat1, lon1 = trail.places[-1]
     atlas = book.atlas
-    shapes = atlas.shapes_through(lon1, lat1) & atlas.shapes_through(lon0, lat0)
+    shapes = atlas.shapes_through(lon1, lat1)
     last = _last(trail, motion, book)
     best: dict[Name, Choice] = {}
     for shape_id in sorted(shapes):
         patterns = atlas.patterns_of(shape_id)
-        for fit in fits(book.line(patterns[0].shape), trail, motion):
+        for fit in fits(atlas, book.line(patterns[0].shape), trail, motion):
             for pattern in patterns:
                 for choice in _of_pattern(trail, motion, book, pattern, fit, last):
                     if choice.name == trail.last:
@@ -129,39 +133,42 @@ def choose(trail: Trail, found: list[Choice], is_open: Callable[[Choice], bool])
     return msgspec.structs.replace(trail, looks=looks), best if clear else None
 
 
-def fits(line: Line, trail: Trail, motion: Motion) -> list[Fit]:
+def fits(atlas: Atlas, line: Line, trail: Trail, motion: Motion) -> list[Fit]:
     """Arcs of the newest place from which the places before lie behind in order."""
     (_, lat0, lon0), (_, lat1, lon1) = trail.places[-2], trail.places[-1]
     found = []
-    ends = [each for each in line.candidates(lon1, lat1, 0.0, line.length_m) if each.offset_m <= NEAR_M]
+    ends = atlas.near(line, lon1, lat1, NEAR_M)
     if not ends:
         return []
-    before = [each.along_m for each in line.candidates(lon0, lat0, 0.0, line.length_m) if each.offset_m <= NEAR_M]
+    before = [each.along_m for each in atlas.near(line, lon0, lat0, NEAR_M)]
     if not before:
-        return []
+        return [Fit(along, along, _is_opposed(motion, bearing), True) for along, _, bearing in ends]
     earlier: list[tuple[float, list[float]]] | None = None
     for along, _, bearing in ends:
         at = _behind(along, distance_m(lon0, lat0, lon1, lat1), before)
         if at is None:
             continue
         if earlier is None:
-            earlier = _earlier(line, trail)
+            earlier = _earlier(atlas, line, trail)
         for step, arcs in earlier:
             further = _behind(at, step, arcs)
             if further is None:
                 break
             at = further
-        opposed = motion.bearing_deg is not None and motion.speed_mps > 1.5 and turn_deg(motion.bearing_deg, bearing) > OPPOSED_DEG
-        found.append(Fit(along, at, opposed))
+        found.append(Fit(along, at, _is_opposed(motion, bearing)))
     return found
 
 
-def _earlier(line: Line, trail: Trail) -> list[tuple[float, list[float]]]:
+def _is_opposed(motion: Motion, bearing_deg: float) -> bool:
+    return motion.bearing_deg is not None and motion.speed_mps > MOVING_MPS and turn_deg(motion.bearing_deg, bearing_deg) > OPPOSED_DEG
+
+
+def _earlier(atlas: Atlas, line: Line, trail: Trail) -> list[tuple[float, list[float]]]:
     """For the places before the last two, newest first: metres to the place after, and the arcs near it; up to the first that is off."""
     found = []
     for index in range(len(trail.places) - 3, -1, -1):
         (_, lat0, lon0), (_, lat1, lon1) = trail.places[index], trail.places[index + 1]
-        arcs = [each.along_m for each in line.candidates(lon0, lat0, 0.0, line.length_m) if each.offset_m <= NEAR_M]
+        arcs = [each.along_m for each in atlas.near(line, lon0, lat0, NEAR_M)]
         if not arcs:
             break
         found.append((distance_m(lon0, lat0, lon1, lat1), arcs))
@@ -186,11 +193,13 @@ def _of_pattern(trail: Trail, motion: Motion, book: Roadbook, pattern: Pattern, 
     first_m, last_m = course.along_m[0], course.along_m[course.last]
     if fit.along_m < first_m + LEAVING_M or fit.along_m > last_m - REST_OF_LINE_M:
         return []
-    departing = fit.from_m <= first_m + LEFT_M
-    now_ms, found = motion.fixed_at_ms, []
-    soonest_ms = now_ms - book.atlas.longest_ms - round(WORST_OF_BLOCK_S * 1000)
-    for instance in book.atlas.departures(pattern, soonest_ms, now_ms + round(AHEAD_S * 1000)):
-        late_s = (now_ms - course.scheduled_ms(instance, fit.along_m)) / 1000.0
+    from_m = first_m if fit.lone and _came_from_start(trail, course, fit) else fit.from_m
+    if fit.lone and from_m == fit.from_m:
+        return []
+    departing = from_m <= first_m + LEFT_M
+    found: list[Choice] = []
+    for instance in _due(book, course, fit.along_m, motion.fixed_at_ms):
+        late_s = (motion.fixed_at_ms - course.scheduled_ms(instance, fit.along_m)) / 1000.0
         of_block = trail.block_id is not None and instance.trip.block_id == trail.block_id
         if not -AHEAD_S <= late_s <= (WORST_OF_BLOCK_S if of_block else WORST_S):
             continue
@@ -203,8 +212,28 @@ def _of_pattern(trail: Trail, motion: Motion, book: Roadbook, pattern: Pattern, 
                 cost += OTHER_ROUTE_S
             if instance.departure_ms(0) < last.arrival_ms(len(last.trip.arrival_s) - 1) - SOON_MS:
                 cost += TOO_SOON_S
-        found.append(Choice(cost, instance, late_s, fit.along_m - first_m, departing, fit.along_m - fit.from_m, of_block))
+        found.append(Choice(cost, instance, late_s, fit.along_m - first_m, departing, fit.along_m - from_m, of_block))
     return found
+
+
+def _due(book: Roadbook, course: Course, along_m: float, now_ms: int) -> Iterator[TripInstance]:
+    """The pattern's trips that might be here now. How long they take to get here is taken from one of them, give or take."""
+    for held in book.atlas.around(now_ms):
+        departures = held.get(course.pattern.pattern_id)
+        if departures is None:
+            continue
+        model = departures.instances[len(departures.instances) // 2]
+        takes_ms = course.scheduled_ms(model, along_m) - model.departure_ms(0)
+        earliest_ms = now_ms - round(1.5 * takes_ms) - round(WORST_OF_BLOCK_S * 1000)
+        yield from departures.between(earliest_ms, now_ms - takes_ms // 2 + round(AHEAD_S * 1000))
+
+
+def _came_from_start(trail: Trail, course: Course, fit: Fit) -> bool:
+    """Buses wait beside their line: the place before is near the first stop, and so far it can have come from there."""
+    (_, lat0, lon0), (_, lat1, lon1) = trail.places[-2], trail.places[-1]
+    lat, lon = course.places[0]
+    step_m = distance_m(lon0, lat0, lon1, lat1) + BESIDE_M
+    return distance_m(lon0, lat0, lon, lat) <= BESIDE_M and fit.along_m - course.along_m[0] <= 1.5 * step_m + 200.0
 
 
 class Standing(NamedTuple):
