@@ -23,12 +23,13 @@ from engine.tracking.score import read_manifest, read_rows
 ON_TRIP: Final = (IN_TRIP, OFF_ROUTE)
 GAP_MS: Final = 300_000  # fixes further apart: what was driven between them is nobody's hour
 SLACK_MS: Final = 60_000
+FOR_EVER_MS: Final = 1 << 60
 SAME_MS: Final = 1_000  # times closer than this are the same
 ABOUT: Final = ("stopSequence", "stopId", "fenceId")  # of the detail: what an episode is about
 SEVERITIES: Final = ("CRITICAL", "MAJOR", "MINOR")
 
 
-class Episode(msgspec.Struct, frozen=True, order=True):
+class Episode(msgspec.Struct, frozen=True):
     """One row of incidents.csv."""
 
     opened_at_ms: int
@@ -105,7 +106,11 @@ def incident_report(out: Path, against: Path | None = None) -> IncidentReport:
 
 
 def matched(here: Sequence[Episode], there: Sequence[Episode]) -> tuple[list[tuple[Episode, Episode]], list[Episode], list[Episode]]:
-    """Pairs, those of `here` alone, those of `there` alone; each in order of time. The closest overlap is taken first."""
+    """Pairs, those of `here` alone, those of `there` alone; each in order of time.
+
+    What is the same to the letter is paired first, then the longest overlap. Ties are told apart by what the two say, not by which side
+    they stand on, so that the other way round is the mirror.
+    """
     groups: dict[tuple[str, ...], tuple[list[Episode], list[Episode]]] = defaultdict(lambda: ([], []))
     for side, episodes in enumerate((here, there)):
         for episode in episodes:
@@ -113,27 +118,39 @@ def matched(here: Sequence[Episode], there: Sequence[Episode]) -> tuple[list[tup
     pairs, gained, lost = [], [], []
     for ours, theirs in groups.values():
         candidates = sorted(
-            (-_overlap_ms(one, other), abs(one.opened_at_ms - other.opened_at_ms), i, j)
+            (one != other, -_overlap_ms(one, other), abs(one.opened_at_ms - other.opened_at_ms), sorted((_key(one), _key(other))), i, j)
             for i, one in enumerate(ours)
             for j, other in enumerate(theirs)
             if _overlap_ms(one, other) >= -SLACK_MS
         )
         mine, other_ones = set(range(len(ours))), set(range(len(theirs)))
-        for _, _, i, j in candidates:
+        for *_, i, j in candidates:
             if i in mine and j in other_ones:
                 mine.discard(i)
                 other_ones.discard(j)
                 pairs.append((ours[i], theirs[j]))
         gained += [ours[i] for i in mine]
         lost += [theirs[j] for j in other_ones]
-    return sorted(pairs), sorted(gained), sorted(lost)
+    return sorted(pairs, key=lambda pair: (_key(pair[0]), _key(pair[1]))), sorted(gained, key=_key), sorted(lost, key=_key)
+
+
+def _key(one: Episode) -> tuple[int, str, str, str, int, str]:
+    """An order of all episodes; one that never closed comes behind those that did."""
+    return (
+        one.opened_at_ms,
+        one.vehicle_id,
+        one.kind,
+        one.severity,
+        FOR_EVER_MS if one.closed_at_ms is None else one.closed_at_ms,
+        one.detail,
+    )
 
 
 def _overlap_ms(one: Episode, other: Episode) -> int:
     """How long both were open; negative: how far apart they lie."""
     ends = [episode.closed_at_ms for episode in (one, other) if episode.closed_at_ms is not None]
     begins = max(one.opened_at_ms, other.opened_at_ms)
-    return (min(ends) - begins) if ends else SLACK_MS
+    return min(ends, default=FOR_EVER_MS) - begins
 
 
 def _differences(one: Episode, other: Episode) -> list[str]:
@@ -159,7 +176,7 @@ def _side(out: Path) -> Side:
     ]
     fixes, hours = _on_trips(read_rows(out / "progress.csv", ("vehicle_id", "timestamp_ms", "trip_id", "start_date", "state")))
     changed = manifest.get("changed", {})
-    return Side(str(out), fixes, round(hours, 3), changed if isinstance(changed, dict) else {}, sorted(episodes))
+    return Side(str(out), fixes, round(hours, 3), changed if isinstance(changed, dict) else {}, sorted(episodes, key=_key))
 
 
 def _on_trips(rows: Iterable[Sequence[str]]) -> tuple[int, float]:
