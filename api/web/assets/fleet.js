@@ -126,8 +126,9 @@ async function choose(busId) {
   const bus = buses.get(busId);
   if (!bus?.tripId) return;
   const answer = await fetch(`/v1/trips/${encodeURIComponent(bus.tripId)}`);
-  if (answer.ok && chosen?.busId === busId) {
-    chosen.trip = await answer.json();
+  const trip = answer.ok ? await answer.json() : null;
+  if (trip && chosen?.busId === busId) { // else somebody chose another meanwhile, or none
+    chosen.trip = trip;
     drawCard(Date.now());
   }
 }
