@@ -110,7 +110,9 @@ def test_of_the_running_day_a_route_is_answered_at_once(product: Product) -> Non
     area, trip_id, start_date = bus["tripId"].split(":")
     made = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=5)
     with psycopg.connect(product.env["DATABASE_URL"], autocommit=True) as connection:
-        connection.execute("insert into telemetry.names (name) select unnest(%s::text[]) on conflict do nothing", [["ghost", area, trip_id]])
+        connection.execute(
+            "insert into telemetry.names (name) select unnest(%s::text[]) on conflict do nothing", [["ghost", area, trip_id]]
+        )
         numbers = "(select no from telemetry.names where name = %s)"
         connection.execute(
             "insert into telemetry.forecasts (made_at, bus_no, area_no, trip_no, start_date, first_sequence, p10_s, p50_s, p90_s)"
