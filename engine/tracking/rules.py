@@ -28,7 +28,7 @@ class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = 90.0
     near_share: Annotated[
         float, Meta(ge=1, le=10, description="never further away than this many times the distance: it takes near_patience times as long")
-    ] = 1.4
+    ] = 1.5
     near_patience: Annotated[
         float, Meta(ge=1, le=100, description="errors that wander slowly stay just beyond the distance for minutes")
     ] = 6.0

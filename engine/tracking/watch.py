@@ -5,7 +5,7 @@ in metres, times in UTC ms; every threshold is a field of `WatchConfig`. The oth
 `approach.py` (a stop is near), those that go on from trip to trip in `guard.py`, those of several vehicles in `headways.py`.
 
 Off route, ON -> SUSPECT -> OFF -> ON. How long a suspicion must last depends on how far away the vehicle is: errors of 20 m that wander
-slowly stay beyond the limit for minutes and hardly reach 1.4 times it, the next street lies further; and nothing but driving leads on and on
+slowly stay beyond the limit for minutes and hardly reach 1.5 times it, the next street lies further; and nothing but driving leads on and on
 away.
 """
 
@@ -42,7 +42,7 @@ ON, SUSPECT, OFF = "ON", "SUSPECT", "OFF"
 STEP_M, STEP_SPEED, STEP_ACCURACY = 40.0, 1.2, 2.0  # a sideways step that no bus makes: more than max(40 m, 1.2 * v * dt + 2 * accuracy)
 BYPASSED_MAX = 64  # stop sequences kept in one episode
 WRONG_DRIVEN = 0.75  # of the way back must have been driven
-FAR_FIXES = 2  # that far away two fixes do
+FAR_FIXES, FAR_MORE = 2, 1.25  # so many times further still than far, two fixes do: no reflection leads there
 
 
 class OffRoute(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -174,7 +174,7 @@ def _suspect_next(off: OffRoute, sight: Sight, away: float, limit: float, said: 
     patience = config.far_patience if far else config.near_patience if worst < config.near_share * limit else 1.0
     wait_s = max(config.reflected_s if off.reflected else 0.0, config.off_s * patience)
     sure = (
-        fixes >= (min(FAR_FIXES, config.off_fixes) if far else config.off_fixes)
+        fixes >= (min(FAR_FIXES, config.off_fixes) if far and ratio >= FAR_MORE * config.far_share * fixes else config.off_fixes)
         and motion.fixed_at_ms - off.since_ms >= wait_s * 1000.0
         and driven >= config.off_driven_m
     )
