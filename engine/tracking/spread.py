@@ -52,7 +52,9 @@ class SpreadConfig(msgspec.Struct, frozen=True, kw_only=True):
     bias_s: Annotated[
         float, Meta(description="the median is moved towards the mean so far that the mean error is this, to 10 min ahead, seconds")
     ] = 9.0
-    bias_most_s: Annotated[float, Meta(description="but never further than this: a mean follows its outliers")] = 12.0
+    bias_most_s: Annotated[
+        float, Meta(description="but never further than this: 3 s cost nothing, all it takes (12 s) costs 1.5 points of the score")
+    ] = 3.0
     bias_error_s: Annotated[float, Meta(description="an error counts up to this in that mean: beyond it is another matter")] = 900.0
     bias_rate: Annotated[float, Meta(description="least step of that mean: it follows the day over some thousand samples")] = 0.0002
     start_s: Annotated[float, Meta(description="half width of the first interval at horizon 0, seconds")] = 30.0
