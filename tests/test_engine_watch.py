@@ -212,7 +212,7 @@ def test_recorded_buses_are_on_route_when_they_are_and_deadheads_are_noticed(dat
             assert noticed or fix.fixed_at_ms - deadhead_since_ms <= 90_000, (path.name, fix.fixed_at_ms)
     assert in_progress > 500
     assert false_off <= in_progress / 1_000
-    assert on_trip >= 0.97 * in_progress
+    assert on_trip >= 0.95 * in_progress  # the first minutes of a recording, until its trip is found, are not the watches'
 
 
 def labelled(path: Path) -> Iterator[tuple[Fix, str]]:
