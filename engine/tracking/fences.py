@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from engine.events import IncidentEvent
 from engine.tracking.episodes import CLOSED, FENCE_ENTERED, FENCE_EXITED, FENCE_PASSED, OPENED, Sight, incident
 from engine.tracking.fence_index import CORRIDOR, NO_FENCES, PLAIN, RESTRICTED, SPEED_ZONE, STAY_IN, Fence, FenceIndex
+from engine.tracking.fence_state import AFAR, IN, OUT, FenceState, Rest, Touch, Way, rest_m, rest_next
 from engine.tracking.fix import Fix
 from engine.tracking.ride import Ride
 from geo.coords import distance_m
@@ -51,77 +52,13 @@ __all__ = [
 ACCURACY_MAX_M, ACCURACY_M = 50.0, 15.0  # of a fix, at most; where the device does not say
 NEAR_M, NEAR_SHARE = 10.0, 0.1  # h
 CHORD_MS = 120_000  # over a longer silence nobody knows the way: no passing, and times are those of the fixes
-REST_MS, REST_FIXES = 120_000, 3  # standing for so long, in so many fixes, is standing
-REST_M, REST_ACCURACY = 60.0, 5.0  # all within max(60 m, 5u) of their mean; two fixes beyond that end it, or one twice as far
-REST_MEAN = 32  # fixes that the mean remembers
 STRIDE_M, STRIDE_ACCURACY = 100.0, 6.0  # a step of max(100 m, 6u) is driven, not noise: one that leads through a fence has passed it
 FENCES_MOST = 32  # of one vehicle at once; more are not taken on
 AFAR_MOST, AFAR_M = 8, 25.0  # large fences watched from afar, and from how far on that pays
 SAFE = 0.98  # of d: what may be moved without looking (the scale of a degree changes a little on the way)
 
-AFAR, OUT, IN = "AFAR", "OUT", "IN"
 NOTHING: tuple[IncidentEvent, ...] = ()
 NO_STAYS: list[Fence] = []
-
-
-class Rest(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Where the vehicle has been about since a time: the mean of its fixes there."""
-
-    lon: float
-    lat: float
-    since_ms: int
-    fixes: int = 1
-    away: bool = False  # the last one was a little too far
-
-    def is_long(self, at_ms: int) -> bool:
-        return self.fixes >= REST_FIXES and at_ms - self.since_ms >= REST_MS
-
-
-class Touch(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A way that has led inside and is not known to have come in: where it came from, how deep it led, when it went in and out."""
-
-    lon: float
-    lat: float
-    deepest_m: float
-    in_ms: int
-    out_ms: int = 0
-    stride: bool = True  # every step across the border was longer than the fence is wide
-
-
-class FenceState(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Where a vehicle stands towards one fence. A fence that it is outside of and has not touched has no state, but one to stay in."""
-
-    fence_id: str
-    version: int
-    phase: str = OUT
-    kind: str = ""  # of the open incident; empty: none is open
-    severity: str = ""  # with which it was opened
-    since_ms: int = 0  # of the open incident, else of being inside
-    count: int = 0  # fixes in a row that speak for a change
-    border_ms: int = 0  # on the other side than the phase says since; 0: it is not
-    farthest_m: float = 0.0  # outside, of the open incident
-    found: bool = False  # it was inside when the fence or the vehicle came up: nobody saw it come
-    touch: Touch | None = None
-    rest: Rest | None = None
-    awake: tuple[float, float, float] | None = None  # (lon, lat, metres): nothing can change nearer to that place; None: look every time
-    seen_ms: int = 0  # the last fix that was looked at
-
-
-class Way(NamedTuple):
-    """The way to one fix from the one before, as the table sees it. `from_lon` None: nothing joins them."""
-
-    sight: Sight
-    at_ms: int
-    lon: float
-    lat: float
-    u: float
-    from_lon: float | None
-    from_lat: float
-    gap_ms: int
-    length_m: float  # of the way
-
-    def ms(self, share: float) -> int:
-        return self.at_ms - round((1.0 - share) * self.gap_ms)
 
 
 def fences_next(
@@ -275,11 +212,11 @@ def _step(state: FenceState, fence: Fence, way: Way, said: list[IncidentEvent]) 
     d = fence.area.rough_m(way.lon, way.lat) if state.phase == IN else 1.0
     if d > 0.0:
         d = fence.area.signed_m(way.lon, way.lat)
-    rest, away_m = _rest_next(state.rest, way)
+    rest, away_m = rest_next(state.rest, way)
     if rest.is_long(way.at_ms):
         border = 0
         if (d <= 0.0) == (state.phase == OUT):  # on the other side: by noise, or on its way
-            border = way.at_ms if away_m <= 0.5 * _rest_m(way.u) else state.border_ms or _border_ms(state, fence, way)
+            border = way.at_ms if away_m <= 0.5 * rest_m(way.u) else state.border_ms or _border_ms(state, fence, way)
         return msgspec.structs.replace(state, count=0, border_ms=border, touch=None, rest=rest, awake=None, seen_ms=way.at_ms)
     if state.phase == IN:
         return _inside_next(state, fence, way, d, rest, said)
@@ -414,24 +351,7 @@ def _has_passed(state: FenceState, touch: Touch, fence: Fence, way: Way, is_clea
     if state.touch is None and moved_m >= max(STRIDE_M, STRIDE_ACCURACY * way.u):
         return True
     deep = touch.deepest_m < -min(way.u, fence.area.depth_m / 3.0)
-    return is_clear and moved_m >= _rest_m(way.u) and (touch.stride or deep)
-
-
-def _rest_m(u: float) -> float:
-    return max(REST_M, REST_ACCURACY * u)
-
-
-def _rest_next(rest: Rest | None, way: Way) -> tuple[Rest, float]:
-    """Where it has been about since when, and how far from there this fix lies."""
-    if rest is not None:
-        away_m, most_m = distance_m(rest.lon, rest.lat, way.lon, way.lat), _rest_m(way.u)
-        if away_m <= most_m:
-            weight = 1.0 / min(rest.fixes + 1, REST_MEAN)
-            lon, lat = rest.lon + weight * (near_lon(way.lon, rest.lon) - rest.lon), rest.lat + weight * (way.lat - rest.lat)
-            return Rest(lon, lat, rest.since_ms, rest.fixes + 1), away_m
-        if away_m <= 2.0 * most_m and not rest.away and rest.is_long(way.at_ms):
-            return Rest(rest.lon, rest.lat, rest.since_ms, rest.fixes, True), away_m
-    return Rest(way.lon, way.lat, way.at_ms), 0.0
+    return is_clear and moved_m >= rest_m(way.u) and (touch.stride or deep)
 
 
 def fences_close(states: Sequence[FenceState], fix: Fix, ride: Ride | None, at_ms: int, reason: str) -> list[IncidentEvent]:
