@@ -81,6 +81,14 @@ def board(state: VehicleState, fix: Fix, motion: Motion, area: Area) -> Boarded:
     if book is None:
         return Boarded(None, trail, [])
     events: list[Event] = []
+    if (
+        ride is not None
+        and ride.given_by == DEVICE
+        and 0 < motion.gap_ms <= GAP_MS
+        and ride.said == (fix.trip_id, fix.start_date)
+        and not area.rules.of_bus
+    ):  # nearly every fix of a device that names its trip, where nobody has said otherwise: none of the questions below can end it
+        return Boarded(ride, trail, events)
     if ride is not None and (why := _reason_to_leave(state, ride, area, motion)) is not None:
         events, trail, ride = left(state, fix, ride, area, why), _after(trail, ride, area, fix, why), None
     order = _order(ride, trail, area, fix)
@@ -137,12 +145,23 @@ def _order(ride: Ride | None, trail: Trail, area: Area, fix: Fix) -> Order | Non
             best = departs_ms, name[0], order
     if best is None:
         return None
-    driven = area.of(ride) if ride is not None and ride.phase != DONE else None
-    if driven is not None and (ride.trip_id, ride.start_date) != (best[2].trip_id, best[2].start_date):  # type: ignore[union-attr]
-        ends_ms = driven.instance.arrival_ms(len(driven.instance.trip.arrival_s) - 1)
-        if ends_ms <= best[0] + OVERLAP_MS and ride.phase == IN_TRIP:  # type: ignore[union-attr]
-            return None
+    if _drives_before(ride, best[0], area, fix):
+        return None
     return best[2]
+
+
+def _drives_before(ride: Ride | None, departs_ms: int, area: Area, fix: Fix) -> bool:
+    """Whether it is on a trip that ends before the ordered one departs: under way on it, or seen for the first time on one that its device
+    names."""
+    instance = None
+    if ride is not None and ride.phase != DONE:
+        found = area.of(ride)
+        instance = found.instance if found is not None else None
+    elif ride is None and fix.trip_id is not None and area.book is not None:
+        instance = area.book.named(fix.trip_id, fix.start_date, fix.fixed_at_ms)
+    if instance is None or (instance.departure_ms(0) > fix.fixed_at_ms and (ride is None or ride.phase != IN_TRIP)):
+        return False
+    return instance.arrival_ms(len(instance.trip.arrival_s) - 1) <= departs_ms + OVERLAP_MS
 
 
 def _ordered(order: Order, state: VehicleState, ride: Ride | None, trail: Trail, events: list[Event], fix: Fix, area: Area) -> Boarded:
