@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from engine.tracking.timetable import Pattern, TripInstance
 
 ACCELERATE_MPS2, BRAKE_MPS2 = 0.9, 1.0
-CITY_TOP_MPS, OPEN_ROAD_TOP_MPS = 20.0, 29.0
+CITY_TOP_MPS, OPEN_ROAD_TOP_MPS = 20.0, 27.0  # the law stops coaches at 100 km/h
 OPEN_ROAD_M = 4000.0  # a longer link is a road between towns: it may be driven fast, its pace changes on the way, and it has no signals
 PASSED_SHARE = 0.10  # of stops in a city at which nobody gets on or off
 PASSING_MPS = 11.0  # at most, so that the next stop can be reached without braking hard
