@@ -191,12 +191,15 @@ def _wanted(
 ) -> tuple[Wanted, list[str]]:
     """What the list is narrowed to. A trip or route of a feed that the caller does not see gives an empty list, like one that is not there."""
     trip_id = start_date = route_id = None
-    if trip is not None:
-        feed, trip_id, start_date = split_trip(trip)
-        areas = [area for area in areas if area == feed]
-    if route is not None:
-        feed, route_id = split_id(route, "route")
-        areas = [area for area in areas if area == feed]
+    try:
+        if trip is not None:
+            feed, trip_id, start_date = split_trip(trip)
+            areas = [area for area in areas if area == feed]
+        if route is not None:
+            feed, route_id = split_id(route, "route")
+            areas = [area for area in areas if area == feed]
+    except NotFound as wrong:  # a filter that reads like no id
+        raise Invalid(wrong.detail) from wrong
     wanted = Wanted(
         kinds=_listed(kind, KINDS, "kind"),
         severities=_listed(severity, SEVERITIES, "severity"),

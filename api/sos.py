@@ -82,7 +82,8 @@ async def call_for_help(request: Request[Any, Any, Any], data: JSONBody[CallForH
     lat, lon = _place(data, scene)
     name, now_ms = _name(request, caller, data, parts), parts.clock.now_ms()
     trip_id, start_date, route_id = scene.trip or (None, None, None)
-    said: dict[str, Any] = {"calledAs": caller.role or "GUEST"} | ({} if data.note is None else {"note": data.note})
+    # U+0000 is in no text that the record can hold
+    said: dict[str, Any] = {"calledAs": caller.role or "GUEST"} | ({} if data.note is None else {"note": data.note.replace("\x00", "")})
     word = Sos(name, scene.bus_id, trip_id, start_date, route_id, lat, lon, now_ms, msgspec.json.encode(said).decode())
     if not await _is_known(parts, name, scene.area):
         if parts.redis is None:

@@ -89,7 +89,14 @@ async def test_a_list_is_narrowed_and_a_wrong_word_is_refused(reads: House) -> N
     found = await reads.get("/v1/incidents", admin, kind="SPEEDING,IDLING", **{"from": "2026-03-02T08:00:00+01:00"})
     assert [one["incidentId"] for one in found["items"]] == ["e5"]
     assert (await reads.get("/v1/incidents", admin, trip="other:T0:20260302"))["items"] == []
-    for wrong in ({"kind": "RAIN"}, {"severity": "BAD"}, {"from": "yesterday"}, {"to": "2026-03-02T08:00:00"}):
+    for wrong in (
+        {"trip": "T0"},
+        {"route": "R"},
+        {"kind": "RAIN"},
+        {"severity": "BAD"},
+        {"from": "yesterday"},
+        {"to": "2026-03-02T08:00:00"},
+    ):
         assert (await reads.http.get("/v1/incidents", params=wrong, headers=admin)).status_code == 400
 
 
@@ -106,7 +113,7 @@ async def test_a_driver_calls_for_help_once_and_the_operator_hears_the_note(read
     await reads.add_buses("b1")
     reads.say(driving(at_ms=NOW_MS))
     driver = reads.head("DRIVER", subject="d7")
-    call = {"busId": "b1", "note": "a passenger is unwell", "id": "press-1"}
+    call = {"busId": "b1", "note": "a passenger\x00 is unwell", "id": "press-1"}
     first = await reads.http.post("/v1/sos", json=call, headers=driver)
     assert first.status_code == 201, first.text
     answer = first.json()
