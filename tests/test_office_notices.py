@@ -192,10 +192,11 @@ async def test_who_follows_hears_of_what_is_bad_enough_and_of_the_kinds_they_cho
     assert await desk.told("notifications:karim") == [("incident", "OFF_ROUTE")]
 
 
-async def test_bytes_that_are_no_incident_hold_nobody_back(desk: NoticeDesk) -> None:
+async def test_bytes_that_are_no_incident_and_notes_that_no_column_holds_hold_nobody_back(desk: NoticeDesk) -> None:
     await desk.redis.calls.xadd(STREAM, {"h": b"\xc1"})
-    await desk.happens(desk.incident())
+    await desk.happens(desk.incident(incident_id="nul", detail='{"note":"\\u0000"}'), desk.incident())
     assert await desk.events("incident") == [("OPENED", 1)]
+    assert 'timepoint_notices_faults_total{reason="ValueError"} 1' in desk.meter.text()
     assert 'timepoint_notices_faults_total{reason="MALFORMED"} 1' in desk.meter.text()
 
 

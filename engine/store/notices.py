@@ -66,7 +66,11 @@ class NoticeBook:
         return int(await self._run.fetchval(_SQL["told_on_trip"], trip))
 
     async def say(self, partner_id: str, topic: str, kind: str, aggregate: str, version: int, body: Any) -> None:
-        await self._run.execute(_SQL["say"], partner_id, topic, kind, aggregate, version, body)
+        """Raises `ValueError` for a body that no column can hold (U+0000 in somebody's note)."""
+        try:
+            await self._run.execute(_SQL["say"], partner_id, topic, kind, aggregate, version, body)
+        except asyncpg.DataError as fault:
+            raise ValueError(f"this event cannot be stored: {fault}") from fault
 
     async def passengers(self, trip: str, limit: int) -> list[Passenger]:
         return [Passenger(**dict(row)) for row in await self._run.fetch(_SQL["passengers"], trip, limit)]
