@@ -61,6 +61,11 @@ class SpreadConfig(msgspec.Struct, frozen=True, kw_only=True):
     start_share: Annotated[float, Meta(description="and its growth with the horizon")] = 0.15
 
 
+def _place(horizons_s: Floats) -> NDArray[np.intp]:
+    """On the grid; past its ends for those beyond."""
+    return ((horizons_s - LEAST_S) * (1 / _STEP_S) + 0.5).astype(np.intp)
+
+
 class _Kept(NamedTuple):
     """One forecast that waits for its crossings: made at, state, index of its first stop, horizons in seconds, and of a late bus the
     seconds it would have made up by each stop at a share of 1."""
@@ -87,6 +92,7 @@ class Spread:
         self.seen: Floats = np.zeros(len(MIDS_S))
         self.counts: Floats = np.zeros((STATES, len(MIDS_S)))
         self._fine: list[Floats | None] = [None] * STATES  # the tables on a grid of 5 s, made when asked for
+        self._leaning: Floats | None = None  # what the median leans, on the same grid: of all states
         self.recovery, self._late_seen = 0.0, 0.0  # share of its delay that a late bus makes up: none until it is seen
         self._open: dict[str, list[_Kept]] = {}
 
@@ -95,9 +101,12 @@ class Spread:
         fine = self._fine[state]
         if fine is None:
             fine = self._fine[state] = np.stack([np.interp(_GRID_S, MIDS_S, self.table[state, :, q]) for q in range(3)])
-            fine[1] += np.interp(_GRID_S, MIDS_S, self._lean())
-        place = ((horizons_s - LEAST_S) * (1 / _STEP_S) + 0.5).astype(np.intp)
-        return fine.take(place, axis=1, mode="clip")
+        if self._leaning is None:
+            self._leaning = np.interp(_GRID_S, MIDS_S, self._lean())
+        place = _place(horizons_s)
+        offsets = fine.take(place, axis=1, mode="clip")
+        offsets[1] += self._leaning.take(place, mode="clip")
+        return offsets
 
     def _lean(self) -> Floats:
         """Seconds by bin that the median is moved towards the mean."""
@@ -154,10 +163,9 @@ class Spread:
         """One step of all bins of a state; pairs are (expected horizon, error), seconds."""
         c, bins = self.config, len(MIDS_S)
         expected, errors = pairs[:, 0], pairs[:, 1]
-        medians = np.interp(expected, MIDS_S, self.table[state, :, 1])
-        offsets = self.offsets(state, expected)
-        offsets[1] = medians
-        gradient = TAUS[:, None] - (errors < offsets)
+        rounded = _GRID_S.take(_place(expected), mode="clip")  # a few values: dearer to make the whole grid anew, as every step asks for
+        low, medians, high = (np.interp(at, MIDS_S, self.table[state, :, q]) for q, at in enumerate((rounded, expected, rounded)))
+        gradient = TAUS[:, None] - (errors < np.stack((low, medians, high)))
         bin_of = np.maximum(np.searchsorted(EDGES_S, expected) - 1, 0)
         self.counts[state] += np.bincount(bin_of, minlength=bins)
         share = np.maximum(c.step_floor, c.step_start / (self.counts[state] + c.step_calm))
@@ -167,7 +175,7 @@ class Spread:
         rest = np.bincount(bin_of, np.clip(errors - medians, -c.bias_error_s, c.bias_error_s), minlength=bins)
         self.seen += told
         self.means += (rest - told * self.means) * np.maximum(c.bias_rate, 1 / (self.seen + 1_000.0))
-        self._fine[state] = None
+        self._fine[state] = self._leaning = None
 
     def state(self) -> tuple[list[float], list[float], list[float]]:
         """Tables and counts, flat, and the late buses' recovery with the means, for the dump."""
@@ -183,6 +191,6 @@ class Spread:
         if len(table) == self.table.size and len(counts) == self.counts.size and len(rest) == 2 + 2 * bins:
             self.table = np.array(table).reshape(self.table.shape)
             self.counts = np.array(counts).reshape(self.counts.shape)
-            self._fine = [None] * STATES
+            self._fine, self._leaning = [None] * STATES, None
             self.recovery, self._late_seen = rest[:2]
             self.means, self.seen = np.array(rest[2 : 2 + bins]), np.array(rest[2 + bins :])
