@@ -1,7 +1,7 @@
 # Everything one does with a checkout. Needs Debian or Ubuntu (or a Mac) with make and Python 3.11 or newer; `make setup` does the rest.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-timescale torture docs lint lock bench clean
+.PHONY: help setup run test test-timescale torture truth docs lint lock bench clean
 
 PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -27,6 +27,9 @@ test-timescale: setup ## the history tests against TimescaleDB in a Debian 13 fo
 
 torture: setup ## five minutes of buyers against servers that are killed, stopped and frozen (SECONDS=300 SEED=7)
 	@$(BIN)/python -m bench.torture --seconds $(or $(SECONDS),300) --seed $(or $(SEED),7)
+
+truth: setup ## how true tracking is, against its bars: matching, assignment, deviation, fences (DATA=folder: recorded days too)
+	@$(BIN)/python -m bench.truth $(if $(DATA),--data '$(DATA)')
 
 docs: setup ## the documents that are made from the code: docs/openapi.json, asyncapi.json, settings.md
 	@$(BIN)/python -m api.documents
