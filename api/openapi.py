@@ -320,7 +320,10 @@ BODIES: Final[dict[str, Any]] = {
     "post /v1/geofences": {
         "name": "Yard of El Harrach",
         "kind": "RESTRICTED",
-        "geometry": {"type": "Polygon", "coordinates": [[[3.128, 36.721], [3.133, 36.721], [3.133, 36.725], [3.128, 36.725], [3.128, 36.721]]]},
+        "geometry": {
+            "type": "Polygon",
+            "coordinates": [[[3.128, 36.721], [3.133, 36.721], [3.133, 36.725], [3.128, 36.725], [3.128, 36.721]]],
+        },
         "severity": "CRITICAL",
         "calendar": {"windows": [{"days": ["MON", "TUE", "WED", "THU", "SUN"], "from": "22:00", "to": "29:30"}]},
         "feedId": "demo",
@@ -338,7 +341,10 @@ MEDIA: Final[dict[str, tuple[str, ...]]] = {
     "get /v1/trips/{trip_id}/manifest": ("text/csv", "text/html"),
     "get /v1/settlements": ("text/csv",),
 }
-BODY_OPTIONAL: Final = ("post /v1/bookings/{ref}/check-in", "post /v1/trips/{trip_id}/share",)
+BODY_OPTIONAL: Final = (
+    "post /v1/bookings/{ref}/check-in",
+    "post /v1/trips/{trip_id}/share",
+)
 ZIP: Final = {"required": True, "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}
 
 

@@ -183,8 +183,8 @@ def advance(state: VehicleState, fix: Fix, area: Area) -> tuple[VehicleState, Sa
     ride, trail, events, note = board(state, fix, motion, area)
     found = area.of(ride) if ride is not None else None
     if ride is None or found is None:
-        guard, incidents = guarding.look(state.guard, guarding.Sight(fix, motion, state.motion, None, None, None, None, area.rules))
-        events += incidents
+        guard, guarded = guarding.look(state.guard, guarding.Sight(fix, motion, state.motion, None, None, None, None, area.rules))
+        events += guarded
         note = note or _crowded(guard)
         return VehicleState(state.bus_id, fix, motion, None, None, QUIET, trail, guard), Said(OK, tuple(events), (), note)
     book, instance, course = found
@@ -206,23 +206,10 @@ def advance(state: VehicleState, fix: Fix, area: Area) -> tuple[VehicleState, Sa
     crossings: list[Crossing] = []
     if ride.phase == IN_TRIP:
         ride, stops, crossings = cross(ride, course, instance, before, match, state.motion if before is not None else None, motion, fix)
-        watch, incidents = watching.look(
-            watch,
-            Sight(
-                fix,
-                motion,
-                ride,
-                course,
-                before,
-                match,
-                stops,
-                is_unsure(course, instance, match, motion.fixed_at_ms),
-                area.rules,
-                instance,
-                state.motion,
-            ),
-        )
-        events += [*stops, *incidents]
+        unsure = is_unsure(course, instance, match, motion.fixed_at_ms)
+        sight = Sight(fix, motion, ride, course, before, match, stops, unsure, area.rules, instance, state.motion)
+        watch, watched = watching.look(watch, sight)
+        events += [*stops, *watched]
         if ride.phase == DONE:
             events += watching.close(watch, fix, ride, motion.fixed_at_ms, "TRIP_DONE")
             events.append(trip_event("COMPLETED", fix, ride, instance, "LAST_STOP"))
