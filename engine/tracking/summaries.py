@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 HEAT_AFTER: Final = timedelta(minutes=10)
 HEAT_SLICE: Final = timedelta(hours=1)  # of one transaction: 3.4 million fixes a day of 200 buses at 5 s
 HEAT_BACK: Final = timedelta(days=1)  # where counting begins when it never began
+AGAIN_S: Final = 30.0  # after a pass that failed
 OLD_LOOKS: Final = 288  # passes between two times that old summaries go: a day at five minutes
 
 
@@ -44,14 +45,15 @@ class Summaries:
     async def run(self) -> None:
         """Until cancelled: a pass, a rest, again. What fails is counted and tried again in the next pass."""
         while True:
-            begun_s = self._clock.steady_s()
+            begun_s, rest_s = self._clock.steady_s(), self._settings.summaries_s
             try:
                 await self.look()
             except EngineError as fault:
                 self._faults.add(1)
+                rest_s = min(rest_s, AGAIN_S)
                 log.warning("summaries: %s", fault)
             self._took.observe(self._clock.steady_s() - begun_s)
-            await asyncio.sleep(self._settings.summaries_s)
+            await asyncio.sleep(rest_s)
 
     async def look(self) -> int:
         """One pass; how many days were written. Raises `Unavailable`."""
