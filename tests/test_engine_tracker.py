@@ -132,7 +132,7 @@ STRICT = Rules(
 
 def story(order: list[tuple[int, Fix]], ticks_ms: list[int]) -> tuple[Any, set[str]]:
     """All states and events of an area that received these fixes at these times and ticked at those, and took what changed now and then."""
-    area, events, rows = tracker(PAIR), [], []
+    area, events, rows = tracker(PAIR), list[Any](), list[Any]()
     area.rule(STRICT)
     todo = sorted([(at_ms, 1, msgspec.structs.replace(fix, received_at_ms=at_ms)) for at_ms, fix in order] + [(at_ms, 0, None) for at_ms in ticks_ms],
                   key=lambda each: each[:2])  # fmt: skip

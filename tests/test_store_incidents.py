@@ -31,7 +31,7 @@ def incident(number: int, **more: object) -> IncidentEvent:
 
 
 def step(state: str, by: str = "amal", **more: object) -> Step:
-    return Step(state=state, by=by, actor=f"agent:{by}", request_id="r1", assigned_to=None, note=None, at=NOW, **more)  # type: ignore[arg-type]
+    return Step(state=state, by=by, actor=f"agent:{by}", request_id="r1", assigned_to=None, note=None, at=NOW, **more)
 
 
 @pytest_asyncio.fixture
