@@ -161,15 +161,17 @@ class _Edged:
     def _row(self, lat: float) -> int:
         return math.floor((lat - self.south) / self._high)
 
-    def _least_m(self, lon: float, lat: float) -> float | None:
-        """Metres to the nearest edge at least; None: one is near, or there are few. `lon` in this area's turn."""
-        if len(self._edges) < GRID_MIN:
-            return None
-        cells = self._grid()
-        if self._row(lat) * 65_536 + self._column(lon) in cells:
-            return None
+    def _rough_away_m(self, lon: float, lat: float) -> float:
+        """Metres to the nearest edge, or the size of a cell where none is as near as that. `lon` in this area's turn."""
         per_lon, per_lat = scale_at(lat)
-        return min(self._wide * per_lon, self._high * per_lat)  # no edge stands in this cell or one beside it
+        edges = self._edges
+        if len(edges) < GRID_MIN:
+            return math.sqrt(_least_square(edges, lon, lat, per_lon, per_lat))
+        held = self._grid().get(self._row(lat) * 65_536 + self._column(lon))
+        most_m = min(self._wide * per_lon, self._high * per_lat)  # an edge that is not held stands beyond the next cell
+        if held is None:
+            return most_m
+        return min(most_m, math.sqrt(_least_square([edges[number] for number in held], lon, lat, per_lon, per_lat)))
 
     def _away_m(self, lon: float, lat: float) -> float:
         """Metres to the nearest edge; `lon` in this area's turn."""
@@ -224,10 +226,8 @@ class Polygon(_Edged):
 
     def rough_m(self, lon: float, lat: float) -> float:
         lon = near_lon(lon, self.mid_lon)
-        least = self._least_m(lon, lat)
-        if least is None:
-            return self.signed_m(lon, lat)
-        return -least if self._holds(lon, lat) else least
+        away = self._rough_away_m(lon, lat)
+        return -away if self._holds(lon, lat) else away
 
     def _holds(self, lon: float, lat: float) -> bool:
         """Whether a way east from the point meets an odd number of edges (half open in latitude, so no corner counts twice)."""
@@ -279,9 +279,7 @@ class Corridor(_Edged):
         return self._away_m(near_lon(lon, self.mid_lon), lat) - self.half_width_m
 
     def rough_m(self, lon: float, lat: float) -> float:
-        lon = near_lon(lon, self.mid_lon)
-        least = self._least_m(lon, lat)
-        return self.signed_m(lon, lat) if least is None else least - self.half_width_m  # a cell is wider than that
+        return self._rough_away_m(near_lon(lon, self.mid_lon), lat) - self.half_width_m  # a cell is twice as wide as that
 
     def is_past_end(self, lon: float, lat: float) -> bool:
         """Whether the nearest point of the line is one of its ends, and the point lies before or beyond it."""
