@@ -39,6 +39,7 @@ WORST_OF_BLOCK_S = 3_600.0
 LEFT_M, LEAVING_M = 200.0, 60.0  # a place so near to the first stop shows where it left from; so far on it is leaving
 BESIDE_M = 350.0  # so near to the first stop, beside the line, buses wait
 MOVING_MPS = 1.5  # below this a heading is noise
+UNDER_WAY_S = 180.0  # against a vehicle that was only found under way: who was seen to leave has the better right
 UNDER_WAY_M = 400.0  # of the line, driven, before a vehicle that was found under way is given a trip
 REST_OF_LINE_M = 300.0  # with less of the line left there is nothing to give any more
 MEMORY_MS = 5_400_000  # a trip that ended longer ago says nothing of the next one
@@ -205,6 +206,7 @@ def _of_pattern(trail: Trail, motion: Motion, book: Roadbook, pattern: Pattern, 
             continue
         cost = late_s if late_s >= 0 else -late_s * (EARLY_WEIGHT if departing else EARLY_WEIGHT_UNDER_WAY)
         cost += OPPOSED_S if fit.opposed else 0.0
+        cost += 0.0 if departing or of_block else UNDER_WAY_S
         if of_block:
             cost -= BLOCK_S + trail.trust_s
         if last is not None:

@@ -272,7 +272,8 @@ def _judged(trail: Trail, ride: Ride, late_s: float) -> Trail:
     name = ride.trip_id, ride.start_date
     if trail.sure == name:
         return trail
-    trust_s = trail.trust_s + (TRUST_S if -SHARP_S <= late_s <= SHARP_S else -TRUST_S if abs(late_s) > DULL_S else 0.0)
+    gained_s = TRUST_S if abs(late_s) <= SHARP_S else -TRUST_S if late_s < -SHARP_S or late_s > DULL_S else TRUST_S / 2
+    trust_s = trail.trust_s + gained_s
     return msgspec.structs.replace(trail, sure=name, trust_s=min(TRUST_MAX_S, max(0.0, trust_s)))
 
 
