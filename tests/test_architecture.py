@@ -21,7 +21,7 @@ MAY_IMPORT = {
 BENCH_PURE = (  # without I/O
     "engine.events", "engine.errors", "ingest.gtfs", "geo",
     *("engine.tracking." + core for core in (
-        "assign", "eta", "fences", "fix", "guard", "headways", "pace", "replay", "ride", "rules", "score", "spread", "timetable",
+        "accuracy", "assign", "atlas", "boarding", "eta", "fences", "fix", "guard", "headways", "overrides", "pace", "replay", "ride", "rules", "score", "spread", "timetable",
         "tracker", "truth", "vehicle", "watch", "window",
     )),
 )  # fmt: skip
