@@ -42,6 +42,7 @@ PARTS = ("parked", "passed", "oracle", "load")
 BAR_EVENTS_A_DAY, BAR_PASSED, BAR_WRONG, BAR_STEP_US = 2.0, 1.0, 0, 30.0
 SIGMAS_M, MEMORIES_S = (5.0, 10.0, 15.0), (0.0, 30.0, 300.0, 1_800.0)
 EVERY_S = 10.0
+COARSE = 50  # points of a dense line between two that are looked at first
 ROUNDS, SLICE, WARM_S = (
     6,
     100,
@@ -285,10 +286,16 @@ def held(drawing: dict[str, Any], lons: Any, lats: Any) -> tuple[Any, Any]:
         dense = np.concatenate([*parts, [line[-1]]])
     else:
         dense = np.array(line)
+    coarse = dense[:: COARSE // 2] if len(dense) > COARSE else dense
     for number in near:
-        flat = ((dense[:, 0] - turned[number]) * math.cos(math.radians(lats[number]))) ** 2 + (dense[:, 1] - lats[number]) ** 2
-        for at in np.argsort(flat)[:3]:
-            _, _, away = GEOD.inv(turned[number], lats[number], dense[at, 0], dense[at, 1])
+        squash = math.cos(math.radians(lats[number]))
+        best = np.argsort(((coarse[:, 0] - turned[number]) * squash) ** 2 + (coarse[:, 1] - lats[number]) ** 2)[:3]
+        for at in best:
+            low = max(0, at * (COARSE // 2) - COARSE) if coarse is not dense else 0
+            some = dense[low : low + 2 * COARSE]
+            flat = ((some[:, 0] - turned[number]) * squash) ** 2 + (some[:, 1] - lats[number]) ** 2
+            one = some[int(np.argmin(flat))]
+            _, _, away = GEOD.inv(turned[number], lats[number], one[0], one[1])
             inside[number] |= away <= reach_m
             unsure[number] |= abs(away - reach_m) <= max(0.05, 0.002 * reach_m)
     return inside, unsure
