@@ -21,8 +21,8 @@ MAY_IMPORT = {
 BENCH_PURE = (  # without I/O
     "engine.events", "engine.errors", "ingest.gtfs", "geo",
     *("engine.tracking." + core for core in (
-        "accuracy", "assign", "atlas", "boarding", "eta", "fences", "fix", "guard", "headways", "overrides", "pace", "replay", "ride", "rules", "score", "spread", "timetable",
-        "tracker", "truth", "vehicle", "watch", "window",
+        "accuracy", "assign", "atlas", "boarding", "eta", "fences", "fix", "guard", "headways", "overrides", "pace", "replay", "ride",
+        "rules", "score", "spread", "timetable", "tracker", "truth", "vehicle", "watch", "window",
     )),
 )  # fmt: skip
 CLI_ALSO = ("migrations", "bench")  # the composition root starts them as commands
