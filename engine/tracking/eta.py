@@ -243,7 +243,7 @@ class ArrivalModel:
     def inherit(self, parts: Mapping[str, bytes]) -> None:
         """Begin a day from what an earlier one learned (a full dump, or `lessons.learn_from`): links, holds and halts count, with less
         certainty; its vehicles, gaps and passing deviations do not, and neither does how wrong it was: a day learns that anew, sooner than
-        it unlearns it (worth 1.2 s of 72 and 0.4 s of 68 on the two Austin days). Several days: call it for each, oldest first."""
+        it unlearns it. Several days: call it for each, oldest first."""
         earlier = ArrivalModel(self.config)
         earlier.load({key: part for key, part in parts.items() if not key.startswith("run:")})
         self.pace.inherit(earlier.pace)
