@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.tracking.eta import ArrivalConfig, ArrivalModel, Progress
 from engine.tracking.pace import Pace
-from engine.tracking.spread import MIDS_S, MOVING, TAUS, WAITING, Spread, SpreadConfig
+from engine.tracking.spread import MOVING, TAUS, WAITING, Spread
 from engine.tracking.timetable import Pattern, Trip, TripInstance
 from geo.shape import Shape
 
@@ -372,17 +372,6 @@ def test_buses_that_are_overdue_longer_are_another_matter():
     assert len(set(kept)) == 5
 
 
-@pytest.mark.parametrize(("most_s", "leans_s"), [(0.0, 0.0), (3.0, 3.0), (30.0, 9.4)], ids=["not at all", "a little", "as far as it takes"])
-def test_the_median_leans_towards_the_mean_until_the_mean_error_is_small_and_no_further_than_allowed(most_s, leans_s):
-    spread, chance = Spread(SpreadConfig(bias_most_s=most_s)), np.random.default_rng(3)
-    errors = chance.exponential(60.0, 20_000) - 60.0 * np.log(2)  # median 0, mean 18.4: 9.4 more than the 9 that may be
-    for start in range(0, len(errors), 20):
-        spread._step(MOVING, np.column_stack((np.full(20, 270.0), errors[start : start + 20])))
-    median_s = np.interp(270.0, MIDS_S, spread.table[MOVING, :, 1])
-    assert abs(spread.offsets(MOVING, np.array([270.0]))[1, 0] - median_s - leans_s) < 2.5
-    assert spread.offsets(MOVING, np.array([2_700.0]))[1, 0] == spread.table[MOVING, -1, 1]  # beyond 10 min: the median
-
-
 def test_an_arrival_that_should_be_over_is_first_expected_soon_and_then_when_it_is_seen_to_come():
     spread = Spread()
     first = spread.offsets(MOVING, np.array([-60.0]))[1, 0] - 60.0
@@ -403,7 +392,6 @@ def test_what_the_spread_says_of_itself_is_taken_up_again():
     again.restore(*spread.state())
     for state in (MOVING, WAITING):
         assert (again.offsets(state, horizons) == spread.offsets(state, horizons)).all()
-    assert len(again.means) == len(MIDS_S)
 
 
 def test_a_day_begins_without_the_errors_of_the_day_before():

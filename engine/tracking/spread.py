@@ -24,7 +24,6 @@ TAUS = np.array([0.09, 0.5, 0.91])  # p10 and p90: what follows a day lags behin
 LEAST_S = -90.0  # an arrival that should have been so long ago is as uncertain as any that should have been before
 EDGES_S = np.array([2 * LEAST_S, -45.0, 0.0, 60.0, 180.0, 360.0, 600.0, 900.0, 1800.0, 3600.0])
 MIDS_S = np.array([-75.0, -22.5, 30.0, 120.0, 270.0, 480.0, 750.0, 1350.0, 2700.0])
-LEANING = slice(0, 6)  # bins whose mean error is kept small: to 10 min ahead
 RECOVERY_S = (120.0, 1800.0)  # horizons that say whether late buses make up time: nearer is noise, further is another trip's matter
 _STEP_S = 5.0
 _GRID_S = np.arange(LEAST_S, EDGES_S[-1] + _STEP_S, _STEP_S)
@@ -49,14 +48,6 @@ class SpreadConfig(msgspec.Struct, frozen=True, kw_only=True):
     soft_s: Annotated[
         float, Meta(description="scale at which an arrival that should be over is first pushed ahead of now: softplus; then learned")
     ] = 15.0
-    bias_s: Annotated[
-        float, Meta(description="the median is moved towards the mean so far that the mean error is this, to 10 min ahead, seconds")
-    ] = 9.0
-    bias_most_s: Annotated[
-        float, Meta(description="but never further than this: 3 s cost nothing, all it takes (12 s) costs 1.5 points of the score")
-    ] = 3.0
-    bias_error_s: Annotated[float, Meta(description="an error counts up to this in that mean: beyond it is another matter")] = 900.0
-    bias_rate: Annotated[float, Meta(description="least step of that mean: it follows the day over some thousand samples")] = 0.0002
     start_s: Annotated[float, Meta(description="half width of the first interval at horizon 0, seconds")] = 30.0
     start_share: Annotated[float, Meta(description="and its growth with the horizon")] = 0.15
 
@@ -88,11 +79,8 @@ class Spread:
         self._scale = c.scale_s + c.scale_share * ahead
         first = half[:, None] * np.array([-1.0, 0.0, 1.0]) + (c.soft_s * np.logaddexp(0.0, MIDS_S / c.soft_s) - MIDS_S)[:, None]
         self.table: Floats = np.repeat(first[None], STATES, axis=0)  # [state, bin, quantile] seconds
-        self.means: Floats = np.zeros(len(MIDS_S))  # of the errors of the median, all states
-        self.seen: Floats = np.zeros(len(MIDS_S))
         self.counts: Floats = np.zeros((STATES, len(MIDS_S)))
         self._fine: list[Floats | None] = [None] * STATES  # the tables on a grid of 5 s, made when asked for
-        self._leaning: Floats | None = None  # what the median leans, on the same grid: of all states
         self.recovery, self._late_seen = 0.0, 0.0  # share of its delay that a late bus makes up: none until it is seen
         self._open: dict[str, list[_Kept]] = {}
 
@@ -101,19 +89,7 @@ class Spread:
         fine = self._fine[state]
         if fine is None:
             fine = self._fine[state] = np.stack([np.interp(_GRID_S, MIDS_S, self.table[state, :, q]) for q in range(3)])
-        if self._leaning is None:
-            self._leaning = np.interp(_GRID_S, MIDS_S, self._lean())
-        place = _place(horizons_s)
-        offsets = fine.take(place, axis=1, mode="clip")
-        offsets[1] += self._leaning.take(place, mode="clip")
-        return offsets
-
-    def _lean(self) -> Floats:
-        """Seconds by bin that the median is moved towards the mean."""
-        c, lean = self.config, np.zeros(len(MIDS_S))
-        means = self.means[LEANING]
-        lean[LEANING] = np.sign(means) * np.clip(np.abs(means) - c.bias_s, 0.0, c.bias_most_s)
-        return lean
+        return fine.take(_place(horizons_s), axis=1, mode="clip")
 
     def due(self, bus_id: str, now_s: float) -> bool:
         """Whether the next forecast of this vehicle is one to keep."""
@@ -171,26 +147,20 @@ class Spread:
         share = np.maximum(c.step_floor, c.step_start / (self.counts[state] + c.step_calm))
         for q in range(3):
             self.table[state, :, q] += share * self._scale * np.bincount(bin_of, gradient[q], minlength=bins)
-        told = np.bincount(bin_of, minlength=bins)
-        rest = np.bincount(bin_of, np.clip(errors - medians, -c.bias_error_s, c.bias_error_s), minlength=bins)
-        self.seen += told
-        self.means += (rest - told * self.means) * np.maximum(c.bias_rate, 1 / (self.seen + 1_000.0))
-        self._fine[state] = self._leaning = None
+        self._fine[state] = None
 
     def state(self) -> tuple[list[float], list[float], list[float]]:
-        """Tables and counts, flat, and the late buses' recovery with the means, for the dump."""
+        """Tables and counts, flat, and the late buses' recovery, for the dump."""
         return (
             self.table.ravel().tolist(),
             self.counts.ravel().tolist(),
-            [self.recovery, self._late_seen, *self.means.tolist(), *self.seen.tolist()],
+            [self.recovery, self._late_seen],
         )
 
     def restore(self, table: list[float], counts: list[float], rest: list[float]) -> None:
         """What `state` said; a dump of another shape (an older version's) is not taken and the first tables stay."""
-        bins = len(MIDS_S)
-        if len(table) == self.table.size and len(counts) == self.counts.size and len(rest) == 2 + 2 * bins:
+        if len(table) == self.table.size and len(counts) == self.counts.size and len(rest) == 2:
             self.table = np.array(table).reshape(self.table.shape)
             self.counts = np.array(counts).reshape(self.counts.shape)
-            self._fine, self._leaning = [None] * STATES, None
-            self.recovery, self._late_seen = rest[:2]
-            self.means, self.seen = np.array(rest[2 : 2 + bins]), np.array(rest[2 + bins :])
+            self._fine = [None] * STATES
+            self.recovery, self._late_seen = rest
