@@ -10,11 +10,15 @@ same stream, and only into the source's own area. Run by one worker at a time (a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import http.client
 import logging
 import re
+import socket
 import ssl
+import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
@@ -39,6 +43,7 @@ log = logging.getLogger(__name__)
 
 SOURCE: Final = "gtfs-rt"
 BODY_MAX_BYTES: Final = 16_777_216  # a national feed of 20,000 vehicles has 3 MB
+ENTITIES_MAX: Final = 100_000  # of one message; 16 MB hold millions of small ones
 POLL_LIMIT_S: Final = 10.0
 PIECE: Final = 65_536
 REDIRECTS: Final = 3
@@ -85,6 +90,11 @@ def read_sources(path: str) -> list[Source]:
         raise Invalid(f"REALTIME_SOURCES: {path}: {fault}") from fault
     if len(found) > SOURCES_MAX:
         raise Invalid(f"REALTIME_SOURCES: {path}: at most {SOURCES_MAX} sources")
+    for source in found:
+        try:
+            urlsplit(source.url).port  # noqa: B018  # both raise for an address that is none
+        except ValueError as fault:
+            raise Invalid(f"REALTIME_SOURCES: {path}: {source.url[:80]!r}: {fault}") from fault
     return found
 
 
@@ -120,6 +130,8 @@ def poll(source: Source, etag: str | None, modified: str | None, clock: Clock, *
             message.ParseFromString(body)
         except DecodeError as fault:
             raise PollFault("what it answers is no GTFS-Realtime message") from fault
+        if len(message.entity) > ENTITIES_MAX:
+            raise PollFault(f"it has more than {ENTITIES_MAX:,} entities")
         return Polled(message, answered.get("etag"), answered.get("last-modified"))
     raise PollFault(f"more than {REDIRECTS} redirects")
 
@@ -131,16 +143,21 @@ def _tls() -> ssl.SSLContext:
 
 
 def _next_url(url: str, location: str) -> str:
-    to = urljoin(url, location)
-    if not location or urlsplit(to).scheme not in ("http", "https"):
+    try:
+        to = urljoin(url, location)
+        scheme = urlsplit(to).scheme
+    except ValueError as fault:
+        raise PollFault(f"it sends us on to {location[:80]!r}: {fault}") from fault
+    if not location or scheme not in ("http", "https"):
         raise PollFault(f"it sends us on to {location[:80]!r}")
-    if urlsplit(url).scheme == "https" and urlsplit(to).scheme == "http":
+    if urlsplit(url).scheme == "https" and scheme == "http":
         raise PollFault("it sends us from https to http")
     return to
 
 
 def _ask(url: str, headers: dict[str, str], until_s: float, clock: Clock) -> tuple[int, dict[str, str], bytes]:
-    """(status, headers by lower-case name, body) of one GET."""
+    """(status, headers by lower-case name, body) of one GET. The limits of a socket are of one wait each; a feed that sends a byte now and then
+    is cut off at `until_s`."""
     parts = urlsplit(url)
     left_s = until_s - clock.steady_s()
     if left_s <= 0 or not parts.hostname:
@@ -153,7 +170,13 @@ def _ask(url: str, headers: dict[str, str], until_s: float, clock: Clock) -> tup
             connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=left_s)
     except (ValueError, http.client.HTTPException) as fault:
         raise PollFault(f"the address is none: {fault}") from fault
+    held: list[socket.socket] = []
+    watch = threading.Timer(left_s, _cut, (held,))
+    watch.daemon = True
     try:
+        connection.connect()
+        held.append(connection.sock)
+        watch.start()
         connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers=headers)
         answer = connection.getresponse()
         pieces, size = [], 0
@@ -164,11 +187,23 @@ def _ask(url: str, headers: dict[str, str], until_s: float, clock: Clock) -> tup
             if clock.steady_s() > until_s:
                 raise PollFault("it took too long")
             pieces.append(piece)
+        if clock.steady_s() > until_s:
+            raise PollFault("it took too long")
+        if answer.length:
+            raise PollFault(f"it ended {answer.length:,} bytes early")
         return answer.status, {name.lower(): value for name, value in answer.getheaders()}, b"".join(pieces)
     except (OSError, ValueError, http.client.HTTPException) as fault:
-        raise PollFault(f"{type(fault).__name__}: {fault}") from fault
+        why = "it took too long" if clock.steady_s() > until_s else f"{type(fault).__name__}: {fault}"
+        raise PollFault(why) from fault
     finally:
+        watch.cancel()
         connection.close()
+
+
+def _cut(held: list[socket.socket]) -> None:
+    for sock in held:
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # whoever waits in it reads the end
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -191,11 +226,12 @@ def sightings(message: Any, source: Source, plan: Plan, device_id: str, now_ms: 
     """The vehicles of a message as fixes in our units, through the door's screen, and those that are none."""
     found, refused = [], []
     header_ms = int(message.header.timestamp) * 1000
+    starts = cache(lambda: _starts(plan))
     for index, entity in enumerate(message.entity):
         if not entity.HasField("vehicle") or entity.is_deleted:
             continue
         vehicle = entity.vehicle
-        theirs = vehicle.vehicle.id or vehicle.vehicle.label or entity.id
+        theirs = _text(vehicle.vehicle.id or vehicle.vehicle.label or entity.id)
         bus_id = source.buses.get(theirs) or source.prefix + _ODD.sub("-", theirs)
         if not theirs or not _BUS.fullmatch(bus_id):
             refused.append(Refused(index, "MALFORMED", f"vehicle {theirs[:64]!r} cannot be the id of a bus"))
@@ -204,7 +240,7 @@ def sightings(message: Any, source: Source, plan: Plan, device_id: str, now_ms: 
             refused.append(Refused(index, "MALFORMED", "a vehicle without a position", bus_id))
             continue
         position, at_ms = vehicle.position, int(vehicle.timestamp) * 1000 or header_ms or now_ms
-        trip_id, start_date = _trip(vehicle, plan)
+        trip_id, start_date = _trip(vehicle, plan, starts)
         fix = Fix(
             bus_id,
             at_ms,
@@ -226,22 +262,34 @@ def sightings(message: Any, source: Source, plan: Plan, device_id: str, now_ms: 
     return found, refused
 
 
-def _trip(vehicle: Any, plan: Plan) -> tuple[str | None, str | None]:
+def _trip(vehicle: Any, plan: Plan, starts: Callable[[], dict[tuple[str, int], str]]) -> tuple[str | None, str | None]:
     """(trip_id, start_date) where the feed names a trip of ours: also one of frequencies.txt by its start time. Else the engine assigns."""
     if not vehicle.HasField("trip"):
         return None, None
     told, trips = vehicle.trip, plan.timetable.trips
     if told.schedule_relationship not in (rt.TripDescriptor.SCHEDULED, rt.TripDescriptor.UNSCHEDULED):
         return None, None
-    start_date = told.start_date if re.fullmatch(r"\d{8}", told.start_date) else None
-    if told.trip_id in trips:
-        return told.trip_id, start_date
-    start_s = _seconds(told.start_time)
-    if told.trip_id and start_s is not None:
-        for trip in trips.values():
-            if trip.frequency_of == told.trip_id and trip.departure_s[0] == start_s:
-                return trip.trip_id, start_date
-    return None, None
+    trip_id, start_date = _text(told.trip_id), _text(told.start_date)
+    date = start_date if re.fullmatch(r"[0-9]{8}", start_date) else None
+    if trip_id in trips:
+        return trip_id, date
+    start_s = _seconds(_text(told.start_time))
+    found = starts().get((trip_id, start_s)) if trip_id and start_s is not None else None
+    return (None, None) if found is None else (found, date)
+
+
+def _starts(plan: Plan) -> dict[tuple[str, int], str]:
+    """Trips of frequencies.txt by the id that the feed has for all of them, and when they start (s)."""
+    found: dict[tuple[str, int], str] = {}
+    for trip in plan.timetable.trips.values():
+        if trip.frequency_of is not None:
+            found.setdefault((trip.frequency_of, int(trip.departure_s[0])), trip.trip_id)
+    return found
+
+
+def _text(value: str | bytes) -> str:
+    """Bytes that are no UTF-8 come out of a message as bytes."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _seconds(text: str) -> int | None:
@@ -288,6 +336,10 @@ class RealtimeReader:
                 failed += 1  # its tag is as it was, so what could not be appended is asked for again
                 self._polls.add(1, source.area, "FAILED")
                 log.warning("%s of area %s: %s", SOURCE, source.area, fault)
+            except Exception:  # whatever is in it, the other sources go on
+                failed += 1
+                self._polls.add(1, source.area, "FAULT")
+                log.exception("%s of area %s", SOURCE, source.area)
             await asyncio.sleep(min(max(PAUSE_MOST_S, source.every_s), source.every_s * 2 ** min(failed, 10)))
 
     async def take(self, source: Source, message: Any) -> int:
@@ -298,7 +350,10 @@ class RealtimeReader:
         now_ms = self._clock.now_ms()
         if message.header.timestamp:
             self._age.set(now_ms / 1000 - message.header.timestamp, source.area)
-        found, refused = sightings(message, source, plan, device_of(source, plan, {}).device_id, now_ms)
+        device_id = device_of(source, plan, {}).device_id
+        found, refused = await asyncio.to_thread(
+            sightings, message, source, plan, device_id, now_ms
+        )  # a second for the largest: not on the loop
         await self._make_buses(source, plan, {sighting.bus_id for sighting in found})
         buses, seen = {}, self._seen.setdefault((source.area, source.url), {})
         fixes: list[Fix] = []

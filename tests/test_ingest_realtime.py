@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -235,7 +236,13 @@ def ask(source: Source, **more: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("location", "words"),
-    [("file:///etc/passwd", "sends us on"), ("gopher://x/", "sends us on"), ("", "sends us on"), ("/again", "more than 3 redirects")],
+    [
+        ("file:///etc/passwd", "sends us on"),
+        ("gopher://x/", "sends us on"),
+        ("http://[", "sends us on"),
+        ("", "sends us on"),
+        ("/again", "more than 3 redirects"),
+    ],
 )
 def test_a_redirect_leads_to_http_or_nowhere(elsewhere: Elsewhere, location: str, words: str) -> None:
     elsewhere.answer = lambda path, headers: (302, {"Location": location}, b"")
@@ -286,9 +293,51 @@ def test_a_body_without_end_and_a_poll_without_end_have_one(elsewhere: Elsewhere
         ask(Source("demo", "http://127.0.0.1:1/feed"))
 
 
+def test_a_feed_that_sends_a_byte_now_and_then_is_cut_off() -> None:
+    listener, over = socket.create_server(("127.0.0.1", 0)), threading.Event()
+
+    def dribble() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            while not over.wait(0.02):
+                connection.sendall(b"X-Wait: 1\r\n")
+
+    threading.Thread(target=dribble, daemon=True).start()
+    with listener, pytest.raises(PollFault, match="too long"):
+        ask(Source("demo", f"http://127.0.0.1:{listener.getsockname()[1]}/feed"), limit_s=0.2)
+    over.set()
+
+
+def test_an_answer_that_ends_early_is_none(elsewhere: Elsewhere) -> None:
+    whole = message({"id": "b1"}).SerializeToString()
+    elsewhere.answer = lambda path, headers: (200, {"Content-Length": str(len(whole) + 9), "Connection": "close"}, whole)
+    with pytest.raises(PollFault, match="9 bytes early"):
+        ask(Source("demo", elsewhere.url + "/feed"))
+
+
+def test_a_message_of_too_many_entities_is_refused(elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(realtime, "ENTITIES_MAX", 2)
+    elsewhere.answer = lambda path, headers: (200, {}, message(*({"id": f"b{n}"} for n in range(3))).SerializeToString())
+    with pytest.raises(PollFault, match="more than 2 entities"):
+        ask(Source("demo", elsewhere.url + "/feed"))
+
+
+async def test_ids_that_are_no_text_are_read_as_far_as_they_are(reading: Reading) -> None:
+    said = message({"id": "ABCDEFG", "trip_id": "TRIPTRIP", "start_date": "DATEDATE", "start_time": "TIMETIME"}).SerializeToString()
+    for name in (b"CDE", b"IPT", b"TED", b"MET"):
+        said = said.replace(name, b"\xff\xfe\xfd")
+    plan = reading.plans.get("demo")
+    assert plan is not None
+    found, refused = realtime.sightings(rt.FeedMessage.FromString(said), Source("demo", "http://x"), plan, "d", NOW_MS)
+    assert [(one.bus_id, one.fix.trip_id) for one in found] == [("AB---FG", None)] and not refused
+
+
 @pytest.mark.parametrize(
     "bad",
     [
+        [{"area": "demo", "url": "http://["}],
+        [{"area": "demo", "url": "http://x:99999/"}],
         [{"area": "demo", "url": "file:///etc/passwd"}],
         [{"area": "demo", "url": "http://x", "everyS": 0.1}],
         [{"area": "demo", "url": "http://x", "typo": 1}],

@@ -234,6 +234,15 @@ async def test_the_memory_of_what_was_said_goes_when_it_is_old(desk: NoticeDesk)
     assert await desk.world.value("select count(*) from office.incident_word") == 0
 
 
+async def test_an_incident_that_outlives_the_memory_of_it_holds_nobody_back(desk: NoticeDesk) -> None:
+    await desk.happens(desk.incident())
+    await desk.world.run("update office.incident_word set at = at - interval '15 days'")
+    await desk.reader._sweep()
+    await desk.happens(desk.incident("closed"), desk.incident(incident_id="i2"))
+    assert await desk.events("incident") == [("OPENED", 1), ("OPENED", 1)]
+    assert 'timepoint_notices_faults_total{reason="ValueError"} 1' in desk.meter.text()
+
+
 def test_which_event_a_saying_makes() -> None:
     def event(**more: Any) -> IncidentEvent:
         given = dict.fromkeys(("trip_id", "start_date", "route_id", "closed_at_ms"))

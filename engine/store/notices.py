@@ -66,10 +66,10 @@ class NoticeBook:
         return int(await self._run.fetchval(_SQL["told_on_trip"], trip))
 
     async def say(self, partner_id: str, topic: str, kind: str, aggregate: str, version: int, body: Any) -> None:
-        """Raises `ValueError` for a body that no column can hold (U+0000 in somebody's note)."""
+        """Raises `ValueError` for a body that no column can hold (U+0000 in somebody's note), and for a version that there is already."""
         try:
             await self._run.execute(_SQL["say"], partner_id, topic, kind, aggregate, version, body)
-        except asyncpg.DataError as fault:
+        except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as fault:
             raise ValueError(f"this event cannot be stored: {fault}") from fault
 
     async def passengers(self, trip: str, limit: int) -> list[Passenger]:
