@@ -69,6 +69,8 @@ async def test_calls_are_early_on_time_late_or_missed_by_the_operators_window(re
     assert total["meanDelayS"] == pytest.approx((-90 - 61 - 60 + 299 + 300 + 4_000 + 250) / 8, abs=0.1)
     assert [row["key"] for row in said["rows"]] == ["2026-03-02"]
     wide = (await asked(reads, "on-time", earlyS=90, lateS=330))["total"]
+    between = await asked(reads, "on-time", earlyS=80, lateS=319)
+    assert (between["earlyS"], between["lateS"], between["total"]) == (90, 330, wide), "to the nearest 30 s, and it says so"
     assert (wide["early"], wide["onTime"], wide["late"]) == (0, 7, 1)
     stops = (await asked(reads, "on-time", by="stop", route="demo:R", direction=0))["rows"]
     assert {row["key"]: (row["early"], row["onTime"], row["late"], row["missed"]) for row in stops if row["key"] in ("demo:S0", "demo:S6", "demo:S12")} == {
@@ -243,6 +245,13 @@ async def test_detours_are_gathered_by_route_and_by_place(reads: House) -> None:
         )  # fmt: skip
     reads.clock.at_ms = at("2026-03-02T08:30:00+00:00")
     said = await asked(reads, "deviation")
+    await reads.postgres.execute(
+        "update telemetry.incidents set handled_state = 'CLOSED', handled_at = opened_at + interval '1 minute' where kind = 'OFF_ROUTE' and closed_at is null"
+    )
+    reads.clock.at_ms += 86_400_000
+    later = await asked(reads, "deviation")
+    reads.clock.at_ms -= 86_400_000
+    assert later["routes"][0]["minutes"] < 60.0, "a person has ended it: it is not off for ever"
     assert said["routes"] == [{"routeId": "demo:R", "episodes": 3, "minutes": 60.0, "maxOffsetM": 102.0, "stopsBypassed": 6}]
     assert [(place["episodes"], place["minutes"], place["routeIds"]) for place in said["places"]] == [
         (2, 30.0, ["demo:R"]),
@@ -291,6 +300,20 @@ async def test_only_who_runs_the_fleet_reads_its_days(reads: House, what: str) -
         assert (await reads.http.get(f"{path}{mark}route=demo:R", headers=reads.head("AGENT", "other"))).status_code == 404
         for bad in ("from=2026-03-02&to=2026-03-01", "from=2025-01-01&to=2026-03-01", "to=yesterday", "from=20260301", "to=9999-12-31"):
             assert (await reads.http.get(f"{path}{mark}{bad}", headers=reads.head("AGENT"))).status_code == 400, bad
+
+
+async def test_an_area_that_cannot_be_summarised_holds_back_none_of_the_others(reads: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    summaries = await emptied(reads)
+    await call(reads, instance_of(feed()), 3, 0)
+    (demo,) = [each for each in await Analytics(reads.postgres).feeds() if each.feed_id == "demo"]
+
+    async def feeds(store: Analytics) -> list[Any]:
+        return [msgspec.structs.replace(demo, feed_id="broken", timezone="Nowhere/At all"), demo]
+
+    monkeypatch.setattr(Analytics, "feeds", feeds)
+    with pytest.raises(LookupError):
+        await summaries.look()
+    assert (await reads.get("/v1/analytics/on-time", reads.head("AGENT"), **DATES))["total"]["calls"] == 1
 
 
 async def test_another_operators_calls_are_not_among_ones_own(reads: House) -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from engine.clock import Clock, ManualClock, SystemClock
-from engine.events import STALE, LiveBatch, OutBatch, Position
+from engine.events import STALE, Handled, LiveBatch, OutBatch, Position, Sos
 from engine.meter import Meter
 from engine.settings import Settings
 from engine.store.area import AreaStore
@@ -207,6 +207,18 @@ async def test_a_fix_whose_folding_raises_is_buried_with_its_trace_and_the_area_
     assert [("a thorn" in trace, "malformed" in trace) for _, _, trace in dead] == [(False, True), (True, False), (True, False)]
     assert msgspec.msgpack.decode(dead[-1][1], type=list[Fix])[0].bus_id == "thorn"
     assert 'timepoint_dead_letters_total{area="demo"} 3' in meter.text()
+
+
+async def test_a_word_that_cannot_be_heard_is_buried_and_the_area_goes_on(
+    store: AreaStore, redis: Redis, settings: Settings, meter: Meter
+) -> None:
+    await store.say(Sos("help", "bus1", None, None, None, 36.7, 3.0, 1, "{}"))
+    await store.say(Handled("help", "ACKNOWLEDGED", 2, "[]"))  # its detail is no object
+    await redis.append(AREA, fixes(*range(5)))
+    async with owning(store, settings, meter):
+        await until(rows_of(store, 5))
+    assert [b"ACKNOWLEDGED" in payload for _, payload, _ in await store.dead_letters()] == [True]
+    assert 'timepoint_dead_letters_total{area="demo"} 1' in meter.text()
 
 
 async def test_fixes_that_waited_for_a_takeover_are_judged_by_the_time_of_their_receipt(

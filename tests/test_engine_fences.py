@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from engine.errors import Invalid
 from engine.events import IncidentEvent
+from engine.tracking import fences
 from engine.tracking.episodes import Sight
 from engine.tracking.fences import (
     CORRIDOR,
@@ -304,6 +305,15 @@ def test_a_vehicle_follows_no_more_fences_than_it_may() -> None:
     )
     drive.along([600, 1_200], 30.0, 60.0)
     assert drive.states == () and sum(closed for _, closed in drive.words) == FENCES_MOST
+
+
+def test_a_thousand_fences_over_each_other_are_not_all_asked_with_every_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    met = fences._met
+    monkeypatch.setattr(fences, "_met", lambda fence, *rest: (asked.append(fence.fence_id), met(fence, *rest))[1])
+    drive = Drive(*(Fence(f"f{number:04}", "x", RESTRICTED, circle(100.0 + number / 100)) for number in range(1_000)))
+    drive.along([-600, 0, 20, 40], 30.0)
+    assert len(drive.states) == FENCES_MOST and len(asked) <= 2 * FENCES_MOST
 
 
 @pytest.mark.parametrize("home", [(179.9995, -17.0), (3.05, 74.0)], ids=["over the 180th meridian", "far north"])

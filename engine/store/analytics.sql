@@ -221,8 +221,8 @@ select area, stop_id, sum(n)::bigint as n, sum(delay_sum_s)::float8 / sum(n) as 
  where area = any($1::text[]) and service_day between $2 and $3 and n > 0 group by 1, 2 limit 50000
 
 -- name: off_route_routes
--- Episodes off the route that began from $2 to $3, by route: how many, how long (those that go on: until $4), how far, how many stops missed.
-select area, route_id, count(*) as episodes, sum(extract(epoch from coalesce(closed_at, $4) - opened_at))::float8 / 60 as minutes,
+-- Episodes off the route that began from $2 to $3, by route: how many, how long (to where the bus or a person ended it; those that go on: until $4), how far, how many stops missed.
+select area, route_id, count(*) as episodes, sum(extract(epoch from coalesce(closed_at, case when handled_state = 'CLOSED' then handled_at end, $4) - opened_at))::float8 / 60 as minutes,
        max((detail ->> 'maxOffsetM')::float8) as worst_m, sum(coalesce(jsonb_array_length(detail -> 'bypassedStops'), 0))::bigint as bypassed
   from telemetry.incidents
  where area = any($1::text[]) and kind = 'OFF_ROUTE' and opened_at >= $2 and opened_at < $3 and ($5::text is null or route_id = $5)
@@ -231,7 +231,7 @@ select area, route_id, count(*) as episodes, sum(extract(epoch from coalesce(clo
 -- name: off_route_places
 -- The same by place: cells of two thousandths of a degree.
 select floor(lat * 500)::int as y, floor(lon * 500)::int as x, count(*) as episodes, avg(lat) as lat, avg(lon) as lon,
-       sum(extract(epoch from coalesce(closed_at, $4) - opened_at))::float8 / 60 as minutes,
+       sum(extract(epoch from coalesce(closed_at, case when handled_state = 'CLOSED' then handled_at end, $4) - opened_at))::float8 / 60 as minutes,
        array_agg(distinct area || ':' || route_id) filter (where route_id is not null) as routes
   from telemetry.incidents
  where area = any($1::text[]) and kind = 'OFF_ROUTE' and opened_at >= $2 and opened_at < $3 and ($5::text is null or route_id = $5)

@@ -27,7 +27,7 @@ select b.no as bus_no, k, p.lat_e6, p.lon_e6, p.speed_cms, p.bearing_ddeg, p.alo
 -- Episodes of buses $2 that were going on between $3 and $4, of areas $1, the oldest first.
 select incident_id, area, kind, severity, bus_id, trip_id, start_date, route_id, opened_at, closed_at, lat, lon from telemetry.incidents
 where area = any($1::text[]) and bus_id = any($2::text[]) and opened_at < $4 and opened_at >= $3::timestamptz - interval '1 day'
-  and (closed_at is null or closed_at >= $3) order by opened_at, incident_id limit 500
+  and coalesce(closed_at, case when handled_state = 'CLOSED' then handled_at end, 'infinity') >= $3 order by opened_at, incident_id limit 500
 
 -- name: stop_events
 -- What buses $1 did at stops from $2 to $3, in order.

@@ -233,7 +233,7 @@ class Owner:
                     self._tracker.hear(self._decode_word(payload))
                 else:
                     fixes = self._decode(payload)
-            except (msgspec.DecodeError, msgspec.ValidationError):
+            except Exception:  # whatever it is, the area goes on
                 await self._bury(payload)
             for fix in fixes:
                 try:

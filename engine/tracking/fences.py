@@ -113,6 +113,8 @@ def fences_next(
     now, changed = _known_next(states, way, index, asleep, near, route_id, said)
     known = {state.fence_id for state in now} if now else set()
     for fence in met:
+        if len(now) >= FENCES_MOST:  # however many lie over each other here, a fix asks no more of them than it may follow
+            break
         if fence.fence_id in known or not fence.is_for(bus_id, route_id):
             continue
         if fence.hours is not None and not fence.hours.holds(way.at_ms):

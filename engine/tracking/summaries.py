@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 from zoneinfo import ZoneInfo
 
+import asyncpg
 import msgspec
 
 from engine.clock import Clock
@@ -29,6 +30,7 @@ HEAT_AFTER: Final = timedelta(minutes=10)
 HEAT_SLICE: Final = timedelta(hours=1)  # of one transaction: 3.4 million fixes a day of 200 buses at 5 s
 HEAT_BACK: Final = timedelta(days=1)  # where counting begins when it never began
 AGAIN_S: Final = 30.0  # after a pass that failed
+FAULTS: Final = (EngineError, asyncpg.PostgresError, ValueError, LookupError)  # a time zone that is none is a LookupError
 OLD_LOOKS: Final = 288  # passes between two times that old summaries go: a day at five minutes
 
 
@@ -48,7 +50,7 @@ class Summaries:
             begun_s, rest_s = self._clock.steady_s(), self._settings.summaries_s
             try:
                 await self.look()
-            except EngineError as fault:
+            except FAULTS as fault:
                 self._faults.add(1)
                 rest_s = min(rest_s, AGAIN_S)
                 log.warning("summaries: %s", fault)
@@ -56,14 +58,20 @@ class Summaries:
             await asyncio.sleep(rest_s)
 
     async def look(self) -> int:
-        """One pass; how many days were written. Raises `Unavailable`."""
-        written = 0
+        """One pass; how many days were written. An area that fails holds back none of the others; the last fault is raised in the end."""
+        written, failed = 0, None
         for feed in await self._store.feeds():
-            written += await self._days(feed)
+            try:
+                written += await self._days(feed)
+            except FAULTS as fault:
+                log.warning("summaries of %s: %s", feed.feed_id, fault)
+                failed = fault
         await self._heat()
         if self._passes % OLD_LOOKS == 0:
             await self._store.forget_old(self._settings.summaries_keep_days)
         self._passes += 1
+        if failed is not None:
+            raise failed
         return written
 
     async def _days(self, feed: FeedRow) -> int:
