@@ -109,10 +109,12 @@ def eta_report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arrivals", type=Path, action="append", default=[], metavar="FILE", help="observed arrivals; one for each --out")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as one page, without outside requests")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--strict", action="store_true", help="exit code 1 where a bar is SHORT")
 
 
 def eta_report(args: argparse.Namespace) -> int:
-    """Exit code 0 also where bars are short: the report says so."""
+    """Exit code 0 also where bars are short, but for --strict: the report says so."""
+    from engine.tracking.eta_report import SHORT
     from engine.tracking.eta_report import eta_report as make
     from engine.tracking.eta_report_page import page
     from engine.tracking.eta_report_show import show
@@ -128,13 +130,14 @@ def eta_report(args: argparse.Namespace) -> int:
     if args.html is not None:
         args.html.write_text(page(reports), encoding="utf-8")
         ERR.print(f"{args.html}: written", soft_wrap=True)
+    code = 1 if args.strict and any(bar.verdict == SHORT for report in reports for bar in report.bars) else 0
     if args.json:
         _print_json(reports)
-        return 0
+        return code
     console = _console()
     for report in reports:
         show(report, console)
-    return 0
+    return code
 
 
 def incidents_arguments(parser: argparse.ArgumentParser) -> None:

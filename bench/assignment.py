@@ -13,6 +13,7 @@ one was published. CPU of a decision is that of one look at the trips around a v
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -146,11 +147,12 @@ def departed_of(drives: Sequence[Drive]) -> list[Drive]:
     return [drive for drive in drives if drive.seen]
 
 
-def verdict(name: str, value: float, bar: float, holds: bool, unit: str) -> None:
+def verdict(name: str, value: float, bar: float, holds: bool, unit: str) -> bool:
     print(f"{name:<34} {value:8.2f} {unit}  bar {bar:g} {unit}  {'pass' if holds else 'SHORT'}")
+    return holds
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.assignment", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -169,10 +171,13 @@ def main() -> None:
         slowest = max(slowest, float(np.percentile(looks, 99)))
     count = max(1, trips)
     print()
-    verdict("right 3 min after departure", 100 * right / count, 100 * RIGHT, right >= RIGHT * count, "%")
-    verdict("wrong 3 min after departure", 100 * wrong / count, 100 * WRONG, wrong <= WRONG * count, "%")
-    verdict("CPU of a decision, p99 of the worst", slowest, DECISION_MS, slowest <= DECISION_MS, "ms")
+    held = [
+        verdict("right 3 min after departure", 100 * right / count, 100 * RIGHT, right >= RIGHT * count, "%"),
+        verdict("wrong 3 min after departure", 100 * wrong / count, 100 * WRONG, wrong <= WRONG * count, "%"),
+        verdict("CPU of a decision, p99 of the worst", slowest, DECISION_MS, slowest <= DECISION_MS, "ms"),
+    ]
+    return 0 if all(held) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import sys
 import tempfile
 import time
 from datetime import date
@@ -88,7 +89,7 @@ def steps(timetable: Timetable, fixes: list[Fix], warm: int) -> float:
     return (time.process_time() - began) / (len(fixes) - warm)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.fold", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--buses", type=int, default=1000)
     parser.add_argument("--seconds", type=int, default=60)
@@ -117,7 +118,8 @@ def main() -> None:
     verdict = "pass" if stepped_s * 1e6 <= STEPS_US else "SHORT"
     shape_m = median(trip.pattern.shape.length_m for trip in timetable.trips.values())
     print(f"  step list        {stepped_s * 1e6:7.1f} us a fix (bar {STEPS_US} us, {verdict}); median shape {shape_m / 1000:.1f} km")
+    return 0 if verdict == "pass" else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

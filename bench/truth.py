@@ -43,7 +43,7 @@ def commands(part: str, data: Path | None, out: Path) -> Iterator[list[str]]:
             truths = [folder / "arrivals.csv.gz" for folder in folders]
             known = ["--arrivals"] * all(path.is_file() for path in truths)
             reports = [word for folder in folders for word in ("--out", str(out / folder.name))]
-            yield ["api.cli", "eta-report", *reports, *(word for path in truths for word in (*known, str(path)) if known)]
+            yield ["api.cli", "eta-report", "--strict", *reports, *(word for path in truths for word in (*known, str(path)) if known)]
 
 
 def main() -> int:

@@ -158,6 +158,17 @@ def test_the_command_prints_every_bar_and_writes_the_page(
     assert main(["eta-report", "--out", str(played), "--against", str(played), "--against", str(played)]) == 1
 
 
+def test_a_strict_report_ends_with_a_fault_where_a_bar_is_short(played: Path, tmp_path: Path) -> None:  # noqa: F811
+    assert main(["eta-report", "--out", str(played), "--strict"]) == 0
+    halved = tmp_path / "halved"
+    shutil.copytree(played, halved)
+    head, *rows = (played / "predictions.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (halved / "predictions.csv").write_text(head + "".join(rows[::2]), encoding="utf-8")
+    assert main(["eta-report", "--out", str(halved)]) == 0
+    assert main(["eta-report", "--out", str(halved), "--strict"]) == 1
+    assert main(["eta-report", "--out", str(played), "--out", str(halved), "--strict", "--json"]) == 1
+
+
 def test_replays_of_different_fixes_cannot_be_compared(played: Path, tmp_path: Path) -> None:  # noqa: F811
     other = tmp_path / "other"
     shutil.copytree(played, other)
