@@ -152,7 +152,8 @@ async def read_on_time(
     store, windows = analytics_of(parts), []
     for plan in plans:
         rules = NO_RULES if parts.rules is None else parts.rules.get(plan.feed_id)
-        windows.append((plan.feed_id, rules.on_time_early_s if early is None else early, rules.on_time_late_s if late is None else late))
+        early_s, late_s = rules.on_time_early_s if early is None else early, rules.on_time_late_s if late is None else late
+        windows.append((plan.feed_id, _edge(early_s, EARLY_MOST_S), _edge(late_s, LATE_MOST_S)))
     found = await store.on_time(windows, first, last, by, local, direction)
     all_of_it = await store.on_time(windows, first, last, "total", local, direction) if len(found) > ROWS_MOST else [_total(found)]
     as_of = await store.as_of([plan.feed_id for plan in plans], first, last)
