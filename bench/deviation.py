@@ -82,7 +82,7 @@ class Wander:
         self._east, self._north = chance.gauss(0, noise.sigma_m), chance.gauss(0, noise.sigma_m)
         self._left_s, self._bias = 0.0, (0.0, 0.0)
 
-    def step(self, dt_s: float, speed_mps: float) -> tuple[float, float]:
+    def step(self, dt_s: float) -> tuple[float, float]:
         noise, gauss = self.noise, self._chance.gauss
         keep = math.exp(-dt_s / noise.tau_s) if noise.tau_s else 0.0
         fresh = noise.sigma_m * math.sqrt(1 - keep * keep)
@@ -142,7 +142,7 @@ def seen(
     start = instance.departure_ms(0)
     bearing = None
     for moment in moments:
-        east, north = error.step(max(0.001, moment.at_s - last_s), moment.speed_mps)
+        east, north = error.step(max(0.001, moment.at_s - last_s))
         last_s = moment.at_s
         per_lon, per_lat = metres_per_degree(moment.lat)
         at_ms = start + round(moment.at_s * 1000)

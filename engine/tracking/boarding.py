@@ -90,7 +90,7 @@ def board(state: VehicleState, fix: Fix, motion: Motion, area: Area) -> Boarded:
     ):  # nearly every fix of a device that names its trip, where nobody has said otherwise: none of the questions below can end it
         return Boarded(ride, trail, events)
     if ride is not None and (why := _reason_to_leave(state, ride, area, motion)) is not None:
-        events, trail, ride = left(state, fix, ride, area, why), _after(trail, ride, area, fix, why), None
+        events, trail, ride = left(state, fix, ride, area, why), _after(trail, ride, fix, why), None
     order = _order(ride, trail, area, fix)
     if order is not None:
         return _ordered(order, state, ride, trail, events, fix, area)
@@ -102,11 +102,11 @@ def board(state: VehicleState, fix: Fix, motion: Motion, area: Area) -> Boarded:
     has_walked, trail = longer is not trail, longer
     if ride is not None and ride.phase == IN_TRIP and _has_arrived(state, ride, trail, motion, area, book):
         events = events + left(state, fix, ride, area, "STANDS_AT_END")
-        trail, ride = _ended(trail, ride, area, fix.fixed_at_ms), None
+        trail, ride = _ended(trail, ride, fix.fixed_at_ms), None
     if ride is not None and ride.phase != DONE:
         return _review(state, ride, trail, events, fix, motion, area) if has_walked else Boarded(ride, trail, events)
     if ride is not None:
-        trail = _ended(trail, ride, area, fix.fixed_at_ms)
+        trail = _ended(trail, ride, fix.fixed_at_ms)
     following = _next_of_block(trail, ride, fix, motion, area, book)
     if following is not None:
         return _given(state, ride, trail, events, fix, area, following, BLOCK, WAITING_S - trail.trust_s)
@@ -259,7 +259,7 @@ def _review(state: VehicleState, ride: Ride, trail: Trail, events: list[Event], 
     trail, rival = reviewed(trail, seen, standing, lambda each: area.is_open(each.name, fix.bus_id, each.cost_s, fix.fixed_at_ms))
     if rival is not None:
         if near_end and rival.departing:
-            trail = _ended(trail, ride, area, now_ms)
+            trail = _ended(trail, ride, now_ms)
         return _given(state, ride, trail, events, fix, area, rival.instance, ENGINE, rival.cost_s)
     own = next((each for each in seen if each.name == name), None)
     if own is not None and own.departing and started and own.cost_s < ride.cost_s:
@@ -277,7 +277,7 @@ def _judged(trail: Trail, ride: Ride, late_s: float) -> Trail:
     return msgspec.structs.replace(trail, sure=name, trust_s=min(TRUST_MAX_S, max(0.0, trust_s)))
 
 
-def _ended(trail: Trail, ride: Ride, area: Area, at_ms: int) -> Trail:
+def _ended(trail: Trail, ride: Ride, at_ms: int) -> Trail:
     """The trail of a vehicle whose trip is done."""
     name = ride.trip_id, ride.start_date
     if trail.last == name:
@@ -285,10 +285,10 @@ def _ended(trail: Trail, ride: Ride, area: Area, at_ms: int) -> Trail:
     return msgspec.structs.replace(trail, last=name, ended_at_ms=at_ms, looks=0, rival=None, leads=0)
 
 
-def _after(trail: Trail, ride: Ride, area: Area, fix: Fix, why: str) -> Trail:
+def _after(trail: Trail, ride: Ride, fix: Fix, why: str) -> Trail:
     """The trail of a vehicle that was taken off its trip: where we were wrong, the block is not what we thought."""
     if why == "LEFT_AT_END":
-        return _ended(trail, ride, area, fix.fixed_at_ms)
+        return _ended(trail, ride, fix.fixed_at_ms)
     return displaced(trail) if why != "OVER" else Trail()
 
 
@@ -305,7 +305,7 @@ def _given(
     if ride is not None:
         events = events + left(state, fix, ride, area, given_by)
         if ride.phase == DONE:
-            trail = _ended(trail, ride, area, fix.fixed_at_ms)
+            trail = _ended(trail, ride, fix.fixed_at_ms)
     trip = instance.trip
     now = Ride(trip.trip_id, instance.start_date, trip.route_id, area.book.version, given_by, fix.fixed_at_ms, said, cost_s=cost_s)
     events.append(trip_event("ASSIGNED", fix, now, instance, given_by))

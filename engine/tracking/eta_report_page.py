@@ -48,7 +48,7 @@ svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .tick{fill:var(--dim
 def page(reports: Sequence[EtaReport]) -> str:
     """One document about one or several replays."""
     title = "How good the arrivals were"
-    body = "".join(_replay(report, number, alone=len(reports) == 1) for number, report in enumerate(reports))
+    body = "".join(_replay(report, number) for number, report in enumerate(reports))
     several = _several(reports) if len(reports) > 1 else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -76,7 +76,7 @@ def _several(reports: Sequence[EtaReport]) -> str:
     return "<h2>All replays</h2>" + _table(head, rows, raw=True)
 
 
-def _replay(one: EtaReport, number: int, *, alone: bool) -> str:
+def _replay(one: EtaReport, number: int) -> str:
     ours = one.ours
     heading = f'<h2 id="r{number}">{escape(_name(one))}</h2>'
     truth = escape(one.report.truth)

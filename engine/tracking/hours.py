@@ -19,7 +19,6 @@ from msgspec import Meta
 from engine.errors import Invalid
 
 DAY_MS: Final = 86_400_000
-LATEST_S: Final = 48 * 3600  # a window may end so late in its service day
 DAYS: Final = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
 FOR_EVER_MS: Final = 253_402_300_799_000  # the end of the year 9999
 

@@ -267,7 +267,7 @@ def is_unsure(course: Course, instance: TripInstance, match: Match, at_ms: int) 
     return at_ms < instance.departure_ms(0) + SURE_MS and match.peak_m - course.along_m[0] <= first_part_m(course)
 
 
-def came_back(ride: Ride, course: Course, match: Match, motion: Motion) -> bool:
+def came_back(course: Course, match: Match, motion: Motion) -> bool:
     """It stands at its first stop again after the first part of the line: it had not begun (a place to wait lay beyond the stop)."""
     return (
         match.raw_m <= course.along_m[0] + LEAVE_M
@@ -316,7 +316,7 @@ def cross(
     believable = _believable(end - index, before, match, motion)
     visit = ride.visit
     while index < end:
-        visit = _seen(visit, index, stops[index] - (LAST_M if index == course.last else 0.0), before, match, motion)
+        visit = _seen(visit, stops[index] - (LAST_M if index == course.last else 0.0), before, match, motion)
         event, crossing = _said(ride, course, instance, index, visit, near, motion, fix) if believable else (None, None)
         if event is not None:
             events.append(event)
@@ -324,7 +324,7 @@ def cross(
             crossings.append(crossing)
         index, visit, near = index + 1, NOT_THERE, near[1:]
     if index <= course.last:
-        visit = _seen(visit, index, stops[index], before, match, motion)
+        visit = _seen(visit, stops[index], before, match, motion)
     phase = IN_TRIP if index <= course.last else DONE
     near = near if away else ()
     missed = ride.missed + tuple(event.stop_sequence for event in events if event.kind == "MISSED")
@@ -355,7 +355,7 @@ def _believable(count: int, before: Match | None, match: Match, motion: Motion) 
     return slow_enough or match.along_m - before.along_m <= 100.0 + PLAUSIBLE_MPS * motion.gap_ms / 1000.0
 
 
-def _seen(visit: Visit, index: int, pole_m: float, before: Match | None, match: Match, motion: Motion) -> Visit:
+def _seen(visit: Visit, pole_m: float, before: Match | None, match: Match, motion: Motion) -> Visit:
     """The visit after this fix: when the pole was passed, and whether the vehicle stood there."""
     along, at_ms = match.along_m, motion.fixed_at_ms
     passed = visit.passed_at_ms

@@ -324,9 +324,9 @@ class Tracker:
             self.counts["TRIP_DRIVEN_TWICE"] += 1
         loser = self._area.claim(bus_id, now, self._now_ms)
         if loser is not None and loser in self._vehicles:
-            self._oust(self._vehicles[loser], bus_id)
+            self._oust(self._vehicles[loser])
 
-    def _oust(self, vehicle: Vehicle, by: str) -> None:
+    def _oust(self, vehicle: Vehicle) -> None:
         """Another vehicle fits its trip better, or was named for it: it is on no trip until its next looks find it one."""
         self.counts["DISPLACED"] += 1
         self._say(vehicle.oust(self._area, "DISPLACED"))

@@ -196,7 +196,7 @@ def advance(state: VehicleState, fix: Fix, area: Area) -> tuple[VehicleState, Sa
     match = place(course, instance, ride, before, state.match if same else None, motion)
     if ride.version != book.version:
         ride = on_new_course(ride, course, match, book.version)
-    if ride.phase == IN_TRIP and came_back(ride, course, match, motion):
+    if ride.phase == IN_TRIP and came_back(course, match, motion):
         events += watching.close(watch, fix, ride, motion.fixed_at_ms, "BACK_AT_FIRST_STOP")
         ride, watch, match = begin_again(ride), QUIET, set_back(match)
     if ride.started_at_ms is None:
