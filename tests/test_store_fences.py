@@ -12,6 +12,7 @@ import pytest
 from engine.clock import ManualClock
 from engine.meter import Meter
 from engine.settings import Settings
+from engine.store import rules
 from engine.store.desk import ALL, DeskPool
 from engine.store.fences import FIRST, Drawn, FenceBook, load_fences
 from engine.store.postgres import Postgres
@@ -123,6 +124,29 @@ async def test_a_change_reaches_the_rules_of_its_area_and_of_no_other(office: Of
     await office.draw(name="Yard")
     await rulebooks.refresh()
     assert len(rulebooks.get("north").fences) == 2 and rulebooks.get("north").number > known.number
+
+
+async def test_what_cannot_be_read_of_one_operator_stops_no_worker_and_no_other_operator(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = await office.draw(name="Broken")
+    await office.draw()
+    spoil = "update fleet.fence set drawing = '[]' where fence_id = $1::uuid"
+    await office.pool.run("north", lambda connection: connection.execute(spoil, broken["id"]))
+    assert [fence.name for fence in (await load_fences(office.postgres, "north")).by_id.values()] == ["Depot"]
+    await office.draw(feed="south")
+    load = rules.load_rules
+
+    async def thorny(run: Any, feed_id: str, *rest: Any) -> Any:
+        if feed_id == "north":
+            raise ZeroDivisionError("a thorn")
+        return await load(run, feed_id, *rest)
+
+    monkeypatch.setattr(rules, "load_rules", thorny)
+    meter = Meter()
+    rulebooks = Rulebooks(office.postgres, meter)
+    await rulebooks.refresh()
+    assert len(rulebooks.get("south").fences) == 1 and "timepoint_rules_refresh_faults_total 1" in meter.text()
 
 
 async def test_an_operator_finds_its_own_fences_on_the_map_and_nobody_elses(office: Office) -> None:

@@ -11,12 +11,12 @@ from typing import Any, Final
 import asyncpg
 import msgspec
 
-from engine.errors import Invalid, NotFound
+from engine.errors import NotFound
 from engine.store.fleet import Executor
 from engine.store.postgres import statements
 from engine.tracking.fence_index import Fence, FenceIndex
 from engine.tracking.hours import Calendar, Hours, hours_of
-from geo.drawing import BadDrawing, drawn
+from geo.drawing import drawn
 from geo.fence import Area
 
 log = logging.getLogger(__name__)
@@ -80,8 +80,8 @@ def _fence(row: Any) -> Fence | None:
         hours: Hours | None = None
         if row["calendar"] is not None:
             hours = hours_of(msgspec.json.decode(row["calendar"], type=Calendar), "UTC")
-    except (BadDrawing, Invalid, msgspec.DecodeError) as fault:
-        log.error("fence %s cannot be read and holds nowhere: %s", row["fence_id"], fault)
+    except Exception:  # whatever stands there, the others hold
+        log.exception("fence %s cannot be read and holds nowhere", row["fence_id"])
         return None
     limit = row["limit_kmh"]
     return Fence(

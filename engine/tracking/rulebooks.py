@@ -10,8 +10,6 @@ import asyncio
 import logging
 from typing import Final
 
-import msgspec
-
 from engine.errors import EngineError
 from engine.meter import Meter
 from engine.store import rules as store
@@ -42,9 +40,11 @@ class Rulebooks:
                 continue
             try:
                 self._rules[feed_id] = await store.load_rules(self._postgres, feed_id, number, known)
-            except msgspec.ValidationError as fault:
+            except EngineError:
+                raise
+            except Exception:  # whatever stands there, one operator's rules must not stop a worker
                 self._faults.add(1)
-                log.error("the rules of %s cannot be read, the known ones go on: %s", feed_id, fault)
+                log.exception("the rules of %s cannot be read, the known ones go on", feed_id)
 
     async def run(self) -> None:
         """For ever: refresh, rest, again."""
