@@ -124,7 +124,8 @@ async def assign_trip(
         office = OfferBook(connection)
         for each in others:
             name = trip_key(plan.feed_id, each.trip_id, each.start_date)
-            await office.note(plan.partner_id, caller.actor, caller.request_id, WITHDRAWN, name, 1, _shown(each), None)
+            said = len(await book.on_trip(plan.feed_id, each.trip_id, each.start_date))
+            await office.note(plan.partner_id, caller.actor, caller.request_id, WITHDRAWN, name, said, _shown(each), None)
         await office.note(plan.partner_id, caller.actor, caller.request_id, ORDERED, trip_id, number, _shown(before), _shown(wanted))
         return wanted
 

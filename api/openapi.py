@@ -175,6 +175,7 @@ STATUS_OF: Final = {leaf.code: leaf.status for leaf in (*LEAVES, errors.TooMany)
 
 PARAMETERS: Final[dict[str, str | int]] = {
     "bus_id": "BUS-17",
+    "feed_id": "demo",
     "device_id": "0195c0de-0001-7000-8000-000000000001",
     "incident_id": "5d0f2c7a9b1e4c3d",
     "fence_id": "0195c0de-0001-7000-8000-000000000008",

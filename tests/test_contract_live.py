@@ -225,7 +225,11 @@ def test_a_message_that_is_none_ends_the_socket(product: Product, bad: str | byt
 
 
 def test_private_channels_ask_for_the_role(product: Product) -> None:
-    customer, manager, stranger = product.token("CUSTOMER"), product.token("PARTNER_ADMIN"), product.token("PARTNER_ADMIN", "other")
+    manager = product.token("PARTNER_ADMIN")
+    customer, stranger = (  # of their own names: others of these tests follow incidents
+        product.command("user", "token", role, "--partner", "other", "--hours", "1", "--name", f"{role}-{uuid.uuid4().hex[:8]}").strip()
+        for role in ("CUSTOMER", "PARTNER_ADMIN")
+    )
     with open_socket(product, "/ws?token=" + manager) as ws:
         assert Talk(ws).refused(op="sub", ch="fleet:demo") == "UNAUTHENTICATED", "a token in the URL is none"
     with open_socket(product) as ws:
@@ -357,7 +361,7 @@ def test_a_bus_that_leaves_its_route_is_an_incident_and_an_alert(product: Produc
     def alerted() -> Any:
         message = rt.FeedMessage()
         message.ParseFromString(product.http.get("/gtfs-rt/alerts.pb?feed=demo").content)
-        return next((entity.alert for entity in message.entity if entity.id == "a:" + bus), None)
+        return next((entity.alert for entity in message.entity if entity.id == "a:" + incident["incidentId"]), None)
 
     alert = eventually(alerted)
     assert alert.effect == rt.Alert.DETOUR

@@ -188,12 +188,14 @@ class Notices:
         return counts
 
     async def _followers(self, book: NoticeBook, heard: Heard, saying: str) -> list[str]:
-        """Who hears of it on their notifications: who follows; of an assignment whoever it was given to."""
+        """Who hears of it on their notifications: who follows; of an assignment whoever it was given to, if they follow. A name alone is
+        free text, and must not reach people of other operators."""
         event = heard.event
+        following = await book.followers(heard.partner_id, event.kind, event.severity, FOLLOWERS_MAX)
         if saying != HANDLED:
-            return await book.followers(heard.partner_id, event.kind, event.severity, FOLLOWERS_MAX)
+            return following
         to = msgspec.json.decode(event.detail, type=dict[str, Any]).get("assignedTo")
-        return [to] if event.handled == "ASSIGNED" and isinstance(to, str) else []
+        return [to] if event.handled == "ASSIGNED" and to in following else []
 
     async def _notify(self, book: NoticeBook, heard: Heard, trip: str, word: Word, saying: str, told: Advice) -> str:
         """Tells the passengers; "" where it did, else why not."""
