@@ -187,9 +187,11 @@ async def test_who_follows_hears_of_what_is_bad_enough_and_of_the_kinds_they_cho
     assert await desk.told("notifications:boss") == [("incident", "OFF_ROUTE")]
     assert await desk.told("notifications:yard") == [("incident", "SPEEDING")]
     assert await desk.told("notifications:stranger") == []
-    given = desk.incident("given", handled="ASSIGNED", detail='{"assignedTo":"karim"}')
-    await desk.happens(given)
+    await follow(PARTNER, "karim", "MINOR")
+    given = [desk.incident(f"for {name}", handled="ASSIGNED", detail=f'{{"assignedTo":"{name}"}}') for name in ("karim", "stranger")]
+    await desk.happens(*given)
     assert await desk.told("notifications:karim") == [("incident", "OFF_ROUTE")]
+    assert await desk.told("notifications:stranger") == [], "a name alone reaches nobody of another operator"
 
 
 async def test_bytes_that_are_no_incident_and_notes_that_no_column_holds_hold_nobody_back(desk: NoticeDesk) -> None:
