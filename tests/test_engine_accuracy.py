@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from engine.clock import SystemClock
+from engine.clock import ManualClock, SystemClock
 from engine.events import StopEvent, StopForecast, TripForecast
 from engine.meter import Meter
 from engine.settings import Settings
@@ -192,7 +192,8 @@ async def ask(settings: Settings, statement: str) -> list[tuple[Any, ...]]:
 
 
 def nights(store: AccuracyStore, settings: Settings, meter: Meter | None = None) -> Nights:
-    return Nights(store, OnePlan(), clock=SystemClock(), settings=settings, meter=meter or Meter())
+    noon_ms = START_MS + 86_400_000  # of the day after: before four in the morning yesterday is not over
+    return Nights(store, OnePlan(), clock=ManualClock(noon_ms), settings=settings, meter=meter or Meter())
 
 
 async def kept(store: AccuracyStore) -> list[BucketSums]:
