@@ -24,7 +24,8 @@ from api.parts import Parts, parts_of
 from api.tracking import TrackPoints, area_of_bus, cursor_time, fleet_of, history_of, parse_box, point_of, span_of
 from engine.errors import Invalid, NotFound, Unavailable
 from engine.live.frames import rfc3339
-from engine.store.playback import PastCall, PastIncident, PlaybackReader, Sample
+from engine.store.incidents import Episode
+from engine.store.playback import PastCall, PlaybackReader, Sample
 from engine.tracking.plans import Plan
 
 SAMPLES_MOST: Final = 20_000  # of one page: buses times instants
@@ -293,7 +294,7 @@ class _Columns:
         return sorted(self._buses.values(), key=lambda bus: bus.bus_id)
 
 
-def _incident(row: PastIncident) -> PlayedIncident:
+def _incident(row: Episode) -> PlayedIncident:
     trip_id = None if row.trip_id is None or row.start_date is None else trip_key(row.area, row.trip_id, row.start_date)
     times = rfc3339(_ms(row.opened_at)), _text(row.closed_at)
     return PlayedIncident(row.incident_id, row.kind, row.severity, row.bus_id, trip_id, *times, row.lat, row.lon)

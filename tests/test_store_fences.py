@@ -131,9 +131,15 @@ async def test_what_cannot_be_read_of_one_operator_stops_no_worker_and_no_other_
 ) -> None:
     broken = await office.draw(name="Broken")
     await office.draw()
-    spoil = "update fleet.fence set drawing = '[]' where fence_id = $1::uuid"
+    whole = await load_fences(office.postgres, "north")
+    assert len(whole) == 2
+    spoil = "update fleet.fence set drawing = '[]', version = version + 1 where fence_id = $1::uuid"
     await office.pool.run("north", lambda connection: connection.execute(spoil, broken["id"]))
-    assert [fence.name for fence in (await load_fences(office.postgres, "north")).by_id.values()] == ["Depot"]
+    unread: list[int] = []
+    for known in (None, whole):  # what it was before holds no longer either
+        found = await load_fences(office.postgres, "north", known, lambda: unread.append(1))
+        assert [fence.name for fence in found.by_id.values()] == ["Depot"]
+    assert len(unread) == 2
     await office.draw(feed="south")
     load = rules.load_rules
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 
 import asyncpg
@@ -43,21 +44,23 @@ class Drawn(msgspec.Struct, frozen=True):
         )  # fmt: skip
 
 
-async def load_fences(run: Executor, feed_id: str, known: FenceIndex | None = None) -> FenceIndex:
+async def load_fences(
+    run: Executor, feed_id: str, known: FenceIndex | None = None, unread: Callable[[], None] = lambda: None
+) -> FenceIndex:
     """The fences in force in an area; `known` itself where nothing has changed since it was loaded. Raises `Unavailable`.
 
     The mark is taken first: what commits between the reads is read now or next time, never missed. A fence of another program version that
-    cannot be read is logged and left out.
+    cannot be read is logged, told to `unread`, and holds nowhere.
     """
     mark = (await run.fetchrow(_SQL["mark"]))["mark"]  # type: ignore[index]  # a select without from has one row
     rows = await run.fetch(_SQL["since"], feed_id, known.mark if known is not None else 0)
     known = known if known is not None else FenceIndex(mark=mark)
     if len(rows) > BUILD_HERE:  # a quarter of a second for ten thousand: the loop goes on meanwhile
-        return await asyncio.to_thread(_built, known, rows, mark)
-    return _built(known, rows, mark)
+        return await asyncio.to_thread(_built, known, rows, mark, unread)
+    return _built(known, rows, mark, unread)
 
 
-def _built(known: FenceIndex, rows: list[Any], mark: int) -> FenceIndex:
+def _built(known: FenceIndex, rows: list[Any], mark: int, unread: Callable[[], None]) -> FenceIndex:
     changed, gone = [], []
     for row in rows:
         had = known.by_id.get(row["fence_id"])
@@ -68,6 +71,10 @@ def _built(known: FenceIndex, rows: list[Any], mark: int) -> FenceIndex:
             fence = _fence(row)
             if fence is not None:
                 changed.append(fence)
+                continue
+            unread()
+            if had is not None:  # what it was before is no longer what its operator wants
+                gone.append(row["fence_id"])
     if changed or gone:
         return known.changed(changed, gone, mark)
     known.mark = mark  # the rows below it need not be read again
@@ -80,7 +87,7 @@ def _fence(row: Any) -> Fence | None:
         hours: Hours | None = None
         if row["calendar"] is not None:
             hours = hours_of(msgspec.json.decode(row["calendar"], type=Calendar), "UTC")
-    except Exception:  # whatever stands there, the others hold
+    except Exception:  # whatever stands there, the others hold; counted by the caller
         log.exception("fence %s cannot be read and holds nowhere", row["fence_id"])
         return None
     limit = row["limit_kmh"]

@@ -18,8 +18,8 @@ SQL: Final = statements("incidents")
 DONE, SAME, CLOSED = "DONE", "SAME", "CLOSED"
 
 
-class Incident(msgspec.Struct, frozen=True):
-    """One episode and the last that people did with it."""
+class Episode(msgspec.Struct, frozen=True):
+    """What happened: an incident without what people did with it."""
 
     incident_id: str
     area: str
@@ -33,6 +33,11 @@ class Incident(msgspec.Struct, frozen=True):
     closed_at: datetime | None
     lat: float
     lon: float
+
+
+class Incident(Episode, frozen=True):
+    """One episode and the last that people did with it."""
+
     detail: str  # JSON object
     handled_by: str | None
     handled_at: datetime | None

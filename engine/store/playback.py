@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
+from engine.store.incidents import Episode
 from engine.store.postgres import Postgres, statements
 
 HISTORY = statements("history")  # names_of: the names behind numbers
@@ -25,21 +26,6 @@ class Sample(msgspec.Struct, frozen=True, gc=False):
     state_no: int | None
     trip_no: int | None
     start_date: int | None  # yyyymmdd
-
-
-class PastIncident(msgspec.Struct, frozen=True):
-    incident_id: str
-    area: str
-    kind: str
-    severity: str
-    bus_id: str
-    trip_id: str | None
-    start_date: str | None
-    route_id: str | None
-    opened_at: datetime
-    closed_at: datetime | None
-    lat: float
-    lon: float
 
 
 class PastCall(msgspec.Struct, frozen=True):
@@ -75,9 +61,9 @@ class PlaybackReader:
         rows = await self._run.fetch(self._sql["samples"], list(bus_nos), since, float(step_s), count, float(hold_s), *ends)
         return [Sample(*row) for row in rows]
 
-    async def incidents(self, areas: Sequence[str], bus_ids: Sequence[str], since: datetime, until: datetime) -> list[PastIncident]:
+    async def incidents(self, areas: Sequence[str], bus_ids: Sequence[str], since: datetime, until: datetime) -> list[Episode]:
         rows = await self._run.fetch(self._sql["incidents"], list(areas), list(bus_ids), since, until)
-        return [PastIncident(*row) for row in rows]
+        return [Episode(*row) for row in rows]
 
     async def stop_events(self, bus_ids: Sequence[str], since: datetime, until: datetime) -> list[PastCall]:
         return [PastCall(*row) for row in await self._run.fetch(self._sql["stop_events"], list(bus_ids), since, until)]

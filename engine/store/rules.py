@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -28,12 +29,14 @@ async def marks(run: Executor) -> dict[str, int]:
     return {row["feed_id"]: row["number"] for row in await run.fetch(_SQL["marks"])}
 
 
-async def load_rules(run: Executor, feed_id: str, number: int, known: Rules | None = None) -> Rules:
-    """What holds in the area now; `known`: what held before, whose fences need not all be read again. Raises `msgspec.ValidationError`
-    where thresholds of another program version stand there."""
+async def load_rules(
+    run: Executor, feed_id: str, number: int, known: Rules | None = None, unread: Callable[[], None] = lambda: None
+) -> Rules:
+    """What holds in the area now; `known`: what held before, whose fences need not all be read again. A fence that cannot be read is told to
+    `unread`. Raises `msgspec.ValidationError` where thresholds of another program version stand there."""
     row = await run.fetchrow(_SQL["rules"], feed_id)
     orders = [_order(each) for each in await run.fetch(_SQL["orders"], feed_id)]
-    fences = await load_fences(run, feed_id, known.fences if known is not None else None)
+    fences = await load_fences(run, feed_id, known.fences if known is not None else None, unread)
     if row is None:
         return Rules(number, None, orders, fences or None)
     watch = msgspec.json.decode(row["watch"], type=WatchConfig)

@@ -28,6 +28,7 @@ class Rulebooks:
         self._postgres = postgres
         self._rules: dict[str, Rules] = {}
         self._faults = meter.counter("timepoint_rules_refresh_faults_total", "refreshes of the rules that failed")
+        self._unread = meter.counter("timepoint_fences_unread_total", "fences that could not be read and hold nowhere")
 
     def get(self, feed_id: str) -> Rules:
         return self._rules.get(feed_id, NO_RULES)
@@ -39,7 +40,7 @@ class Rulebooks:
             if known is not None and known.number == number:
                 continue
             try:
-                self._rules[feed_id] = await store.load_rules(self._postgres, feed_id, number, known)
+                self._rules[feed_id] = await store.load_rules(self._postgres, feed_id, number, known, self._unread.add)
             except EngineError:
                 raise
             except Exception:  # whatever stands there, one operator's rules must not stop a worker
