@@ -1,0 +1,98 @@
+"""What a scenario is, and what it is given. To write one: docs/bench.md.
+
+A scenario runs in three places. `prepare` runs once in the harness's own process before the load: it registers devices, puts trips on sale,
+and answers what every generator needs. `drive` runs in each of several generator processes, on a loop of its own, through a `Share`: it keeps
+to the schedule of intended moments and notes what it sees. `verify` runs once after the load and answers what does not hold.
+
+Open loop: work begins at its intended moment whether the product has answered the last one or not, and every latency counts from the intended
+moment, so a product that stalls for a second shows a second, not one slow answer (what Gil Tene called coordinated omission).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, ClassVar, Protocol
+
+import msgspec
+
+
+class Option(msgspec.Struct, frozen=True):
+    """One option of a scenario: `--buses 2000`. The type of the default is its type."""
+
+    name: str
+    default: int | float | str | bool
+    meaning: str
+
+
+class Measure(msgspec.Struct, frozen=True):
+    """One latency (seconds inside, printed in ms) that a scenario notes, by the name that thresholds use: `fanout.p99<100ms`."""
+
+    name: str
+    meaning: str
+
+
+class Target(Protocol):
+    """The deployment under load, as a stranger with an admin's token sees it."""
+
+    url: str  # http(s)://host:port, no trailing slash
+    token: str  # an operator admin's access token; "" where none was given
+    partner: str  # the operator that it belongs to
+    mqtt_url: str  # "" where there is none
+
+    def call(self, method: str, path: str, body: object = None, *, key: str = "", token: str | None = None) -> Any:
+        """One JSON call, blocking, for `prepare` and `verify`. Raises `CallFailed` with status and problem."""
+        ...
+
+
+class Share(Protocol):
+    """One generator's part of the load. Everything that a generator knows or says goes through it."""
+
+    number: int  # 0 .. of - 1
+    of: int  # generators
+    seed: int  # its own: the run's seed and its number
+    url: str
+    data: Any  # what `prepare` answered, as JSON carried it
+    options: Mapping[str, Any]
+
+    def moments(self) -> AsyncIterator[float]:
+        """Its intended moments (steady seconds, `time.monotonic`), each as it comes, following the rate of the run (warm-up, ramp, hold).
+
+        Moments that have passed come at once, one after the other: never skipped, never shifted. Ends with the run.
+        """
+        ...
+
+    def note(self, measure: str, seconds: float) -> None:
+        """One latency, from its intended moment. Those of the warm-up are kept apart."""
+        ...
+
+    def count(self, what: str, by: int = 1) -> None:
+        """A counter: `accepted`, `delivered`, `granted`, `taken`, ..."""
+        ...
+
+    def fault(self, what: str) -> None:
+        """Something that should not have happened, by its name (`503`, `timeout`, `lost`): a run with faults says so on top."""
+        ...
+
+
+class Scenario:
+    """Subclass it, fill in the names, and list it in `bench/harness/catalogue.py`."""
+
+    name: ClassVar[str]  # as on the command line: ingest-http
+    summary: ClassVar[str]  # one line
+    unit: ClassVar[str]  # what `rate` counts: "requests", "fixes", "updates", "picks"
+    rate: ClassVar[float] = 100.0  # per second, all generators together, where --rate is not given
+    options: ClassVar[tuple[Option, ...]] = ()
+    measures: ClassVar[tuple[Measure, ...]]
+    needs: ClassVar[frozenset[str]] = frozenset()  # of "token", "mqtt", "redis", "local": what a target must have for it
+
+    def prepare(self, target: Target, options: Mapping[str, Any], rate: float, seed: int) -> Any:
+        """Sets the product up; what it answers reaches every generator (JSON). Blocking; may take seconds."""
+        return None
+
+    async def drive(self, share: Share) -> None:
+        """The load of one generator, until `share.moments()` ends."""
+        raise NotImplementedError
+
+    def verify(self, target: Target, data: Any, counts: Mapping[str, int]) -> list[str]:
+        """After the load: every sentence is something that does not hold (a lost message, a seat sold twice). Empty: all is well."""
+        return []
