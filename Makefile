@@ -20,7 +20,7 @@ run: setup ## the product with a demo network and moving buses (FEED=file.zip: y
 test: ## every test, on throw-away servers of their own (ARGS='-k hold' for some of them; JOBS=2 at a time)
 	@test -n "$(PYTHON)" || { echo "Timepoint needs Python 3.11 or newer"; exit 1; }
 	@$(PYTHON) deploy/prepare.py --tests
-	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-timescale: setup ## the history tests against TimescaleDB in a Debian 13 folder (TIMESCALE_URL: against that server)
 	@bash deploy/test-timescale

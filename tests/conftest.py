@@ -14,7 +14,13 @@ from deploy.servers import MosquittoServer, PostgresServer, RedisServer, throw_a
 from migrations.runner import migrate
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+LONG = ("test_torture", "test_crash", "test_office_crash", "test_contract_fuzz", "test_flow_detour", "test_browser_")  # minutes, few tests
 _numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first: what begins last should be short, or one process ends minutes after the other."""
+    items.sort(key=lambda item: not item.path.name.startswith(LONG))
 
 
 def _migrated(server: PostgresServer, database: str) -> None:
