@@ -264,6 +264,16 @@ def simulate(args: argparse.Namespace) -> int:
     return uvloop.run(simulate.run(args))
 
 
+def bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="`timepoint bench COMMAND --help` says what each needs")
+
+
+def bench(args: argparse.Namespace) -> int:
+    from bench.harness.command import main
+
+    return main(args.words)
+
+
 # ------------------------------------------------------------------------------------------------ what is on sale
 
 
@@ -363,6 +373,13 @@ COMMANDS: Final = (
     Command("sales", "what is on sale", "timepoint sales list", sales_arguments, sales),
     Command("auditor", "what must be true of the books, on a live database", "timepoint auditor --json", auditor_arguments, auditor),
     Command("simulate", "drive simulated buses into an engine", "timepoint simulate --buses 50", simulate_arguments, simulate),
+    Command(
+        "bench",
+        "load a deployment and say how it held: run, list, find-max, compare, report, doctor",
+        "timepoint bench run ingest-http --rate 500",
+        bench_arguments,
+        bench,
+    ),
     Command(
         "replay",
         "run recorded fixes through the engine, without a database",

@@ -55,7 +55,8 @@ class Generators(msgspec.Struct, kw_only=True):
 
     processes: int
     cpu_s: float
-    lag_p99_s: float  # of starting work later than intended
+    lag_p99_s: float  # of starting work later than intended, and of their loops waking late
+    lag_max_s: float = 0.0
     lagged: bool
     why: str = ""
 

@@ -31,6 +31,14 @@ class Measure(msgspec.Struct, frozen=True):
     meaning: str
 
 
+class CallFailed(Exception):
+    """What the product answered to a call of `prepare` or `verify`: status (0: nothing) and its problem document, or text."""
+
+    def __init__(self, method: str, path: str, status: int, problem: Any) -> None:
+        super().__init__(f"{method} {path}: {status or 'no answer'} {str(problem)[:400]}")
+        self.status, self.problem = status, problem
+
+
 class Target(Protocol):
     """The deployment under load, as a stranger with an admin's token sees it."""
 
@@ -38,9 +46,13 @@ class Target(Protocol):
     token: str  # an operator admin's access token; "" where none was given
     partner: str  # the operator that it belongs to
     mqtt_url: str  # "" where there is none
+    redis_url: str  # of its Redis, where it is known; else ""
+    database_url: str  # of its PostgreSQL, where it is known; else ""
+    pids: Mapping[str, int]  # of its processes by name, where they are on this machine; else empty
 
     def call(self, method: str, path: str, body: object = None, *, key: str = "", token: str | None = None) -> Any:
-        """One JSON call, blocking, for `prepare` and `verify`. Raises `CallFailed` with status and problem."""
+        """One JSON call, blocking, for `prepare` and `verify`; with the admin's token where none is given, and for what changes something with a
+        fresh Idempotency-Key. Answers the body. Raises `CallFailed` with status and problem."""
         ...
 
 
@@ -54,11 +66,24 @@ class Share(Protocol):
     data: Any  # what `prepare` answered, as JSON carried it
     options: Mapping[str, Any]
 
+    async def begun(self) -> float:
+        """The moment at which the run begins (steady seconds). Answers once every generator has asked: connect first, then ask."""
+        ...
+
     def moments(self) -> AsyncIterator[float]:
         """Its intended moments (steady seconds, `time.monotonic`), each as it comes, following the rate of the run (warm-up, ramp, hold).
 
-        Moments that have passed come at once, one after the other: never skipped, never shifted. Ends with the run.
+        Moments that have passed come at once, one after the other: never skipped, never shifted. Ends with the run. Awaits `begun` first.
+        Begin the work and come back for the next: a loop that waits for answers in between is late by its own doing, and the run is refused.
         """
+        ...
+
+    async def over(self) -> None:
+        """Returns when the hold ends: for those who only listen."""
+        ...
+
+    def epoch_ms(self, moment: float) -> int:
+        """What clocks on the wall say at a moment: milliseconds since 1970."""
         ...
 
     def note(self, measure: str, seconds: float) -> None:
@@ -75,7 +100,7 @@ class Share(Protocol):
 
 
 class Scenario:
-    """Subclass it, fill in the names, and list it in `bench/harness/catalogue.py`."""
+    """Subclass it, fill in the names, and list it in `bench/harness/catalogue.py`; one of your own is named by its file."""
 
     name: ClassVar[str]  # as on the command line: ingest-http
     summary: ClassVar[str]  # one line
@@ -83,14 +108,16 @@ class Scenario:
     rate: ClassVar[float] = 100.0  # per second, all generators together, where --rate is not given
     options: ClassVar[tuple[Option, ...]] = ()
     measures: ClassVar[tuple[Measure, ...]]
-    needs: ClassVar[frozenset[str]] = frozenset()  # of "token", "mqtt", "redis", "local": what a target must have for it
+    needs: ClassVar[frozenset[str]] = frozenset()  # of "token", "mqtt", "redis", "database", "local": what a target must have for it
+    serves: ClassVar[Mapping[str, str]] = {}  # settings of a product that is started for it alone: {"ROLES": "api"}
+    thresholds: ClassVar[tuple[str, ...]] = ()  # what holds where no --threshold is given
 
     def prepare(self, target: Target, options: Mapping[str, Any], rate: float, seed: int) -> Any:
         """Sets the product up; what it answers reaches every generator (JSON). Blocking; may take seconds."""
         return None
 
     async def drive(self, share: Share) -> None:
-        """The load of one generator, until `share.moments()` ends."""
+        """The load of one generator, until `share.moments()` ends and its answers are in. What takes longer than --drain is cut off: a fault."""
         raise NotImplementedError
 
     def verify(self, target: Target, data: Any, counts: Mapping[str, int]) -> list[str]:

@@ -1,0 +1,250 @@
+"""`timepoint bench`: its commands. Exit codes: 0 held, 1 a threshold missed or something broken, 2 bad input or no target, 3 no evidence."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, NoReturn
+
+from rich.console import Console
+
+from bench.harness import catalogue, outputs, target, thresholds
+from bench.harness.result import Result
+from bench.harness.run import DRAIN_S, LAG_LIMIT_S, Plan, run
+from bench.harness.scenario import CallFailed, Option, Scenario
+from bench.harness.schedule import Schedule
+from bench.harness.view import Shown, console
+
+HELD, MISSED, BAD, REFUSED = 0, 1, 2, 3
+OUT: Final = Console(highlight=False)
+CODES: Final = "exit codes: 0 held, 1 a threshold missed or verify broken, 2 bad input or no target, 3 refused as evidence"
+
+
+class Command(NamedTuple):
+    name: str
+    help: str
+    examples: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+# ------------------------------------------------------------------------------------------------ which load, against what
+
+
+def load_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("scenario", metavar="SCENARIO", help="a name of `timepoint bench list`, my_scenario.py, or package.module:Class")
+    where = parser.add_argument_group("target (default: the running demo; where none runs, a product of its own)")
+    where.add_argument("--url", metavar="URL", help="the deployment, http(s)://host:port")
+    where.add_argument("--token", metavar="T", help="an operator admin's access token (or BENCH_TOKEN in the environment)")
+    where.add_argument("--partner", metavar="ID", help="the operator that it belongs to (default demo)")
+    where.add_argument("--mqtt-url", metavar="URL", help="its broker, where the scenario sends by MQTT")
+    where.add_argument("--redis-url", metavar="URL", help="its Redis, for figures and for scenarios that need it")
+    where.add_argument("--database-url", metavar="URL", help="its PostgreSQL, likewise")
+    where.add_argument("--pids", metavar="NAME=PID,...", help="its processes on this machine: worker-0=1,redis=2,postgres=3")
+    where.add_argument("--own", action="store_true", help="a product of its own even where a demo runs")
+    where.add_argument("--workers", type=int, default=1, metavar="N", help="of a product of its own (default 1)")
+    load = parser.add_argument_group("load")
+    add = load.add_argument
+    add("--rate", type=float, metavar="R", help="units a second, all generators together (default: the scenario's)")
+    add("--seconds", type=int, default=20, metavar="S", help="measured time (default 20)")
+    add("--warm-up", type=int, default=5, metavar="S", help="before it, not measured (default 5)")
+    add("--ramp", type=int, default=0, metavar="S", help="from a tenth of the rate to all of it, between the two (default 0)")
+    add("--arrivals", choices=("even", "poisson"), default="even", help="evenly spaced (default), or as strangers come")
+    add("--processes", type=int, metavar="N", help="generators (default: one per two cores)")
+    add("--seed", type=int, default=1, metavar="N", help="of all that is random (default 1)")
+    add("--drain", type=int, default=int(DRAIN_S), metavar="S", help=f"longest wait for the last answers (default {DRAIN_S:.0f})")
+    add("--lag-limit", type=float, default=LAG_LIMIT_S * 1000, metavar="MS",
+        help=f"99th percentile of the generators' own lag, over which a run is no evidence (default {LAG_LIMIT_S * 1000:.0f})")  # fmt: skip
+    add(
+        "--threshold",
+        action="append",
+        default=[],
+        metavar="'RULE'",
+        help="'fanout.p99<100ms'; again for another (`bench list --thresholds`)",
+    )
+    add("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the scenario; --NAME VALUE says the same")
+
+
+def option_arguments(parser: argparse.ArgumentParser, kind: type[Scenario]) -> None:
+    group = parser.add_argument_group(f"options of {kind.name}")
+    taken = {text for action in parser._actions for text in action.option_strings}
+    for option in kind.options:
+        flag = f"--{option.name}"
+        if flag in taken:
+            raise ValueError(f"{kind.name}: its option {option.name!r} is a word of bench run itself; rename it")
+        meaning = f"{option.meaning} (default {option.default})".replace("%", "%%")
+        group.add_argument(flag, dest=f"option_{option.name}", metavar="V", help=meaning)
+
+
+def options_of(args: argparse.Namespace, kind: type[Scenario]) -> dict[str, Any]:
+    """By name, each of its default's type. Raises ValueError."""
+    known = {option.name: option for option in kind.options}
+    found = {name: option.default for name, option in known.items()}
+    said = [pair.partition("=")[::2] for pair in args.option]
+    said += [(name, value) for name in known if (value := getattr(args, f"option_{name}")) is not None]
+    for name, value in said:
+        if name not in known:
+            raise ValueError(f"{kind.name} has no option {name!r}: {', '.join(known) or 'it has none'}")
+        found[name] = typed(known[name], value)
+    return found
+
+
+def typed(option: Option, text: str) -> int | float | str | bool:
+    wanted = type(option.default)
+    if wanted is bool:
+        if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+            raise ValueError(f"{option.name} is yes or no, not {text!r}")
+        return text.lower() in ("true", "1", "yes")
+    try:
+        return wanted(text)
+    except ValueError:
+        raise ValueError(f"{option.name} is a number like {option.default}, not {text!r}") from None
+
+
+def given(args: argparse.Namespace, environ: dict[str, str]) -> dict[str, Any]:
+    """What is known of the target, in the words of run/info.json."""
+    pids = {}
+    for pair in filter(None, (args.pids or "").split(",")):
+        name, _, pid = pair.partition("=")
+        if not pid.isdigit():
+            raise ValueError(f"--pids is NAME=PID,...: not {pair!r}")
+        pids[name] = int(pid)
+    return {
+        "url": args.url, "token": args.token or environ.get("BENCH_TOKEN"), "mqttUrl": args.mqtt_url, "redisUrl": args.redis_url,
+        "databaseUrl": args.database_url, "pids": pids, "partner": args.partner or "demo",
+    }  # fmt: skip
+
+
+def plan_of(args: argparse.Namespace, kind: type[Scenario], rate: float | None = None) -> Plan:
+    from bench.harness import machine
+
+    schedule = Schedule(
+        rate=rate or (kind.rate if args.rate is None else args.rate), hold_s=args.seconds, warm_up_s=args.warm_up, ramp_s=args.ramp,
+        arrivals=args.arrivals,
+    )  # fmt: skip
+    processes = max(1, machine.cores() // 2) if args.processes is None else args.processes
+    if processes < 1:
+        raise ValueError("--processes must be at least 1")
+    return Plan(
+        scenario=catalogue.reference(kind, args.scenario), schedule=schedule, options=options_of(args, kind), processes=processes, seed=args.seed,
+        drain_s=args.drain, lag_limit_s=args.lag_limit / 1000,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ run, list
+
+
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    load_arguments(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="result.json, result.md, junit.xml, an .hlog of each measure, report.html")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run_one(args: argparse.Namespace) -> int:
+    import os
+
+    import uvloop
+
+    kind = catalogue.find(args.scenario)
+    plan, rules = plan_of(args, kind), [thresholds.parse(text) for text in args.threshold or kind.thresholds]
+    with target.find(kind, given(args, dict(os.environ)), workers=args.workers, own=args.own) as found:
+        with Shown(plan, console()) as shown:
+            result = uvloop.run(run(plan, found, shown.see))
+    result.thresholds = thresholds.judge(rules, result)
+    if args.out is not None:
+        outputs.write(args.out, result)
+    if args.json:
+        sys.stdout.write(outputs.as_json(result).decode())
+    else:
+        OUT.print(outputs.as_text(result), markup=False, soft_wrap=True)
+    return code(result)
+
+
+def code(result: Result) -> int:
+    if result.refused:
+        return REFUSED
+    return MISSED if result.broken or not all(threshold.held for threshold in result.thresholds) else HELD
+
+
+def list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("scenario", nargs="?", metavar="SCENARIO", help="all that there is to know of this one")
+    parser.add_argument("--thresholds", action="store_true", help="how thresholds are written")
+
+
+def list_all(args: argparse.Namespace) -> int:
+    if args.thresholds:
+        print(thresholds.__doc__)
+        return HELD
+    for name in [args.scenario] if args.scenario else catalogue.LISTED:
+        kind = catalogue.find(name)
+        OUT.print(f"[bold]{kind.name:<16}[/] {kind.summary}", soft_wrap=True)
+        if args.scenario:
+            OUT.print(f"  --rate counts {kind.unit} a second; default {kind.rate:g}")
+            for measure in kind.measures:
+                OUT.print(f"  measure {measure.name}: {measure.meaning}", markup=False, soft_wrap=True)
+            for option in kind.options:
+                OUT.print(f"  --{option.name} ({option.default}): {option.meaning}", markup=False, soft_wrap=True)
+            for rule in kind.thresholds:
+                OUT.print(f"  threshold {rule}", markup=False)
+            if kind.needs:
+                OUT.print(f"  needs {', '.join(sorted(kind.needs))}", markup=False)
+    return HELD
+
+
+COMMANDS: Final = (
+    Command(
+        "run", "drive one scenario and say what was found",
+        "timepoint bench run ingest-http --rate 1000 --seconds 30 --threshold 'answer.p99<20ms' --out out\n"
+        "timepoint bench run fanout --url https://bus.example --token T --subscribers 5000\n"
+        "timepoint bench run my_scenario.py --processes 2", run_arguments, run_one,
+    ),
+    Command("list", "which scenarios there are", "timepoint bench list\ntimepoint bench list fanout", list_arguments, list_all),
+)  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad input is one line and what to read, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD, f"{self.prog}: {message}\n`{self.prog} --help` says what can be said\n")
+
+
+def parser_of(command: Command) -> Parser:
+    parser = Parser(
+        prog=f"timepoint bench {command.name}", description=command.help,
+        epilog="examples:\n  " + command.examples.replace("\n", "\n  ") + f"\n\n{CODES}", formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    command.arguments(parser)
+    return parser
+
+
+def usage() -> str:
+    lines = [f"  {command.name:<10} {command.help}" for command in COMMANDS]
+    examples = [f"  {command.examples.splitlines()[0]}" for command in COMMANDS]
+    return "\n".join(["timepoint bench COMMAND ...", "", *lines, "", "examples:", *examples, "", CODES, ""])
+
+
+def main(words: Sequence[str]) -> int:
+    """`timepoint bench WORDS`."""
+    command = next((one for one in COMMANDS if words and one.name == words[0]), None)
+    if command is None:
+        asked = not words or words[0] in ("-h", "--help")
+        (sys.stdout if asked else sys.stderr).write(usage() if asked else f"timepoint bench: there is no {words[0]!r}\n\n{usage()}")
+        return HELD if asked else BAD
+    try:
+        parser = parser_of(command)
+        if command.arguments in OF_A_SCENARIO and (name := next((word for word in words[1:] if not word.startswith("-")), None)):
+            option_arguments(parser, catalogue.find(name))
+        return command.run(parser.parse_args(words[1:]))
+    except (ValueError, target.NoTarget, CallFailed) as fault:
+        sys.stderr.write(f"timepoint bench {command.name}: {fault}\n")
+        return BAD
+    except asyncio.CancelledError:
+        return 130
+
+
+OF_A_SCENARIO: Final = (run_arguments,)
