@@ -13,6 +13,10 @@ from bench.harness.scenario import Scenario
 
 LISTED: Final = {
     "ingest-http": "bench.harness.ingest_http:IngestHttp",
+    "ingest-batch": "bench.loads.ingest:IngestBatch",
+    "ingest-ws": "bench.loads.ingest:IngestWs",
+    "ingest-mqtt": "bench.loads.ingest:IngestMqtt",
+    "osmand": "bench.loads.ingest:OsmAnd",
 }
 
 
