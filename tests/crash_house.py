@@ -25,6 +25,7 @@ from engine.settings import Settings
 from engine.store.area import AreaStore
 from engine.store.redis import Redis, keys_of
 from engine.tracking.fix import Fix
+from tests.raw_redis import raw
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 AREA = "demo"
@@ -160,7 +161,7 @@ class House:
         return str(msgspec.json.decode(done.stdout)["token"])
 
     async def token(self) -> str | None:
-        found = await self.redis.calls.get(self.store.keys.lease)
+        found = await raw(self.redis).get(self.store.keys.lease)
         return found.decode() if found else None
 
     async def out(self) -> list[OutBatch]:

@@ -19,6 +19,7 @@ from engine.events import IncidentEvent
 from engine.live.ordered import OrderedChannels
 from engine.store.redis import ChannelLog
 from tests.live_house import AT_MS, House, ask, forecast, hear, house, position
+from tests.raw_redis import raw
 
 UPGRADE = (
     b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
@@ -113,7 +114,7 @@ async def test_redis_goes_away_and_comes_back_as_a_new_epoch(own_redis: RedisSer
             own_redis.start()
             await until(lambda: not (h.table.stale))
             h.owner.token = ""
-            await h.redis.calls.delete(h.owner.store.keys.lease)
+            await raw(h.redis).delete(h.owner.store.keys.lease)
             await h.owner.begin()
             await h.owner.say(position("17", lat=37.0))
             m = await hear(ws)

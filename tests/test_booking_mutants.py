@@ -18,6 +18,7 @@ from engine.store.outlet import EVENTS, Entry, Outlet
 from tests import booking_rush
 from tests.booking_rush import Caller, Rush, rush
 from tests.booking_world import World, connect
+from tests.raw_redis import raw
 
 LIMIT_S = 15.0  # by then a mutant has to be found; most are within one
 TRIP_LOCK = "pg_advisory_xact_lock_shared(1, hashint8(p_trip))"
@@ -123,7 +124,7 @@ async def duels(world: World, rounds: int = 5) -> None:
 
 async def said(world: World) -> list[str]:
     """Ids of the events that programs were told."""
-    return [fields[b"id"].decode() for _, fields in await world.redis.calls.xrange(EVENTS)]
+    return [fields[b"id"].decode() for _, fields in await raw(world.redis).xrange(EVENTS)]
 
 
 async def deadlocks(house: Rush, connection: Any = None) -> int:

@@ -25,6 +25,7 @@ from engine.events import LiveBatch
 from engine.store.area import AreaStore
 from engine.store.lease import Lease
 from tests.crash_house import AREA, BUSES, House, Phone, deaf_line, furnished, until, violations
+from tests.raw_redis import raw
 
 pytestmark = pytest.mark.crash
 
@@ -74,23 +75,23 @@ async def test_two_workers_share_the_areas_and_the_other_goes_on_when_one_is_kil
     areas = [AreaStore(house.redis, name) for name in await house.redis.areas()]
 
     async def owners() -> set[str]:
-        held = [await house.redis.calls.get(area.keys.lease) for area in areas]
+        held = [await raw(house.redis).get(area.keys.lease) for area in areas]
         return {"" if token is None else token.decode() for token in held}
 
     async def shared() -> bool:
-        return "" not in await owners() and await house.redis.calls.zcard("workers") == 2
+        return "" not in await owners() and await raw(house.redis).zcard("workers") == 2
 
     await until(shared, 20)
     await asyncio.sleep(2)  # the second one takes its share
     await house.fleet.drive(1.0)
     await house.folded_all()
-    before = {area.area: (await house.redis.calls.get(area.keys.lease)).decode() for area in areas}
+    before = {area.area: (await raw(house.redis).get(area.keys.lease)).decode() for area in areas}
     one.kill()
     began_s = time.monotonic()
     await house.fleet.drive(0.5)
 
     async def taken_over() -> bool:
-        tokens = [await house.redis.calls.get(area.keys.lease) for area in areas]
+        tokens = [await raw(house.redis).get(area.keys.lease) for area in areas]
         changed = [area for area, token in zip(areas, tokens, strict=True) if token and token.decode() != before[area.area]]
         return all(tokens) and len(changed) == 2
 

@@ -21,6 +21,7 @@ from engine.tracking.control import Counts, Owner
 from engine.tracking.fix import Fix
 from engine.tracking.shares import Shares
 from engine.tracking.tracker import Tracker
+from tests.raw_redis import raw
 
 AREA = "demo"
 encode = msgspec.msgpack.encode
@@ -153,14 +154,14 @@ async def test_age_and_size_are_of_what_is_told_now_and_not_of_what_settles_late
 async def test_what_the_tracker_counts_stands_among_the_metrics_across_a_reload(
     store: AreaStore, redis: Redis, settings: Settings, meter: Meter
 ) -> None:
-    await redis.calls.hset(store.keys.states, "bus:bus9", b"\xc1 of another program")
+    await raw(redis).hset(store.keys.states, "bus:bus9", b"\xc1 of another program")
     now_ms = SystemClock().now_ms()
     same = fixes(1, 2, began_ms=now_ms)
     async with owning(store, settings, meter):
         await redis.append(AREA, same)
         await redis.append(AREA, same)
         await until(rows_of(store, 4))
-        await redis.calls.hincrby(store.keys.ctl, "n", 10)  # somebody wrote
+        await raw(redis).hincrby(store.keys.ctl, "n", 10)  # somebody wrote
         await redis.append(AREA, fixes(3, began_ms=SystemClock().now_ms() - 3_000))
 
         async def reloaded() -> bool:
@@ -238,7 +239,7 @@ async def test_an_owner_whose_memory_is_not_redis_s_loads_again(store: AreaStore
     async with owning(store, settings, meter):
         await redis.append(AREA, fixes(1))
         await until(rows_of(store, 1))
-        await redis.calls.hincrby(store.keys.ctl, "n", 10)  # somebody wrote
+        await raw(redis).hincrby(store.keys.ctl, "n", 10)  # somebody wrote
         await redis.append(AREA, fixes(2, ago_ms=50_000))
         await until(rows_of(store, 2))
     assert 'timepoint_commits_total{area="demo",answer="STALE"} 1' in meter.text()
@@ -249,7 +250,7 @@ async def test_an_owner_that_lost_its_lease_writes_nothing_more(store: AreaStore
     async with owning(store, settings, meter):
         await redis.append(AREA, fixes(1))
         await until(rows_of(store, 1))
-        await redis.calls.set(store.keys.lease, "99:other")
+        await raw(redis).set(store.keys.lease, "99:other")
         before = len(await batches(store))
         await redis.append(AREA, fixes(2, ago_ms=50_000))
 
@@ -258,7 +259,7 @@ async def test_an_owner_that_lost_its_lease_writes_nothing_more(store: AreaStore
 
         await until(refused)
     assert len(await batches(store)) == before
-    assert await redis.calls.get(store.keys.lease) == b"99:other"  # and does not give back what is another's
+    assert await raw(redis).get(store.keys.lease) == b"99:other"  # and does not give back what is another's
 
 
 async def test_the_in_stream_is_trimmed_by_the_committed_cursor(store: AreaStore, redis: Redis, settings: Settings, meter: Meter) -> None:
@@ -267,7 +268,7 @@ async def test_the_in_stream_is_trimmed_by_the_committed_cursor(store: AreaStore
     async with owning(store, settings, meter):
 
         async def trimmed() -> bool:
-            return bool(await redis.calls.xlen(store.keys.incoming) <= 101)
+            return bool(await raw(redis).xlen(store.keys.incoming) <= 101)
 
         await until(trimmed)
 
@@ -320,7 +321,7 @@ async def test_two_workers_share_the_areas_and_a_drained_one_hands_its_own_over(
     await until(handed_over)
     await other.drain()
     await asyncio.wait({first, second}, timeout=5)
-    held = [await redis.calls.exists(keys_of(f"area{n}").lease) for n in range(5)]
+    held = [await raw(redis).exists(keys_of(f"area{n}").lease) for n in range(5)]
     assert held == [0] * 5
 
 

@@ -26,6 +26,7 @@ from engine.store.redis import Redis, keys_of
 from engine.store.timescale import Batch, HistoryReader, HistoryWriter, Moved
 from engine.tracking.history import History
 from migrations.runner import migrate
+from tests.raw_redis import raw
 
 AREA = "demo"
 NUMBERS = itertools.count(1)
@@ -151,7 +152,7 @@ async def commit_out(redis: Redis, *batches: OutBatch) -> None:
     """What an owner's commit adds to the out stream."""
     await redis.add_area(AREA)
     for batch in batches:
-        await redis.calls.xadd(keys_of(AREA).out, {"b": encode(batch), "t": 1})
+        await raw(redis).xadd(keys_of(AREA).out, {"b": encode(batch), "t": 1})
 
 
 async def test_what_an_owner_committed_stands_in_history_with_its_events(
@@ -345,7 +346,7 @@ async def test_what_was_published_is_kept_once_with_the_rows_it_came_with(redis:
 
 async def test_a_batch_of_before_there_were_samples_is_read_as_ever(redis: Redis, settings: Settings) -> None:
     await redis.add_area(AREA)
-    await redis.calls.xadd(keys_of(AREA).out, {"b": encode((1, "t", [row(at_ms=now_ms())], [])), "t": 1})
+    await raw(redis).xadd(keys_of(AREA).out, {"b": encode((1, "t", [row(at_ms=now_ms())], [])), "t": 1})
     async with running(redis, settings):
         await eventually(lambda: count(settings, "points"), 1)
     assert await count(settings, "forecasts") == 0

@@ -16,6 +16,7 @@ from engine.store.redis import Redis
 from engine.tracking.fix import Fix
 from ingest.door import ENTRY_FIXES_MAX, REFUSALS_KEPT, Door
 from ingest.wire import Refused
+from tests.raw_redis import raw
 
 NOW_MS = 1_795_262_400_000
 BUS = Device("d1", "p1", "TOKEN", {"B1": "demo"})
@@ -190,7 +191,7 @@ async def test_a_thousand_devices_at_once_are_all_in_the_real_stream_in_few_entr
     redis = await Redis.connect(settings)
     made = Door(Devices(None, SystemClock(), secret_key=""), redis, settings, SystemClock())  # type: ignore[arg-type]
     await asyncio.gather(*(made.accept(BUS, [fix(n)]) for n in range(1000)))
-    entries = await redis.calls.xrange("in:{demo}")
+    entries = await raw(redis).xrange("in:{demo}")
     stored = [one.seq for _, fields in entries for one in msgspec.msgpack.decode(fields[b"f"], type=list[Fix])]
     assert stored == list(range(1000))
     assert len(entries) <= 4

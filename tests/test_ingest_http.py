@@ -35,6 +35,7 @@ from ingest.door import Door
 from ingest.http import ROUTES, DeviceApp, DevicePaths, Request
 from ingest.lane import DeviceLane
 from ingest.wire import Decoded
+from tests.raw_redis import raw
 
 CLOCK = SystemClock()
 SECRET_KEY = "a secret of the tests, long enough to be one"
@@ -57,7 +58,7 @@ class House:
         return {"Authorization": f"Bearer {self.issued[name].token}"}
 
     async def stored(self, area: str = "demo") -> list[Fix]:
-        entries = await self.redis.calls.xrange(f"in:{{{area}}}")
+        entries = await raw(self.redis).xrange(f"in:{{{area}}}")
         return [fix for _, fields in entries for fix in msgspec.msgpack.decode(fields[b"f"], type=list[Fix])]
 
 
@@ -224,7 +225,7 @@ async def test_over_its_rate_a_device_hears_when_and_what_it_may(house: House) -
 async def test_what_is_refused_stands_in_the_quarantine_with_its_reason(house: House) -> None:
     await house.client.post("/ingest/telemetry", json=[telemetry("B9"), telemetry(timestamp=5)], headers=house.bearer())
     await house.door.drain()
-    [(_, fields)] = await house.redis.calls.xrange("quar:{demo}")
+    [(_, fields)] = await raw(house.redis).xrange("quar:{demo}")
     kept = msgspec.msgpack.decode(fields[b"f"], type=list[Refusal])
     assert [(one.reason, one.index, one.bus_id) for one in kept] == [("NOT_YOUR_BUS", 0, None), ("ABSURD_TIME", 1, "B1")]
     assert {one.device_id for one in kept} == {house.issued["B1"].device_id}

@@ -27,6 +27,7 @@ from engine.tracking.fix import Fix
 from ingest.broker import BrokerFiles, files, hang_up, logins, write
 from ingest.door import Door
 from ingest.mqtt import MqttReader, broker_address
+from tests.raw_redis import raw
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 CLOCK = SystemClock()
@@ -67,7 +68,7 @@ def said(seq: int, **more: Any) -> bytes:
 
 
 async def stored(redis: Redis, area: str = "demo") -> list[Fix]:
-    entries = await redis.calls.xrange(f"in:{{{area}}}")
+    entries = await raw(redis).xrange(f"in:{{{area}}}")
     return [fix for _, fields in entries for fix in msgspec.msgpack.decode(fields[b"f"], type=list[Fix])]
 
 
@@ -161,7 +162,7 @@ async def test_a_device_over_its_rate_is_refused_once_and_its_neighbours_are_not
         await until(lambda: messages.value("stored") + messages.value("quarantined") == 6)
         await door.drain()
     refusals = [
-        one for _, fields in await redis.calls.xrange("quar:{demo}") for one in msgspec.msgpack.decode(fields[b"f"], type=list[Refusal])
+        one for _, fields in await raw(redis).xrange("quar:{demo}") for one in msgspec.msgpack.decode(fields[b"f"], type=list[Refusal])
     ]
     assert [(one.bus_id, one.device_id, one.reason) for one in refusals] == [("B1", "dev-1", "RATE")] * 2
     assert sorted((fix.bus_id, fix.seq) for fix in await stored(redis)) == [("B1", 0), ("B1", 1), ("B1", 2), ("B2", 9)]

@@ -16,6 +16,7 @@ from engine.office.topics import Event
 from engine.store.outlet import EVENTS
 from tests.booking_world import World
 from tests.crash_house import furnished, until
+from tests.raw_redis import raw
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(240)]
 
@@ -46,7 +47,7 @@ async def seats(world: World, trip_id: str) -> dict[str, list[str]]:
 
 
 async def stream(world: World) -> list[Event]:
-    return [msgspec.json.decode(fields[b"event"], type=Event) for _, fields in await world.redis.calls.xrange(EVENTS)]
+    return [msgspec.json.decode(fields[b"event"], type=Event) for _, fields in await raw(world.redis).xrange(EVENTS)]
 
 
 async def test_workers_that_are_killed_while_they_say_lose_nothing_and_repeat_nothing(
@@ -61,16 +62,16 @@ async def test_workers_that_are_killed_while_they_say_lose_nothing_and_repeat_no
         try:
 
             async def heard(more_than: int) -> bool:
-                return bool(await world.redis.calls.xlen(EVENTS) > more_than)
+                return bool(await raw(world.redis).xlen(EVENTS) > more_than)
 
             await until(lambda: heard(30), 100)
             first.kill()
-            before = await world.redis.calls.xlen(EVENTS)
+            before = await raw(world.redis).xlen(EVENTS)
             second, _ = house.serve("office")
             house.serve("office")
             await until(lambda: heard(before + 100), 100)
             second.kill()
-            before = await world.redis.calls.xlen(EVENTS)
+            before = await raw(world.redis).xlen(EVENTS)
             await until(lambda: heard(before + 100), 100)
         finally:
             stopping.set()

@@ -21,6 +21,7 @@ from engine.store.notices import Following, NoticeBook, Passenger, Word
 from engine.tracking.relay import Relay
 from engine.tracking.timetable import Timetable
 from tests.booking_world import OTHER, PARTNER, World
+from tests.raw_redis import raw
 from tests.test_office_outbox import Desk
 
 
@@ -195,7 +196,7 @@ async def test_who_follows_hears_of_what_is_bad_enough_and_of_the_kinds_they_cho
 
 
 async def test_bytes_that_are_no_incident_and_notes_that_no_column_holds_hold_nobody_back(desk: NoticeDesk) -> None:
-    await desk.redis.calls.xadd(STREAM, {"h": b"\xc1"})
+    await raw(desk.redis).xadd(STREAM, {"h": b"\xc1"})
     await desk.happens(desk.incident(incident_id="nul", detail='{"note":"\\u0000"}'), desk.incident())
     assert await desk.events("incident") == [("OPENED", 1)]
     assert 'timepoint_notices_faults_total{reason="ValueError"} 1' in desk.meter.text()
@@ -209,7 +210,7 @@ async def test_a_stream_that_was_cut_behind_us_is_noticed(desk: NoticeDesk, monk
     assert not await desk.stream.lost(cursor)
     for n in range(3):
         await desk.stream.add(Heard("demo", PARTNER, desk.incident(incident_id=f"i{n}")))
-    await desk.redis.calls.xtrim(STREAM, maxlen=2, approximate=False)
+    await raw(desk.redis).xtrim(STREAM, maxlen=2, approximate=False)
     assert await desk.stream.lost(cursor)
     assert await desk.reader.begin() == cursor
     assert 'timepoint_notices_faults_total{reason="PASSED_OVER"} 1' in desk.meter.text()

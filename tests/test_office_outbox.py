@@ -29,6 +29,7 @@ from engine.store.outlet import EVENTS, Bell, Entry, Line, Outlet
 from engine.store.redis import Redis
 from tests.booking_world import PARTNER, World
 from tests.product import CHECKOUT
+from tests.raw_redis import raw
 
 
 class Desk:
@@ -60,7 +61,7 @@ class Desk:
         return [(body["d"]["seat"], body["d"]["state"]) for body in bodies]
 
     async def stream(self) -> list[Event]:
-        entries = await self.redis.calls.xrange(EVENTS)
+        entries = await raw(self.redis).xrange(EVENTS)
         return [msgspec.json.decode(fields[b"event"], type=Event) for _, fields in entries]
 
     async def waiting(self) -> int:
@@ -254,7 +255,7 @@ async def test_a_replayed_event_that_fails_again_is_the_same_dead_letter(desk: D
 
 
 async def test_what_redis_itself_refuses_of_one_event_is_poison_of_that_event_alone(desk: Desk) -> None:
-    await desk.redis.calls.set("meta:{seats:" + desk.world.trip_id + "}", b"somebody put a text where a hash belongs")
+    await raw(desk.redis).set("meta:{seats:" + desk.world.trip_id + "}", b"somebody put a text where a hash belongs")
     await desk.world.hold("1A")
     other, _ = await desk.world.trip()
     await desk.world.hold("1A", trip=other)
@@ -267,11 +268,11 @@ async def test_what_redis_itself_refuses_of_one_event_is_poison_of_that_event_al
 
 
 async def test_a_stream_that_redis_refuses_is_everybodys_and_no_event_dies_of_it(desk: Desk) -> None:
-    await desk.redis.calls.set(EVENTS, b"somebody put a text where the stream belongs")
+    await raw(desk.redis).set(EVENTS, b"somebody put a text where the stream belongs")
     await desk.publish(1, 1)
     with pytest.raises(Unavailable, match="WRONGTYPE"):
         await desk.say()
-    await desk.redis.calls.delete(EVENTS)
+    await raw(desk.redis).delete(EVENTS)
     assert await desk.say() == 1
     assert await desk.office.dead_letters(PARTNER) == []
 
@@ -341,8 +342,8 @@ async def test_a_flushed_redis_in_mid_sale_loses_nothing_that_was_not_yet_said(d
     await desk.world.hold("1A")
     await desk.say()
     await desk.world.hold("1B")
-    await desk.redis.calls.flushall()
-    await desk.redis.calls.script_flush()
+    await raw(desk.redis).flushall()
+    await raw(desk.redis).script_flush()
     await desk.world.hold("1C")
     assert await desk.say() == 2
     assert await desk.seats() == [("1B", "TAKEN"), ("1C", "TAKEN")], "a new epoch: listeners take a snapshot and go on"
@@ -473,12 +474,12 @@ def test_runs_keep_the_order_and_never_have_an_aggregate_twice(aggregates: list[
 
 async def test_a_server_without_our_script_is_given_it_and_nothing_is_lost(redis_url: str) -> None:
     redis = await Redis.connect(Settings(redis_url=redis_url))
-    await redis.calls.script_flush()
+    await raw(redis).script_flush()
     lines: list[Line] = [outbox.Saying("seats:t", f"e{i}", b"{}") for i in range(3)]
     lines.insert(1, Entry("e", "system", "ALERT", "north", b"{}"))
     assert await Outlet(redis, 1000).say(lines) == [None] * 4
     log = await redis.channel_log("seats:t", 0)
-    assert (log.offset, await redis.calls.xlen(EVENTS)) == (3, 1)
+    assert (log.offset, await raw(redis).xlen(EVENTS)) == (3, 1)
     await redis.close()
 
 

@@ -20,6 +20,7 @@ from engine.errors import Unavailable
 from engine.settings import Settings
 from engine.store.picks import Picks
 from engine.store.redis import Redis
+from tests.raw_redis import raw
 
 T0 = 1_795_000_000_000
 TTL_S = 90
@@ -165,7 +166,7 @@ async def test_of_thirty_two_who_pick_the_same_three_seats_at_once_one_gets_them
 async def test_redis_flushed_in_mid_sale_forgets_picks_and_begins_a_new_epoch(picks: Picks, redis: Redis) -> None:
     await picks.pick(TRIP, ["1A"], 0, 3)
     before = (await picks.picture(TRIP.trip_id)).epoch
-    await redis.calls.flushall()
+    await raw(redis).flushall()
     await picks.pick(TRIP, ["1A"], 0, 3)
     picture = await picks.picture(TRIP.trip_id)
     assert picture.offset == 1
@@ -211,7 +212,7 @@ def test_whatever_three_people_do_no_seat_is_picked_twice_and_the_log_tells_the_
     async def play() -> None:
         clock = ManualClock(T0)
         redis = await Redis.connect(Settings(redis_url=redis_url), clock=clock)
-        await redis.calls.flushall()
+        await raw(redis).flushall()
         picks = Picks(redis, clock, ttl_s=TTL_S)
         owners = [f"owner-{n}" for n in range(3)]
         for what, who, labels, start, length in steps:

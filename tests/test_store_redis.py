@@ -21,6 +21,7 @@ from engine.settings import Settings
 from engine.store.area import AreaStore, Change, id_order
 from engine.store.lease import Lease, hold
 from engine.store.redis import Redis, keys_of
+from tests.raw_redis import raw
 
 AREA = "demo"
 LONG_MS = 60_000
@@ -101,7 +102,7 @@ async def test_a_history_that_is_far_behind_closes_the_door_too(redis_url: str) 
 @given(sizes=st.lists(st.integers(1, 9_000), min_size=1, max_size=60), keep=st.integers(0, 59))
 @hypothesis_settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_the_books_of_a_streams_bytes_are_exact_after_any_trim(redis: Redis, store: AreaStore, sizes: list[int], keep: int) -> None:
-    await redis.calls.flushall()
+    await raw(redis).flushall()
     entries = [await redis.append(AREA, bytes(size)) for size in sizes]
     held = await store.trim_incoming(entries[min(keep, len(entries) - 1)])
     assert held == sum(len(payload) for _, payload, _ in await store.read_incoming("0-0", 100, 1))
@@ -125,13 +126,13 @@ async def test_a_server_that_takes_no_writes_is_unavailable_and_counted(own_redi
     meter = Meter()
     redis = await Redis.connect(Settings(redis_url=own_redis.url), meter)
     await redis.append(AREA, b"x")
-    await redis.calls.config_set("min-replicas-to-write", 1)
+    await raw(redis).config_set("min-replicas-to-write", 1)
     with pytest.raises(Unavailable):
         await redis.append(AREA, b"x")
     with pytest.raises(Unavailable):
         await redis.beat("worker", 1_000)
     assert meter.counter("timepoint_redis_faults_total", "", ("call",)).total() == 2
-    await redis.calls.config_set("min-replicas-to-write", 0)
+    await raw(redis).config_set("min-replicas-to-write", 0)
     await redis.append(AREA, b"x")
     await redis.close()
 
@@ -167,12 +168,12 @@ async def test_work_under_a_lease_ends_when_the_lease_is_lost_and_begins_anew(re
 
     holding = asyncio.create_task(hold(redis, "test", Settings(lease_ms=500, lease_renew_ms=100), work))
     assert await happened.get() == "begun"
-    await redis.calls.delete(keys_of("role:test").lease)
+    await raw(redis).delete(keys_of("role:test").lease)
     assert [await happened.get(), await happened.get()] == ["ended", "begun"]
     holding.cancel()
     await asyncio.wait({holding})
     assert await happened.get() == "ended"
-    assert await redis.calls.exists(keys_of("role:test").lease) == 0
+    assert await raw(redis).exists(keys_of("role:test").lease) == 0
 
 
 async def test_a_commit_is_made_once_however_often_it_is_sent(store: AreaStore) -> None:
@@ -214,14 +215,14 @@ async def test_what_was_committed_is_loaded_at_one_instant(store: AreaStore, red
     assert (loaded.n, loaded.cursor, loaded.states) == (2, "78-0", {"bus:a": b"A", "eta:x": b"X"})
     live = await redis.load_live(AREA)
     assert (live.n, live.epoch, [bytes(raw) for raw in live.positions], live.forecasts) == (2, loaded.epoch, [b"pa"], [])
-    assert await redis.calls.zrange(store.keys.geo, 0, -1) == [b"a"]
+    assert await raw(redis).zrange(store.keys.geo, 0, -1) == [b"a"]
 
 
 async def test_a_bus_beyond_the_reach_of_the_geo_index_has_a_position_all_the_same(store: AreaStore, redis: Redis) -> None:
     token = await owned(store)
     assert await store.commit(token, change(1, positions=[(position("pole", 89.0), b"p"), (position("a"), b"p")])) == "OK"
     assert len((await redis.load_live(AREA)).positions) == 2
-    assert await redis.calls.zrange(store.keys.geo, 0, -1) == [b"a"]
+    assert await raw(redis).zrange(store.keys.geo, 0, -1) == [b"a"]
 
 
 async def test_a_commit_of_twenty_thousand_vehicles_is_whole(store: AreaStore, redis: Redis) -> None:
@@ -234,8 +235,8 @@ async def test_a_commit_of_twenty_thousand_vehicles_is_whole(store: AreaStore, r
         forecasts=dict.fromkeys(buses, b"f"),
     )
     assert await store.commit(token, whole) == "OK"
-    counts = [await redis.calls.hlen(key) for key in (store.keys.states, store.keys.pos, store.keys.eta)]
-    assert [*counts, await redis.calls.zcard(store.keys.geo)] == [20_000] * 4
+    counts = [await raw(redis).hlen(key) for key in (store.keys.states, store.keys.pos, store.keys.eta)]
+    assert [*counts, await raw(redis).zcard(store.keys.geo)] == [20_000] * 4
     assert await store.commit(token, change(2, gone=buses)) == "OK"
     assert (await redis.load_live(AREA)).positions == []
 
@@ -244,7 +245,7 @@ async def test_another_run_of_the_server_begins_another_epoch(store: AreaStore, 
     token = await owned(store)
     await store.commit(token, change(1))
     before = (await redis.load_live(AREA)).epoch
-    await redis.calls.hset(store.keys.ctl, "run", "of another server run")  # what a restart leaves behind
+    await raw(redis).hset(store.keys.ctl, "run", "of another server run")  # what a restart leaves behind
     assert await store.commit(token, change(2)) == "STALE"
     await store.lease.release(token)
     token = await owned(store)
@@ -284,8 +285,8 @@ async def test_a_listener_is_told_of_its_connection_and_then_of_every_batch(stor
     token = await owned(store)
     await store.commit(token, change(1, live=b"\x91one"))
     assert await anext(heard) == b"\x91one"
-    for connection in await redis.calls.client_list("pubsub"):
-        await redis.calls.client_kill_filter(_id=connection["id"])
+    for connection in await raw(redis).client_list("pubsub"):
+        await raw(redis).client_kill_filter(_id=connection["id"])
     assert await anext(heard) is None
     await heard.aclose()  # type: ignore[attr-defined]
 

@@ -59,7 +59,7 @@ class AreaStore:
         self.lease = Lease(redis, area)
 
     async def _run(self, script: str, keys: list[str], args: list[Any], attempts: int = 2) -> Any:
-        return await self.redis.ask(script, lambda: self.redis.script(script)(keys=keys, args=args), attempts)
+        return await self.redis.run(script, keys, *args, attempts=attempts)
 
     # --- the owner ---
 
@@ -99,8 +99,8 @@ class AreaStore:
 
     async def read_incoming(self, cursor: str, count: int, block_ms: int) -> list[Incoming]:
         """Entries after `cursor`, oldest first; empty after `block_ms` without any."""
-        found = await self._entries(self.keys.incoming, cursor, count, block_ms)
-        return [(at.decode(), fields.get(b"f") or fields[b"w"], b"w" in fields) for at, fields in found]
+        found = await self.redis.entries("read", self.keys.incoming, cursor, count, block_ms)
+        return [(at.decode(), fields[1], fields[0] == b"w") for at, fields in found]
 
     async def trim_incoming(self, cursor: str) -> int:
         """Drop what lies below the owner's committed cursor; bytes the stream still holds."""
@@ -110,7 +110,7 @@ class AreaStore:
         """Drop what every reader has read; bytes the stream still holds. None: a reader has not spoken yet, so
         everything stays.
         """
-        cursors = await self.redis.ask("cursors", lambda: self.redis.calls.hmget(self.keys.cursors, READERS))
+        cursors = await self.redis.call("cursors", "HMGET", self.keys.cursors, *READERS)
         if not all(cursors):
             return None
         slowest = min((cursor.decode() for cursor in cursors), key=id_order)
@@ -118,50 +118,41 @@ class AreaStore:
 
     async def bury(self, payload: bytes, trace: str) -> None:
         """A dead letter: the fix (or entry) whose folding raised, with its trace. Bounded."""
-        fields = {"f": payload, "trace": trace}
-        dead = self.keys.dead
-        await self.redis.ask("bury", lambda: self.redis.calls.xadd(dead, fields, maxlen=DEAD_MAX, approximate=True))
+        await self.redis.call("bury", "XADD", self.keys.dead, "MAXLEN", "~", DEAD_MAX, "*", "f", payload, "trace", trace)
 
     async def dead_letters(self, limit: int = 100) -> list[tuple[str, bytes, str]]:
         """(id, payload, trace), newest first."""
-        found = await self.redis.ask("dead", lambda: self.redis.calls.xrevrange(self.keys.dead, count=limit))
-        return [(at.decode(), fields[b"f"], fields[b"trace"].decode()) for at, fields in found]
+        found = await self.redis.call("dead", "XREVRANGE", self.keys.dead, "+", "-", "COUNT", limit)
+        return [(at.decode(), fields[1], fields[3].decode()) for at, fields in found]
 
     # --- the readers ---
 
     async def read_out(self, cursor: str, count: int, block_ms: int) -> list[Entry]:
         """Committed batches after `cursor` as msgpack OutBatch, oldest first."""
-        return await self._read(self.keys.out, b"b", cursor, count, block_ms)
+        return await self._read(self.keys.out, cursor, count, block_ms)
 
     async def read_quarantine(self, cursor: str, count: int) -> list[Entry]:
         """What the door refused at once, as msgpack list[Quarantined], after `cursor`."""
-        return await self._read(self.keys.quarantine, b"f", cursor, count, 0)
+        return await self._read(self.keys.quarantine, cursor, count, 0)
 
     async def tell_cursor(self, reader: str, cursor: str) -> None:
         """How far a reader has safely come: only for trimming, the reader's own record is the truth."""
-        await self.redis.ask("cursor", lambda: self.redis.calls.hset(self.keys.cursors, reader, cursor))
+        await self.redis.call("cursor", "HSET", self.keys.cursors, reader, cursor)
 
     async def told_cursor(self, reader: str) -> str | None:
         """What that reader told last."""
-        found = await self.redis.ask("cursor", lambda: self.redis.calls.hget(self.keys.cursors, reader))
+        found = await self.redis.call("cursor", "HGET", self.keys.cursors, reader)
         return found.decode() if found else None
 
     async def is_ahead(self, cursor: str) -> bool:
         """True where a cursor lies ahead of the server's clock by over 5 s: entries to come would be passed over,
         unseen.
         """
-        seconds, _ = await self.redis.ask("time", lambda: self.redis.calls.time())
-        return bool(id_order(cursor)[0] > (int(seconds) + 5) * 1000)
+        seconds = await self.redis.server_s(self.keys.ctl)
+        return bool(id_order(cursor)[0] > (seconds + 5) * 1000)
 
-    async def _read(self, stream: str, field: bytes, cursor: str, count: int, block_ms: int) -> list[Entry]:
-        return [(at.decode(), fields[field]) for at, fields in await self._entries(stream, cursor, count, block_ms)]
-
-    async def _entries(self, stream: str, cursor: str, count: int, block_ms: int) -> list[Any]:
-        block = block_ms or None  # 0 would mean: for ever
-        found = await self.redis.ask("read", lambda: self.redis.readers.xread({stream: cursor}, count=count, block=block))
-        if not found:
-            return []
-        return list(found[stream.encode()][0] if isinstance(found, dict) else found[0][1])
+    async def _read(self, stream: str, cursor: str, count: int, block_ms: int) -> list[Entry]:
+        return [(at.decode(), fields[1]) for at, fields in await self.redis.entries("read", stream, cursor, count, block_ms)]
 
 
 def id_order(cursor: str) -> tuple[int, int]:

@@ -37,20 +37,15 @@ class IncidentStream:
         self._encode = msgspec.msgpack.Encoder().encode
 
     async def add(self, heard: Heard) -> None:
-        fields = {"h": self._encode(heard)}
-        await self._redis.ask("heard", lambda: self._redis.calls.xadd(STREAM, fields, maxlen=KEPT, approximate=True))
+        await self._redis.call("heard", "XADD", STREAM, "MAXLEN", "~", KEPT, "*", "h", self._encode(heard))
 
     async def read(self, cursor: str, count: int, block_ms: int = BLOCK_MS) -> list[Entry]:
         """Entries after `cursor`, oldest first; empty after `block_ms` (0: at once) without any."""
-        block = block_ms or None
-        found = await self._redis.ask("heard", lambda: self._redis.readers.xread({STREAM: cursor}, count=count, block=block))
-        if not found:
-            return []
-        entries = found[STREAM.encode()][0] if isinstance(found, dict) else found[0][1]
-        return [(at.decode(), fields[b"h"]) for at, fields in entries]
+        found = await self._redis.entries("heard", STREAM, cursor, count, block_ms)
+        return [(at.decode(), fields[1]) for at, fields in found]
 
     async def lost(self, cursor: str) -> bool:
         """Whether entries after `cursor` have gone unread: the stream was cut behind a reader that was away too long."""
-        found = await self._redis.ask("heard", lambda: self._redis.calls.xrange(STREAM, count=1))
-        held = await self._redis.ask("heard", lambda: self._redis.calls.xlen(STREAM))
+        found = await self._redis.call("heard", "XRANGE", STREAM, "-", "+", "COUNT", 1)
+        held = await self._redis.call("heard", "XLEN", STREAM)
         return bool(found) and held >= KEPT and id_order(found[0][0].decode()) > id_order(cursor) > (0, 0)

@@ -30,20 +30,17 @@ class Lease:
         """The token of a lease now ours, or None: somebody holds it. A lost answer leaves a lease nobody has; it
         ends by itself.
         """
-        script, chance = self._redis.script("acquire"), self._redis.clock.token(6)
         keys = [self._keys.lease, self._keys.fence]
-        token = await self._redis.ask("acquire", lambda: script(keys=keys, args=[chance, life_ms]), attempts=1)
+        token = await self._redis.run("acquire", keys, self._redis.clock.token(6), life_ms, attempts=1)
         return token.decode() if token else None
 
     async def renew(self, token: str, life_ms: int) -> bool:
         """False: the lease is not ours any more."""
-        script = self._redis.script("renew")
-        return bool(await self._redis.ask("renew", lambda: script(keys=[self._keys.lease], args=[token, life_ms])))
+        return bool(await self._redis.run("renew", [self._keys.lease], token, life_ms))
 
     async def release(self, token: str) -> None:
         """Give the lease back, so that another takes it at once."""
-        script = self._redis.script("renew")
-        await self._redis.ask("renew", lambda: script(keys=[self._keys.lease], args=[token, 0]))
+        await self._redis.run("renew", [self._keys.lease], token, 0)
 
 
 async def hold(redis: Redis, name: str, settings: Settings, work: Callable[[], Awaitable[None]]) -> None:

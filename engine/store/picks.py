@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -17,7 +17,6 @@ from engine.booking.refusals import Refused
 from engine.clock import Clock
 from engine.errors import Unavailable
 from engine.meter import Meter
-from engine.store.convoy import Convoy, Script
 from engine.store.redis import ORDERED, ORDERED_LIFE_S, ORDERED_LOG, Redis
 
 ASK_TIMEOUT_S: Final = 0.25  # a hold waits for picks no longer than this, and then goes without
@@ -69,7 +68,6 @@ class Picks:
 
     def __init__(self, redis: Redis, clock: Clock, *, ttl_s: float, meter: Meter | None = None) -> None:
         self._redis, self._clock, self._ttl_ms = redis, clock, round(ttl_s * 1000)
-        self._convoy, self._pick, self._drop = Convoy(redis, "picks"), Script("pick"), Script("unpick")
         self._decode = msgspec.msgpack.Decoder(list[Interval])
         self._deaf_until_ms = 0
         self._picks = (meter or Meter()).counter("timepoint_picks_total", "picks asked for, by what became of them", ("outcome",))
@@ -82,7 +80,7 @@ class Picks:
         keys, channel = _keys(trip.trip_id)
         ride, chance = _ride(trip, start, end), self._clock.token(6)
         asked = now_ms, until_ms, owner, start, end, ride, channel, chance, ORDERED_LOG, ORDERED_LIFE_S, labels
-        said = await self._convoy.script(self._pick, keys, msgspec.msgpack.encode(asked))
+        said = await self._redis.run("pick", keys, msgspec.msgpack.encode(asked))
         if isinstance(said, list):
             self._picks.add(1, "SEAT_PICKED")
             taken = [label.decode() for label in said]
@@ -105,7 +103,7 @@ class Picks:
     async def _unpick(self, trip: PickedTrip, owner: str, labels: Sequence[str], say: str) -> int:
         keys, channel = _keys(trip.trip_id)
         args = [self._clock.now_ms(), owner, say, channel, self._clock.token(6), ORDERED_LOG, ORDERED_LIFE_S, *labels]
-        return int(await self._convoy.script(self._drop, keys, *args))
+        return int(await self._redis.run("unpick", keys, *args))
 
     async def others(self, trip: PickedTrip, labels: Sequence[str], start: int, end: int, owner: str | None) -> list[str]:
         """Those of the seats that somebody else is choosing for some of these legs. Raises `Unavailable` within ASK_TIMEOUT_S."""
@@ -115,7 +113,7 @@ class Picks:
         key = _keys(trip.trip_id)[0][0]
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):  # unlike wait_for, no task of its own
-                found = await self._convoy.call("HMGET", key, *labels)
+                found = await self._redis.call("picks", "HMGET", key, *labels)
         except (Unavailable, TimeoutError) as silent:
             self._deaf_until_ms = now_ms + DEAF_MS
             raise Unavailable("Redis does not answer (picks)", retry_after_s=1) from silent
@@ -132,16 +130,10 @@ class Picks:
     async def picture(self, trip_id: str) -> Picture:
         """All picks of a trip and where its channel stands, of one instant. Raises `Unavailable`."""
         (picks, meta, _), _ = _keys(trip_id)
-
-        async def read() -> Any:
-            async with self._redis.calls.pipeline(transaction=True) as pipe:
-                pipe.hmget(meta, "epoch", "offset")
-                pipe.hgetall(picks)
-                return await pipe.execute()
-
-        (epoch, offset), fields = await self._redis.ask("picks", read)
-        now_ms = self._clock.now_ms()
-        found = {label.decode(): [pick for pick in self._decode.decode(raw) if pick.until_ms > now_ms] for label, raw in fields.items()}
+        asked = ("HMGET", meta, "epoch", "offset"), ("HGETALL", picks)
+        (epoch, offset), flat = await self._redis.together("picks", meta, *asked)
+        now_ms, fields = self._clock.now_ms(), zip(flat[::2], flat[1::2], strict=True)
+        found = {label.decode(): [pick for pick in self._decode.decode(raw) if pick.until_ms > now_ms] for label, raw in fields}
         return Picture((epoch or b"").decode(), int(offset or 0), {label: picks for label, picks in found.items() if picks})
 
 

@@ -18,16 +18,14 @@ class Queue:
 
     async def take(self, trip_id: str, now_ms: int, admit_per_s: float) -> tuple[int, int]:
         """(number, let in at) of a new place. Asked once only: a second try after a lost answer would lose a place."""
-        script = self._redis.script("queue")
-        keys, args = [f"queue:{{{trip_id}}}"], [now_ms, admit_per_s, QUIET_MS]
-        number, at_ms = await self._redis.ask("queue", lambda: script(keys=keys, args=args), attempts=1)
+        keys = [f"queue:{{{trip_id}}}"]
+        number, at_ms = await self._redis.run("queue", keys, now_ms, admit_per_s, QUIET_MS, attempts=1)
         return int(number), int(at_ms)
 
     async def report(self, tries: dict[str, int], now_ms: int, threshold_per_s: float, calm_ms: int) -> list[str]:
         """Add this worker's hold attempts of the last second; the trips that are hot by themselves."""
-        script = self._redis.script("rush")
         most = int(min(threshold_per_s, NEVER))
         keys = ["rush:{hot}", f"rush:{{hot}}:{now_ms // 1000}"]
         args = [now_ms, most, calm_ms, *(part for pair in tries.items() for part in pair)]
-        found = await self._redis.ask("rush", lambda: script(keys=keys, args=args), attempts=1)
+        found = await self._redis.run("rush", keys, *args, attempts=1)
         return [trip_id.decode() for trip_id in found]

@@ -11,36 +11,30 @@ Durability: an answered `append` survives what `appendfsync` promises (docs/deci
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Final
 
 import msgspec
-from redis import asyncio as client
-from redis import exceptions as fault
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from engine.clock import Clock, SystemClock
 from engine.errors import Unavailable
 from engine.events import LiveBatch
 from engine.meter import Meter
 from engine.settings import Settings
+from engine.store.line import Command, Ear, Elsewhere, Inbox, NoScript, Refusing, Rejected
+from engine.store.nodes import Nodes
 
 log = logging.getLogger(__name__)
 
-# What the client raises when the server is away, restarting, loading its file, a read-only replica, or at maxmemory.
-FAULTS = (OSError, TimeoutError, fault.ConnectionError, fault.TimeoutError, fault.ReadOnlyError, fault.OutOfMemoryError)
-
-# Errors that the client knows no class for: a disk that is full, too few replicas, a cluster that is not whole. They pass.
-REFUSES = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
-
-CALL_TIMEOUT_S = 5.0  # longest answer to a call that does not block; a LOAD of 20,000 states took 60 ms
-POOL_MAX = 32  # connections for short calls of one process: the door, the hub and the REST side share them
-READERS_MAX = 512  # connections that may block (one XREAD an owned area, one pub/sub a listener)
+FAULTS: Final = (OSError, TimeoutError)  # the server is away, or does not answer in time
+HOPS_MAX: Final = 5  # times that a call follows a key which a cluster is moving
+QUIET_S: Final = 10.0  # a listener that hears nothing asks whether its server is there: a peer that vanished without a FIN shows only so
+TURN: Final = 16  # messages that a listener takes before others of the loop have their turn
 LIVE = "live:"  # channel prefix of numbered live batches
 ORDERED = "chan:"  # channel prefix of ordered channels
 BETWEEN = b"\x1e"  # between messages published together; no JSON text has it. Hearing one costs 40 us, splitting it off 1
@@ -107,38 +101,29 @@ def lua(name: str) -> str:
     return resources.files("engine.store").joinpath(f"{name}.lua").read_text(encoding="utf-8")
 
 
+class Script:
+    """A Lua script of ours by its digest."""
+
+    __slots__ = ("name", "sha", "text")
+
+    def __init__(self, name: str) -> None:
+        self.name, self.text = name, lua(name)
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+@cache
+def script_of(name: str) -> Script:
+    return Script(name)
+
+
 class Redis:
-    """Two bounded pools over one server: `calls` for what answers at once, `readers` for what may block."""
+    """All calls of a process to Redis: one connection for what answers at once, others for what may block and for who listens."""
 
     def __init__(self, settings: Settings, meter: Meter | None = None, clock: Clock | None = None) -> None:
         self.settings = settings
         self.clock = clock or SystemClock()
         self.meter = meter or Meter()
-        common: dict[str, Any] = {
-            "socket_connect_timeout": 2.0,
-            "retry": Retry(NoBackoff(), 0),
-            "health_check_interval": 0,
-        }
-        self.calls: Any = client.Redis(
-            connection_pool=client.BlockingConnectionPool.from_url(
-                settings.redis_url,
-                max_connections=POOL_MAX,
-                timeout=CALL_TIMEOUT_S,
-                socket_timeout=CALL_TIMEOUT_S,
-                **common,
-            )
-        )
-        self.readers: Any = client.Redis(
-            connection_pool=client.BlockingConnectionPool.from_url(
-                settings.redis_url,
-                max_connections=READERS_MAX,
-                timeout=CALL_TIMEOUT_S,
-                socket_timeout=CALL_TIMEOUT_S,
-                **common,
-            )
-        )
-        self.closing: list[Callable[[], None]] = []  # what else ends with us: connections beside the pools
-        self._scripts: dict[str, Any] = {}
+        self.nodes = Nodes(settings.redis_url)
         self._areas: set[str] = set()
         self._faults = self.meter.counter("timepoint_redis_faults_total", "calls to Redis that failed", ("call",))
         self._full = self.meter.counter(
@@ -153,66 +138,91 @@ class Redis:
         return redis
 
     async def close(self) -> None:
-        for close in self.closing:
-            close()
-        await self.calls.aclose()
-        await self.calls.connection_pool.disconnect()
-        await self.readers.aclose()
-        await self.readers.connection_pool.disconnect()
+        self.nodes.close()
+        await asyncio.sleep(0)  # connections end in the loop's next turn
 
-    async def ask(self, call: str, make: Callable[[], Awaitable[Any]], attempts: int = 2) -> Any:
-        """The answer of `make()`, tried `attempts` times at once (a pooled connection may be from before a
-        restart). Raises `Unavailable`.
-        """
-        for attempt in range(attempts):
+    def call(self, label: str, command: str, key: str, *args: Any, attempts: int = 2) -> Coroutine[Any, Any, Any]:
+        """The raw answer of one command on one key, tried `attempts` times at once (a connection may be from before a restart). Faults
+        are counted as `label`. Raises `Unavailable`, or the `Rejected` that Redis said."""
+        return self._ask(label, key, (command, key, *args), attempts)
+
+    async def run(self, name: str, keys: list[str], *args: Any, attempts: int = 2) -> Any:
+        """What the Lua script of that name answers, loaded where the server does not know it. Keys lie in one slot. Raises as `call`."""
+        script = script_of(name)
+        command = ("EVALSHA", script.sha, len(keys), *keys, *args)
+        try:
+            return await self._ask(name, keys[0], command, attempts)
+        except NoScript:  # the server was restarted, or flushed: nothing was done
+            await self._ask(name, keys[0], ("SCRIPT", "LOAD", script.text), 2)
+            return await self._ask(name, keys[0], command, attempts)
+
+    def together(self, label: str, key: str, *commands: Command) -> Coroutine[Any, Any, list[Any]]:
+        """The answers of several commands on keys of one slot, of one instant (MULTI). Raises as `call`."""
+        return self._ask(label, key, list(commands), 2)
+
+    def wait(self, label: str, command: Command, key: str) -> Coroutine[Any, Any, Any]:
+        """A command that may block, on a connection of its own. Raises as `call`."""
+        return self._ask(label, key, command, 2, blocks=True)
+
+    async def _ask(self, label: str, key: str, command: Command | list[Command], attempts: int, blocks: bool = False) -> Any:
+        nodes, hops = self.nodes, 0
+        while True:
             try:
-                return await make()
+                if blocks and isinstance(command, tuple):
+                    return await nodes.alone(key, command)
+                line = nodes.ready(key) or await nodes.reach(key)
+                return await (line.ask(command) if isinstance(command, tuple) else line.together(command))
             except FAULTS as broken:
-                self._faults.add(1, call)
-                if attempt + 1 == attempts:
-                    raise Unavailable(f"Redis does not answer ({call}): {broken}", retry_after_s=1) from broken
-            except fault.ResponseError as refused:
-                if not (getattr(refused, "status_code", None) in REFUSES or str(refused).startswith(REFUSES)):
-                    raise
-                self._faults.add(1, call)
-                raise Unavailable(f"Redis takes no writes ({call}): {refused}", retry_after_s=2) from refused
-        raise AssertionError("attempts must be at least 1")
-
-    def script(self, name: str) -> Any:
-        """The Lua script of that name; called as `script(keys=[...], args=[...])`, it loads itself where the server
-        forgot it.
-        """
-        found = self._scripts.get(name)
-        if found is None:
-            found = self._scripts[name] = self.calls.register_script(lua(name))
-        return found
-
-    # --- the server ---
+                self._faults.add(1, label)
+                nodes.doubt()
+                attempts -= 1
+                if attempts <= 0:
+                    raise Unavailable(f"Redis does not answer ({label}): {broken}", retry_after_s=1) from broken
+            except Refusing as refused:
+                self._faults.add(1, label)
+                raise Unavailable(f"Redis takes no such calls now ({label}): {refused}", retry_after_s=2) from refused
+            except Elsewhere as told:
+                hops += 1
+                if hops > HOPS_MAX:
+                    self._faults.add(1, label)
+                    raise Unavailable(f"a key of Redis moves faster than we follow ({label})", retry_after_s=1) from told
+                if told.for_good:
+                    nodes.moved(told)
+                else:
+                    return await nodes.asking(told, command)
 
     async def ping(self) -> None:
         """Raises `Unavailable` where nobody answers."""
-        await self.ask("ping", lambda: self.calls.ping())
+        await self._ask("ping", "", ("PING",), 2)
 
-    async def info(self, section: str = "default") -> dict[str, Any]:
-        """INFO, parsed. `info("server")["run_id"]` is new after every start."""
-        answer: dict[str, Any] = await self.ask("info", lambda: self.calls.info(section))
-        return answer
+    async def server_s(self, key: str) -> int:
+        """The clock of the server that holds a key, seconds since 1970."""
+        seconds, _ = await self._ask("time", key, ("TIME",), 2)
+        return int(seconds)
+
+    async def entries(self, label: str, stream: str, cursor: str, count: int, block_ms: int) -> list[Any]:
+        """[id, [field, value, ...]] of a stream after `cursor`, oldest first; empty after `block_ms` (0: at once) without any."""
+        if block_ms:
+            found = await self.wait(label, ("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", stream, cursor), stream)
+        else:
+            found = await self._ask(label, stream, ("XREAD", "COUNT", count, "STREAMS", stream, cursor), 2)
+        return list(found[0][1]) if found else []
 
     # --- areas ---
 
     async def areas(self) -> list[str]:
         """Ids of all areas that anyone has named, sorted."""
-        found = await self.ask("areas", lambda: self.calls.smembers("areas"))
+        found = await self.call("areas", "SMEMBERS", "areas")
         return sorted(name.decode() for name in found)
 
     async def add_area(self, area: str) -> None:
         """Make an area known, so that a worker comes to own it."""
-        await self.ask("areas", lambda: self.calls.sadd("areas", area))
+        await self.call("areas", "SADD", "areas", area)
         self._areas.add(area)
 
     async def beat(self, worker: str, life_ms: int) -> int:
         """This worker is alive (`life_ms` 0: it leaves); how many workers are."""
-        return int(await self.ask("beat", lambda: self.script("beat")(keys=["workers"], args=[worker, life_ms])))
+        return int(await self.run("beat", ["workers"], worker, life_ms))
 
     # --- the door ---
 
@@ -227,7 +237,7 @@ class Redis:
             await self.add_area(area)
         keys, settings = keys_of(area), self.settings
         caps = settings.ingest_stream_max_bytes, settings.out_stream_max_bytes
-        said = await self.ask("append", lambda: self.script("append")(keys=[keys.incoming, keys.bytes], args=[payload, *caps, field]))
+        said = await self.run("append", [keys.incoming, keys.bytes], payload, *caps, field)
         if said in (b"IN", b"OUT"):
             stream = said.decode().lower()
             self._full.add(1, area, stream)
@@ -238,18 +248,13 @@ class Redis:
         """True the first time within `ttl_s`. Asked once only: a second try after a lost answer would refuse an
         honest request.
         """
-        answer = await self.ask("nonce", lambda: self.calls.set(f"nonce:{device_id}:{nonce}", b"", nx=True, ex=ttl_s), attempts=1)
-        return bool(answer)
+        return bool(await self.call("nonce", "SET", f"nonce:{device_id}:{nonce}", b"", "NX", "EX", ttl_s, attempts=1))
 
     async def quarantine(self, area: str, payload: bytes) -> None:
         """msgpack list[Quarantined] that the door refused at once; history carries it to its table. Bounded: the
         oldest go first.
         """
-        keys = keys_of(area)
-        await self.ask(
-            "quarantine",
-            lambda: self.calls.xadd(keys.quarantine, {"f": payload}, maxlen=QUARANTINE_MAX, approximate=True),
-        )
+        await self.call("quarantine", "XADD", keys_of(area).quarantine, "MAXLEN", "~", QUARANTINE_MAX, "*", "f", payload)
 
     # --- the live picture ---
 
@@ -258,16 +263,9 @@ class Redis:
         0, nothing in it.
         """
         keys = keys_of(area)
-
-        async def read() -> Any:
-            async with self.calls.pipeline(transaction=True) as pipe:
-                pipe.hmget(keys.ctl, "epoch", "n")
-                pipe.hvals(keys.pos)
-                pipe.hvals(keys.eta)
-                pipe.hvals(keys.open)
-                return await pipe.execute()
-
-        (epoch, number), positions, forecasts, incidents = await self.ask("load_live", read)
+        values = (("HVALS", key) for key in (keys.pos, keys.eta, keys.open))
+        found = await self.together("load_live", keys.ctl, ("HMGET", keys.ctl, "epoch", "n"), *values)
+        (epoch, number), positions, forecasts, incidents = found
         return LiveBatch(
             area=area,
             epoch=(epoch or b"").decode(),
@@ -296,21 +294,16 @@ class Redis:
         tag = f"{{{channel}}}"
         keys = [f"meta:{tag}", f"log:{tag}", f"seen:{tag}"]
         args = [ORDERED + channel, self.clock.token(6), ORDERED_LOG, ORDERED_LIFE_S, event_id, payload]
-        return int((await self.ask("publish_ordered", lambda: self.script("say")(keys=keys, args=args)))[0])
+        return int((await self.run("say", keys, *args))[0])
 
     async def channel_log(self, channel: str, since: int) -> ChannelLog:
         """Messages after offset `since`. Whether `since` is of this epoch is the caller's to compare."""
         tag = f"{{{channel}}}"
-
-        async def read() -> Any:
-            async with self.calls.pipeline(transaction=True) as pipe:
-                pipe.hmget(f"meta:{tag}", "epoch", "offset")
-                pipe.xrange(f"log:{tag}", min=f"{since + 1}-0")
-                return await pipe.execute()
-
-        (epoch, newest), entries = await self.ask("channel_log", read)
+        meta, log_key = f"meta:{tag}", f"log:{tag}"
+        asked = ("HMGET", meta, "epoch", "offset"), ("XRANGE", log_key, f"{since + 1}-0", "+")
+        (epoch, newest), entries = await self.together("channel_log", meta, *asked)
         name, offset = (epoch or b"").decode(), int(newest or 0)
-        messages = [ChannelMessage(channel, name, int(at.split(b"-")[0]), fields[b"d"]) for at, fields in entries]
+        messages = [ChannelMessage(channel, name, int(at.split(b"-")[0]), fields[1]) for at, fields in entries]
         return ChannelLog(name, offset, since + len(messages) == offset, messages)
 
     async def listen_ordered(self) -> AsyncIterator[ChannelMessage | None]:
@@ -339,27 +332,24 @@ class Redis:
         """
         pause_s = 0.05
         while True:
-            sub = self.readers.pubsub(ignore_subscribe_messages=True)
+            inbox = Inbox()
             try:
-                await sub.psubscribe(pattern)
+                ear = await self.nodes.connect(self.nodes.place(pattern), lambda inbox=inbox: Ear(inbox))  # type: ignore[misc]
+                await ear.ask(("PSUBSCRIBE", pattern))
                 yield None
-                pause_s, quiet = 0.05, 0
+                pause_s = 0.05
                 while True:
-                    message = await sub.get_message(timeout=5.0)
-                    if message is None:
-                        quiet += 1
-                        if quiet % 2 == 0:  # a peer that vanished without a FIN shows only when we write to it
-                            await sub.ping()
-                        continue
-                    if message["type"] == "pmessage":
-                        yield message["channel"].decode(), message["data"]
-            except FAULTS as broken:
+                    while inbox.heard:
+                        for _ in range(min(TURN, len(inbox.heard))):
+                            channel, message = inbox.heard.popleft()
+                            yield channel.decode(), message
+                        await asyncio.sleep(0)
+                    if not await inbox.wait(QUIET_S):
+                        await ear.ask(("PING",))
+            except (*FAULTS, Rejected) as broken:
                 self._faults.add(1, "listen")
                 log.warning("redis listener %s: %s; again in %.2f s", pattern, broken, pause_s)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2.0, pause_s * 2)
             finally:
-                try:
-                    await sub.aclose()
-                except FAULTS as broken:
-                    log.debug("closing a listener that was lost: %s", broken)
+                inbox.close()

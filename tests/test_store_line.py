@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from redis import exceptions as fault
 
 from deploy.servers import RedisServer
 from engine.errors import Unavailable
 from engine.settings import Settings
-from engine.store.convoy import Convoy, Script
+from engine.store.line import Rejected
 from engine.store.redis import Redis
+from tests.raw_redis import raw
 
 
 @pytest.fixture
@@ -23,64 +23,60 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 
 async def test_many_callers_get_their_own_answers_in_the_order_in_which_they_asked(redis: Redis) -> None:
-    convoy = Convoy(redis, "test")
-    assert await asyncio.gather(*(convoy.call("INCR", "n") for _ in range(300))) == list(range(1, 301))
+    assert await asyncio.gather(*(redis.call("test", "INCR", "n") for _ in range(300))) == list(range(1, 301))
 
 
 async def test_a_call_that_redis_refuses_spoils_no_other(redis: Redis) -> None:
-    convoy = Convoy(redis, "test")
     first, wrong, last = await asyncio.gather(
-        convoy.call("SET", "text", "x"), convoy.call("INCR", "text"), convoy.call("GET", "text"), return_exceptions=True
+        redis.call("test", "SET", "text", "x"),
+        redis.call("test", "INCR", "text"),
+        redis.call("test", "GET", "text"),
+        return_exceptions=True,
     )
-    assert isinstance(wrong, fault.ResponseError)
+    assert isinstance(wrong, Rejected)
     assert (first, last) == (b"OK", b"x")
 
 
 async def test_a_server_that_forgot_our_script_is_given_it(redis: Redis) -> None:
-    convoy, script = Convoy(redis, "test"), Script("beat")
     for _ in range(2):
-        await redis.calls.script_flush()
-        assert await asyncio.gather(*(convoy.script(script, ["workers"], f"w{n}", 60_000) for n in range(3)))
+        await raw(redis).script_flush()
+        assert await asyncio.gather(*(redis.run("beat", ["workers"], f"w{n}", 60_000) for n in range(3)))
 
 
 async def test_who_gives_up_holds_nobody_back(redis: Redis) -> None:
-    convoy = Convoy(redis, "test")
-    await convoy.call("INCR", "n")
-    impatient = asyncio.create_task(convoy.call("INCR", "n"))
-    patient = asyncio.create_task(convoy.call("INCR", "n"))
+    await redis.call("test", "INCR", "n")
+    impatient = asyncio.create_task(redis.call("test", "INCR", "n"))
+    patient = asyncio.create_task(redis.call("test", "INCR", "n"))
     await asyncio.sleep(0)
     impatient.cancel()
     assert await patient == 3
 
 
 async def test_a_connection_that_is_cut_in_mid_call_is_made_anew_and_the_call_sent_again(redis: Redis) -> None:
-    convoy = Convoy(redis, "test")
-    await convoy.call("SET", "text", "x")
+    await redis.call("test", "SET", "text", "x")
     for _ in range(3):
-        asked = asyncio.create_task(convoy.call("GET", "text"))
+        asked = asyncio.create_task(redis.call("test", "GET", "text"))
         await asyncio.sleep(0)
-        await redis.calls.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await raw(redis).execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         assert await asked == b"x"
 
 
 async def test_a_server_that_is_full_or_loading_is_away_and_a_wrong_command_is_our_own_fault(redis: Redis) -> None:
-    convoy = Convoy(redis, "test")
-    await redis.calls.config_set("maxmemory", "1")
+    await raw(redis).config_set("maxmemory", "1")
     with pytest.raises(Unavailable):
-        await convoy.call("SET", "text", "x")
-    await redis.calls.config_set("maxmemory", "0")
-    with pytest.raises(fault.ResponseError):
-        await convoy.call("NOSUCHCOMMAND")
-    assert await convoy.call("SET", "text", "x") == b"OK"
+        await redis.call("test", "SET", "text", "x")
+    await raw(redis).config_set("maxmemory", "0")
+    with pytest.raises(Rejected):
+        await redis.call("test", "NOSUCHCOMMAND", "x")
+    assert await redis.call("test", "SET", "text", "x") == b"OK"
 
 
 async def test_a_server_that_is_away_is_said_to_all_and_found_again(own_redis: RedisServer) -> None:
     redis = await Redis.connect(Settings(redis_url=own_redis.url))
-    convoy = Convoy(redis, "test")
-    assert await convoy.call("INCR", "n") == 1
+    assert await redis.call("test", "INCR", "n") == 1
     own_redis.stop()
-    for said in await asyncio.gather(*(convoy.call("INCR", "n") for _ in range(3)), return_exceptions=True):
+    for said in await asyncio.gather(*(redis.call("test", "INCR", "n") for _ in range(3)), return_exceptions=True):
         assert isinstance(said, Unavailable)
     own_redis.start()
-    assert await convoy.call("INCR", "n") == 2
+    assert await redis.call("test", "INCR", "n") == 2
     await redis.close()
