@@ -17,6 +17,10 @@ LISTED: Final = {
     "ingest-ws": "bench.loads.ingest:IngestWs",
     "ingest-mqtt": "bench.loads.ingest:IngestMqtt",
     "osmand": "bench.loads.ingest:OsmAnd",
+    "fanout": "bench.loads.fanout:Fanout",
+    "slow-client": "bench.loads.fanout:SlowClient",
+    "seat-rush": "bench.loads.seats:SeatRush",
+    "booking": "bench.loads.seats:Booking",
 }
 
 

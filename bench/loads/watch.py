@@ -208,3 +208,32 @@ class Ledger:
             self.share.fault("lost")
         self.share.count("watched buses", len(self._accepted))
         return left
+
+
+class Ordered:
+    """The messages of an ordered channel on one socket: every one, once, in the order of its offsets, over any number of connections."""
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self.epoch, self.offset = "", -1
+        self.heard = 0
+
+    def reply(self, push: Push) -> None:
+        """The answer to a `sub`. With `recovered` the messages that were missed follow; else a snapshot says where things stand."""
+        if not push.recovered and isinstance(push.o, int):
+            if self.epoch and push.e == self.epoch and push.o > self.offset:
+                self.share.count("not recovered")
+            self.epoch, self.offset = push.e or "", push.o
+
+    def message(self, push: Push) -> None:
+        """A message of the channel; snapshots are none."""
+        if not isinstance(push.o, int) or push.t == "snapshot":
+            return
+        if push.o != self.offset + 1:
+            self.share.fault("doubled" if push.o <= self.offset else "hole in an ordered channel")
+        self.offset = max(self.offset, push.o)
+        self.heard += 1
+
+    @property
+    def since(self) -> tuple[str, int] | None:
+        return (self.epoch, self.offset) if self.epoch else None

@@ -1,0 +1,144 @@
+"""Many watchers of one bus: how long from the moment an update is meant to be published until a watcher has read it; and what readers that
+stall do to the others.
+
+Every generator drives one bus by posting its fixes, and every watcher listens to the buses of all generators: whoever publishes, all hear it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from bench.harness.calls import Calls, opening, whole
+from bench.harness.devices import register
+from bench.harness.scenario import Measure, Option, Scenario, Share, Target
+from bench.loads.ingest import all_said, counted
+from bench.loads.roads import Bus, Town, bus_ids, city_of, survey
+from bench.loads.socket import Socket
+from bench.loads.watch import Ages, Crowd, Ledger, Wish, subscribe
+
+SPEAKERS_MAX = 16  # generators that can have a bus of their own
+SETTLE_S = 5.0
+FANOUT = Measure("fanout", "from the moment a fix is meant to be posted until a watcher has read it")
+SMALL_BYTES = 4096  # receive buffer of a stalled reader: what the product must keep, the kernel cannot hide
+
+
+def prepared(target: Target) -> dict[str, Any]:
+    return {"city": _one_way(target), "tokens": register(target, bus_ids(SPEAKERS_MAX))}
+
+
+def _one_way(target: Target) -> dict[str, Any]:
+    """One line is enough."""
+    city = survey(target)
+    way = max(city.ways, key=lambda way: way.stops_m[-1])
+    return {
+        "ways": [{"route_id": way.route_id, "line": way.line, "stops_m": way.stops_m, "stop_ids": way.stop_ids, "trips": way.trips}],
+        "stop_ids": [], "box": city.box,
+    }  # fmt: skip
+
+
+class Speaker:
+    """The bus of one generator."""
+
+    def __init__(self, share: Share, ledger: Ledger) -> None:
+        self.share, self.ledger = share, ledger
+        self.names = list(share.data["tokens"])[: share.of]
+        if share.number >= SPEAKERS_MAX:
+            raise ValueError(f"{SPEAKERS_MAX} generators at most")
+        self.bus = Bus(Town(city_of(share.data["city"])), share.number, self.names[share.number])
+
+    async def speak(self) -> None:
+        """To the end of the run."""
+        share, bus_id = self.share, self.bus.bus_id
+        calls = await Calls.open(share, 4)
+        head = opening("POST", "/ingest/telemetry", host=calls.host, token=share.data["tokens"][bus_id])
+        async for moment in share.moments():
+            at_ms = share.epoch_ms(moment)
+
+            def heard(status: int, body: bytes, at_ms: int = at_ms) -> None:
+                counted(share, status, body, 1)
+                if status == 202:
+                    self.ledger.accepted(bus_id, at_ms)
+
+            share.count("sent")
+            calls.send(moment, whole(head, self.bus.fix(moment, at_ms)), "ingest", heard)
+        await calls.rest()
+
+
+def part(share: Share, whole: int) -> int:
+    """This generator's part of so many sockets."""
+    return whole // share.of + (share.number < whole % share.of)
+
+
+class Fanout(Scenario):
+    name = "fanout"
+    summary = "many watchers of one bus that reports often"
+    unit = "updates"
+    rate: ClassVar[float] = 5.0
+    options = (Option("watchers", 1000, "sockets that listen"), Option("stalled", 0, "sockets more, that read nothing"))
+    measures = (FANOUT, Measure("ingest", "until the post is answered"))
+    needs = frozenset({"token"})
+
+    def prepare(self, target: Target, options: Mapping[str, Any], rate: float, seed: int) -> Any:
+        return prepared(target)
+
+    async def drive(self, share: Share) -> None:
+        ledger = Ledger(share)
+        speaker = Speaker(share, ledger)
+        asks = [subscribe(f"bus:{name}", number + 1) for number, name in enumerate(speaker.names)]
+        stalled = Stalled(share, [Wish(asks, "stalled") for _ in range(part(share, int(share.options["stalled"])))])
+        crowd = Crowd(
+            share,
+            [Wish(asks, "bus") for _ in range(part(share, int(share.options["watchers"])))],
+            Ages(share, {"bus": "fanout"}, ledger).heard,
+        )
+        await stalled.open()
+        await crowd.open()
+        await speaker.speak()
+        await ledger.settle(SETTLE_S)
+        crowd.close()
+        stalled.close()
+
+    def verify(self, target: Target, data: Any, counts: Mapping[str, int]) -> list[str]:
+        wrong = all_said(data, counts)
+        if counts.get("accepted") and not counts.get("delivered"):
+            wrong.append("fixes were accepted, and nobody who watches heard of one")
+        return wrong
+
+
+class SlowClient(Fanout):
+    name = "slow-client"
+    summary = "watchers of one bus beside readers that stall: what the others notice, what a stalled one costs"
+    rate: ClassVar[float] = 20.0
+    options = (Option("watchers", 800, "sockets that listen"), Option("stalled", 200, "sockets that read nothing after the first message"))
+
+    def verify(self, target: Target, data: Any, counts: Mapping[str, int]) -> list[str]:
+        wrong = super().verify(target, data, counts)
+        if not counts.get("stalled"):
+            wrong.append("not one reader stalled: there is nothing to compare")
+        return wrong
+
+
+class Stalled:
+    """Readers with small windows that stop reading once they are there. A server cuts them off in the end: counted."""
+
+    def __init__(self, share: Share, wishes: list[Wish]) -> None:
+        self.share = share
+        self.crowd = Crowd(share, wishes, self._heard)
+        self.crowd.lost = self._cut_off  # type: ignore[method-assign]
+
+    async def open(self) -> None:
+        await self.crowd.open(rcvbuf=SMALL_BYTES)
+        for socket in self.crowd.sockets:
+            socket.transport.pause_reading()
+        self.share.count("stalled", len(self.crowd.sockets))
+
+    def _heard(self, socket: Socket, payload: bytes) -> None:
+        """What it had received before it stalled."""
+
+    def _cut_off(self, socket: Socket) -> None:
+        if not self.crowd.closing:
+            self.share.count("cut off")
+
+    def close(self) -> None:
+        self.crowd.close()
