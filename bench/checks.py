@@ -19,8 +19,8 @@ AT_REST = (*ALWAYS, "partial", "orphans", "halves", "passengers", "events", "con
 
 
 def statements(file: str) -> dict[str, str]:
-    """The statements of a .sql file of this folder by name."""
-    parts = _NAME.split(Path(__file__).with_name(f"{file}.sql").read_text(encoding="utf-8"))
+    """The statements of a .sql file of this folder, or of one inside it, by name."""
+    parts = _NAME.split((Path(__file__).parent / f"{file}.sql").read_text(encoding="utf-8"))
     return dict(zip(parts[1::2], (body.strip().rstrip(";") for body in parts[2::2]), strict=True))
 
 

@@ -16,8 +16,8 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
-from typing import BinaryIO, Final
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, BinaryIO, Final
 
 import msgspec
 
@@ -39,7 +39,8 @@ class OneShare:
     def __init__(self, order: Order, tell: Tell) -> None:
         self.number, self.of = order.number, order.of
         self.seed = order.seed * 1000 + order.number
-        self.url, self.data, self.options = order.url, order.data, order.options
+        self.url, self.data = order.url, order.data
+        self.options: Mapping[str, Any] = order.options
         self._order, self._tell = order, tell
         self._start: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._asked = False

@@ -11,20 +11,27 @@ import re
 import time
 import urllib.request
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
+import psycopg
+import redis
+from psycopg.rows import dict_row
+
+from bench.checks import statements
 from bench.harness import processes
 from bench.harness.result import Server
 from bench.harness.target import Deployment
 
 METRICS_LIMIT_S: Final = 2.0
+SERVER_LIMIT_S: Final = 2
+SQL: Final = statements("harness/servers")
 LAG_BUCKET: Final = re.compile(r'timepoint_loop_lag_seconds_bucket\{.*le="([^"]+)"')
 WORKER: Final = re.compile(r'worker="([^"]*)",?')
 EDGE_TRIES: Final = 6  # for each worker, until all have answered: the chance to miss one of two is 1 in 32
 SAMPLE: Final = re.compile(r"^([a-zA-Z_:][\w:]*(?:\{.*\})?) (\S+)$")
 REDIS_FIELDS: Final = (
-    "total_commands_processed", "total_net_input_bytes", "total_net_output_bytes", "used_cpu_sys", "used_cpu_user", "used_memory",
-    "total_connections_received", "pubsub_channels", "rejected_connections",
+    "total_commands_processed", "total_net_input_bytes", "total_net_output_bytes", "used_cpu_sys", "used_cpu_user",
+    "total_connections_received", "rejected_connections",
 )  # fmt: skip
 
 
@@ -67,10 +74,28 @@ class Watch:
         return found
 
     def _redis(self) -> dict[str, float]:
-        return {}
+        if not self.target.redis_url:
+            return {}
+        try:
+            with contextlib.closing(redis.Redis.from_url(self.target.redis_url, socket_timeout=SERVER_LIMIT_S)) as asked:
+                info: dict[str, Any] = asked.info()
+                return {name: float(info[name]) for name in REDIS_FIELDS if name in info}
+        except redis.RedisError:
+            return {}
 
     def _postgres(self) -> dict[str, float]:
-        return {}
+        if not self.target.database_url:
+            return {}
+        found: dict[str, float] = {}
+        try:
+            with psycopg.connect(self.target.database_url, connect_timeout=SERVER_LIMIT_S, autocommit=True) as asked:
+                for name in ("activity", "wal"):
+                    with contextlib.suppress(psycopg.Error):  # a user without the right, an older server: the other one still counts
+                        row = asked.cursor(row_factory=dict_row).execute(SQL[name]).fetchone()
+                        found |= {key: float(value) for key, value in (row or {}).items() if value is not None}
+        except psycopg.Error:
+            return {}
+        return found
 
     # ---- what they come to
 

@@ -42,7 +42,7 @@ class Deployment:
         self.mqtt_url: str = info.get("mqttUrl") or ""
         self.redis_url: str = info.get("redisUrl") or ""
         self.database_url: str = info.get("databaseUrl") or ""
-        self.pids: dict[str, int] = dict(info.get("pids") or {})
+        self.pids: Mapping[str, int] = dict(info.get("pids") or {})
 
     def call(self, method: str, path: str, body: object = None, *, key: str = "", token: str | None = None) -> Any:
         headers = {"Accept": "application/json"}

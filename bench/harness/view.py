@@ -40,7 +40,8 @@ class Shown:
         self._bar = Progress(TextColumn("{task.description:<10}"), BarColumn(40), TextColumn("{task.fields[said]}"), TimeElapsedColumn())
         self._task = self._bar.add_task("preparing", total=plan.schedule.end_s, said="")
         self._live = Live(self._bar, console=console, refresh_per_second=4, transient=True) if self._rich else None
-        self._step, self._plain_at = "", -PLAIN_EVERY_S
+        self._step = ""
+        self._plain_at: float = -PLAIN_EVERY_S
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -66,7 +67,7 @@ class Shown:
         if second is None or seen.tally is None:
             self._console.print(phase, markup=False)
             return
-        self._plain_at = int(second.at_s)
+        self._plain_at = second.at_s
         counts = " ".join(f"{name} {value}/s" for name, value in second.counts.items())
         faults = sum(seen.tally.faults.values())
         self._console.print(
