@@ -246,7 +246,8 @@ async def open_desk(settings: Settings, clock: Clock, redis: Redis, meter: Meter
     picks = Picks(redis, clock, ttl_s=settings.pick_ttl_s, meter=meter)
     maps = SeatMaps(pool, catalogue, picks, pricing)
     room = Room(Queue(redis), Rooms(pool), secret, clock=clock, settings=settings, meter=meter)
-    desk = Desk(Bookings(pool), catalogue, pricing, tokens, clock=clock, settings=settings, meter=meter, picks=picks, maps=maps, room=room)
+    bookings = Bookings(pool, meter)
+    desk = Desk(bookings, catalogue, pricing, tokens, clock=clock, settings=settings, meter=meter, picks=picks, maps=maps, room=room)
     limits = (
         {}
         if settings.demo

@@ -28,6 +28,7 @@ BROKEN = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.Inter
 HOLD = """select booking.hold(p_partner => 'p', p_key => $1::uuid, p_print => $2, p_booking => $3::uuid, p_trip => $4, p_map => $5, p_seats => $6,
   p_from => $7, p_to => $8, p_prices => $9, p_currency => 'DZD', p_quote => '{}', p_holder => $10, p_channel => 'WEB', p_ttl => $11,
   p_actor => $10, p_request => $12, p_max_seats => 6, p_max_holds => 3)"""
+HOLD_MANY = "select booking.hold_many('p', $1, $2, $3::jsonb)"
 RELEASE = "select booking.release(p_key => $1::uuid, p_print => $2, p_lead => $3::uuid, p_actor => 'guest:x', p_request => $4)"
 
 WORLD = """
@@ -80,6 +81,23 @@ class Caller:
             HOLD, key, asked, str(uuid.uuid4()), trip_no, map_version, seats, *legs, [100] * len(seats), holder, TTL, key
         )  # fmt: skip
 
+    async def hold_many(self, wanted: list[tuple[str, list[int], tuple[int, int]]], map_version: int, trip_no: int = 1) -> list[Any]:
+        """The same of several strangers in one call, as a worker gathers them: (key, seats, legs) of each. RETRY goes singly."""
+        asked = [
+            {
+                "key": key, "print": print_of(trip_no, seats, legs).hex(), "booking": str(uuid.uuid4()), "map": map_version, "seats": seats,
+                "first": legs[0], "last": legs[1], "prices": [100] * len(seats), "currency": "DZD", "quote": {}, "holder": f"guest:{key}",
+                "channel": "WEB", "actor": f"guest:{key}", "request": key, "max_seats": 6, "max_holds": 3,
+            }
+            for key, seats, legs in wanted
+        ]  # fmt: skip
+        said = await self.ask(HOLD_MANY, trip_no, TTL, json.dumps(asked))
+        answers = said if isinstance(said, list) else [{"status": "RETRY"}] * len(wanted)  # its lock_timeout
+        for at, ((key, seats, legs), answer) in enumerate(zip(wanted, answers, strict=True)):
+            if answer["status"] == "RETRY":
+                answers[at] = await self.hold(key, seats, legs, map_version, f"guest:{key}", trip_no)
+        return answers
+
     async def release(self, booking: str) -> Any:
         key = str(uuid.uuid4())
         return await self.ask(RELEASE, key, b"-", booking, key)
@@ -103,14 +121,24 @@ class Rush:
         self.over = False
         self.shuffled = False  # seats are asked for in any order
 
-    async def mutate(self, function: str, old: str, new: str) -> None:
-        """Replaces a piece of a deployed function; whitespace has to fit."""
+    async def mutate(self, function: str, old: str, new: str) -> str:
+        """Replaces a piece of a deployed function; whitespace has to fit. Answers the function as it was."""
         text = await self.admin.fetchval("select pg_get_functiondef($1::regproc)", function)
         assert text.count(old) == 1, f"{function} has {text.count(old)} of {old!r}: the mutant has to follow the code"
         await self.admin.execute(text.replace(old, new))
+        return str(text)
 
-    async def run(self, seconds: float, *, swaps: bool = False, kills: bool = False) -> dict[str, Any]:
-        work = [self._client(i) for i in range(len(self.callers) // 2)] + [self._probe()]
+    async def begin_anew(self, function: str) -> None:
+        """A function as it was, nothing sold, nothing found."""
+        await self.admin.execute(function)
+        await self.admin.execute("truncate booking.booking, booking.seat_claim, office.audit, office.outbox, office.idempotency cascade")
+        self.found, self.last, self.over = {}, {}, False
+
+    async def run(
+        self, seconds: float, *, swaps: bool = False, kills: bool = False, probes: tuple[str, ...] = checks.ALWAYS
+    ) -> dict[str, Any]:
+        """`probes`: what is judged while it runs; all of it is at the end."""
+        work = [self._client(i) for i in range(len(self.callers) // 2)] + [self._probe(probes)]
         work += [self._swaps()] if swaps else []
         work += [self._kills()] if kills else []
         tasks = [asyncio.create_task(one) for one in work]
@@ -128,9 +156,9 @@ class Rush:
         self.found.setdefault(check, []).append(fact)
         self.over = True
 
-    async def _probe(self) -> None:
+    async def _probe(self, probes: tuple[str, ...]) -> None:
         while not self.over:
-            for check, rows in (await checks.wrong(self.admin, checks.ALWAYS)).items():
+            for check, rows in (await checks.wrong(self.admin, probes)).items():
                 self._wrong(check, rows)
             await asyncio.sleep(0.1)
 
@@ -150,7 +178,7 @@ class Rush:
 
     async def _client(self, number: int) -> None:
         one, two = self.callers[2 * number : 2 * number + 2]
-        kinds = (self._duel, self._duel, self._double_click, self._key_again)
+        kinds = (self._duel, self._duel, self._double_click, self._key_again) + (() if self.shuffled else (self._crowds,))
         while not self.over:
             await self.chance.choice(kinds)(one, two)
 
@@ -176,6 +204,14 @@ class Rush:
             self._note("duel", key, answer)
         await self._let_go(one, *said)
 
+    async def _crowds(self, one: Caller, two: Caller) -> None:
+        """Strangers at two workers, each of which writes them together, at the same instant."""
+        wanted = [[(str(uuid.uuid4()), self._seats(), self._legs()) for _ in range(3)] for _ in (one, two)]
+        said = await asyncio.gather(one.hold_many(wanted[0], self.map_version), two.hold_many(wanted[1], self.map_version))
+        for (key, _, _), answer in zip(wanted[0] + wanted[1], said[0] + said[1], strict=True):
+            self._note("crowd", key, answer)
+        await self._let_go(two, *said[0], *said[1])
+
     async def _double_click(self, one: Caller, two: Caller) -> None:
         """The same request twice, by two workers, for seats that nobody else wants: one hold, and both are told of it."""
         number = self.callers.index(one)
@@ -194,7 +230,12 @@ class Rush:
         first = await one.hold(key, [1, 2], legs, self.map_version, f"guest:{key}")
         self._note("first", key, first)
         if first["status"] == "HELD":
-            other = await two.hold(key, [3], legs, self.map_version, f"guest:{key}")
+            together = self.chance.random() < 0.5
+            other = (
+                (await two.hold_many([(key, [3], legs)], self.map_version))[0]
+                if together
+                else await two.hold(key, [3], legs, self.map_version, f"guest:{key}")
+            )
             self.stats[f"again {other.get('code') or other['status']}"] += 1
             if other.get("code") not in ("IDEMPOTENCY_KEY_REUSED", "55P03"):
                 self._wrong("fingerprint", other)

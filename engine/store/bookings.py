@@ -6,15 +6,21 @@ what they answer; a refusal comes as `Refused` with the code that the function g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
+import asyncpg
 import msgspec
 
 from engine.booking.refusals import Refused
+from engine.meter import Meter
 from engine.store.desk import ALL, DeskPool, Key, key_reused
+from engine.store.gathered import Gathered
 from engine.store.postgres import statements
+
+TOGETHER_MAX: Final = 32  # holds of one trip in one transaction: a hundred seats' worth of locks, about 10 ms of a busy PostgreSQL
+ALONE: Final = {"status": "RETRY"}  # what booking.hold_many answers to one that would have to wait
 
 
 class Held(msgspec.Struct, frozen=True, rename="camel"):
@@ -61,14 +67,69 @@ class NewHold(msgspec.Struct, frozen=True, kw_only=True):
     holds_max: int | None
 
 
+class Letting(msgspec.Struct, frozen=True):
+    """A hold, or a booking that nobody has paid, to be let go of."""
+
+    booking_id: str
+    actor: str
+    request_id: str
+
+
 class Bookings:
-    def __init__(self, pool: DeskPool) -> None:
+    def __init__(self, pool: DeskPool, meter: Meter | None = None) -> None:
         self.pool, self._sql = pool, statements("bookings")
+        self._holds: Gathered[tuple[str, int, float], tuple[Key | None, NewHold], Any] = Gathered(self._hold_many, TOGETHER_MAX)
+        self._releases: Gathered[None, tuple[Key | None, Letting], Any] = Gathered(self._release_many, TOGETHER_MAX)
+        self._calls = (meter or Meter()).counter(
+            "timepoint_desk_group_calls_total", "holds and releases by how they were written: together, or alone after all", ("kind", "how")
+        )
 
     async def hold(self, key: Key | None, new: NewHold) -> Held:
-        """Raises `Refused` SEAT_TAKEN (fact `seats`: numbers), STALE_MAP, SALES_CLOSED, HOLD_LIMIT, INVALID, TRIP_NOT_FOUND."""
+        """With those that others ask for on this trip meanwhile. Raises `Refused` SEAT_TAKEN (fact `seats`: numbers), STALE_MAP,
+        SALES_CLOSED, HOLD_LIMIT, INVALID, TRIP_NOT_FOUND."""
+        said = await self._holds.ask((new.partner_id, new.trip_no, new.ttl_s), (key, new))
+        if said == ALONE:
+            said = await self._hold_alone(key, new)
+        return msgspec.convert(_granted(said), Held)
+
+    async def _hold_many(self, trip: tuple[str, int, float], asked: Sequence[tuple[Key | None, NewHold]]) -> Sequence[Any]:
+        partner_id, trip_no, ttl_s = trip
+        wanted = [
+            {
+                "key": key and key.key, "print": key and key.fingerprint.hex(), "booking": new.booking_id, "map": new.map_version,
+                "seats": new.seats, "prices": new.prices, "first": new.start, "last": new.end, "currency": new.currency, "quote": new.quote,
+                "holder": new.holder, "channel": new.channel, "actor": new.actor, "request": new.request_id, "max_seats": new.seats_max,
+                "max_holds": new.holds_max,
+            }
+            for key, new in asked
+        ]  # fmt: skip
+        call = self.pool.call(self._sql["hold_many"], partner_id, trip_no, timedelta(seconds=ttl_s), wanted)
+        return await self._together("hold", len(asked), call)
+
+    async def _release_many(self, _: None, asked: Sequence[tuple[Key | None, Letting]]) -> Sequence[Any]:
+        wanted = [
+            {
+                "key": key and key.key, "print": key and key.fingerprint.hex(), "booking": one.booking_id, "actor": one.actor,
+                "request": one.request_id,
+            }
+            for key, one in asked
+        ]  # fmt: skip
+        return await self._together("release", len(asked), self.pool.call(self._sql["release_many"], wanted))
+
+    async def _together(self, kind: str, count: int, call: Awaitable[Any]) -> Sequence[Any]:
+        """What a call for many answers; where it fails as a whole (somebody's unfinished claim was waited for too long), ALONE for each."""
         try:
-            said = await self.pool.call(
+            answers: Sequence[Any] = await call
+        except (Refused, asyncpg.PostgresError):  # undone; a lost connection is another matter (`Unavailable`): who asked has to ask again
+            answers = [ALONE] * count
+        alone = sum(answer == ALONE for answer in answers)
+        self._calls.add(alone, kind, "ALONE")
+        self._calls.add(count - alone, kind, "TOGETHER")
+        return answers
+
+    async def _hold_alone(self, key: Key | None, new: NewHold) -> Any:
+        try:
+            return await self.pool.call(
                 self._sql["hold"],
                 new.partner_id, key and key.key, key and key.fingerprint, new.booking_id, new.trip_no, new.map_version, new.seats, new.start,
                 new.end, new.prices, new.currency, new.quote, new.holder, new.channel, timedelta(seconds=new.ttl_s), new.actor, new.request_id,
@@ -78,7 +139,6 @@ class Bookings:
             if refusal.code == "SEAT_TAKEN":  # a race lost inside: the detail is an array of seat numbers
                 refusal.facts["seats"] = [int(n) for n in str(refusal.facts["said"]).strip("{}").split(",") if n]
             raise
-        return msgspec.convert(_granted(said), Held)
 
     async def first_answer(self, key: Key) -> Held | None:
         """What the first hold with that key was answered; None: there was none."""
@@ -99,7 +159,10 @@ class Bookings:
 
     async def release(self, key: Key | None, lead_id: str, actor: str, request_id: str) -> Any:
         """{"status", "booking", "version", "replayed"?}. Raises `Refused`."""
-        return _granted(await self.pool.call(self._sql["release"], key and key.key, key and key.fingerprint, lead_id, actor, request_id))
+        said = await self._releases.ask(None, (key, Letting(lead_id, actor, request_id)))
+        if said == ALONE:
+            said = await self.pool.call(self._sql["release"], key and key.key, key and key.fingerprint, lead_id, actor, request_id)
+        return _granted(said)
 
     async def extend(self, booking_id: str, ttl_s: float, most_s: float, actor: str, request_id: str) -> Any:
         """{"status", "booking", "version"}. Raises `Refused` HOLD_EXPIRED, WRONG_STATE, HOLD_NOT_FOUND."""

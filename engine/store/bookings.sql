@@ -2,6 +2,14 @@
 -- All seats or none, held for a while, with its answer, audit row and event: the whole call in one round trip.
 select booking.hold($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
 
+-- name: hold_many
+-- Holds of many callers on one trip: all seats or none for each, in one transaction; RETRY for those that would have to wait.
+select booking.hold_many($1, $2, $3, $4)
+
+-- name: release_many
+-- Ends of holds of many callers, likewise.
+select booking.release_many($1)
+
 -- name: release
 -- Let go of a hold, or of a booking that nobody has paid.
 select booking.release($1, $2, $3, $4, $5)
