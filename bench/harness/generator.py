@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import resource
 import signal
 import sys
 import time
@@ -202,6 +203,7 @@ def main() -> int:
 
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a scenario prints is for people, not for the harness
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)  # a socket a listener
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the harness ends us by closing our standard input
     return uvloop.run(serve(out))
 

@@ -10,6 +10,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 import msgspec
 
 from bench.harness import report
+from bench.harness.compare import Comparison
 from bench.harness.result import Result
 from bench.harness.thresholds import cost
 from bench.harness.view import seconds
@@ -45,6 +46,18 @@ def as_text(result: Result) -> str:
     if result.refused:
         lines.append(f"  REFUSED AS EVIDENCE  {result.refused}")
     return "\n".join(lines)
+
+
+def comparison_text(found: Comparison) -> str:
+    lines = [
+        f"{'':<24}{'before':>12}{'after':>12}{'change':>9}       p  verdict ({'a run' if found.by == 'runs' else 'a block of seconds'} is a sample)"
+    ]
+    for line in found.lines:
+        shown = (
+            (f"{line.before:,.1f}", f"{line.after:,.1f}") if line.what.startswith("rate.") else (seconds(line.before), seconds(line.after))
+        )
+        lines.append(f"{line.what:<24}{shown[0]:>12}{shown[1]:>12}{line.change:>+9.1%}  {line.p:6.4f}  {line.verdict}")
+    return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
 
 
 def figure(value: float | None) -> str:

@@ -87,13 +87,8 @@ LACKS: Final = {
 @contextmanager
 def find(kind: type[Scenario], given: Mapping[str, Any], *, workers: int = 1, own: bool = False) -> Iterator[Deployment]:
     """`given`: url, token, mqttUrl, redisUrl, databaseUrl, pids, partner, as far as they are known. `own`: never the running demo."""
-    info = {} if own or given.get("url") else read_info()
-    if given.get("url"):
-        target = Deployment(given["url"], given.get("token") or "", where="given", info=given)
-    elif info:
-        token = given.get("token") or (info.get("logins", {}).get("PARTNER_ADMIN") or {}).get("token") or ""
-        target = Deployment(info["baseUrl"], token, where="the running demo", info=info)
-    else:
+    target = None if own and not given.get("url") else known(given)
+    if target is None:
         with _own(kind, workers) as target:
             yield target
         return
@@ -105,6 +100,16 @@ def find(kind: type[Scenario], given: Mapping[str, Any], *, workers: int = 1, ow
     except CallFailed as fault:
         raise NoTarget(f"nothing answers at {target.url}: {fault}") from None
     yield target
+
+
+def known(given: Mapping[str, Any]) -> Deployment | None:
+    """What `given` names, or the running demo; None where there is neither."""
+    if given.get("url"):
+        return Deployment(given["url"], given.get("token") or "", where="given", info=given)
+    if not (info := read_info()):
+        return None
+    token = given.get("token") or (info.get("logins", {}).get("PARTNER_ADMIN") or {}).get("token") or ""
+    return Deployment(info["baseUrl"], token, where="the running demo", info=info)
 
 
 def read_info(path: Path = INFO) -> dict[str, Any]:

@@ -34,8 +34,9 @@ def percentiles(second: Second) -> str:
 class Shown:
     """`with Shown(plan, console) as shown:` and `shown.see` is the run's view."""
 
-    def __init__(self, plan: Plan, console: Console) -> None:
-        self._plan, self._console = plan, console
+    def __init__(self, plan: Plan, console: Console, *, quiet: bool = False) -> None:
+        """`quiet`: nothing but the bar of a terminal."""
+        self._plan, self._console, self._quiet = plan, console, quiet
         self._rich = console.is_terminal and not os.environ.get("CI")
         self._bar = Progress(TextColumn("{task.description:<10}"), BarColumn(40), TextColumn("{task.fields[said]}"), TimeElapsedColumn())
         self._task = self._bar.add_task("preparing", total=plan.schedule.end_s, said="")
@@ -58,6 +59,8 @@ class Shown:
         if self._live is not None:
             self._bar.update(self._task, description=phase, completed=min(seen.at_s, self._plan.schedule.end_s))
             self._live.update(Group(self._bar, self._table(seen)) if second is not None else self._bar)
+        elif self._quiet:
+            return
         elif phase != self._step or (second is not None and second.at_s - self._plain_at >= PLAIN_EVERY_S):
             self._say(phase, seen)
         self._step = phase
@@ -80,10 +83,10 @@ class Shown:
         assert second is not None and tally is not None
         table = Table(box=None, show_header=False, padding=(0, 2))
         table.add_row("offered", f"{second.offered:,.0f}/s")
-        for name, value in second.counts.items():
-            table.add_row(name, f"{value:,}/s")
-        for name, value in second.p50_s.items():
-            table.add_row(name, f"p50 {seconds(value)}  p99 {seconds(second.p99_s[name])}")
+        for name, count in second.counts.items():
+            table.add_row(name, f"{count:,}/s")
+        for name, p50_s in second.p50_s.items():
+            table.add_row(name, f"p50 {seconds(p50_s)}  p99 {seconds(second.p99_s[name])}")
         faults = tally.faults
         table.add_row("faults", "[red]" + ", ".join(f"{name} {n:,}" for name, n in faults.items()) if faults else "none")
         late = second.lag_s > self._plan.lag_limit_s
