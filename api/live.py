@@ -1,32 +1,27 @@
-"""Live sockets: /ws, /ws/tracking/{busId}, /ws/booking/{ref}, /ws/notifications, and the devices' /ingest/ws.
+"""Live sockets: /ws, /ws/tracking/{busId}, /ws/booking/{ref}, /ws/notifications; and the one registry of all sockets of a worker.
 
-One `asyncio.Protocol` per connection, which takes the transport over from uvicorn's HTTP protocol (api/server.py), so sockets share port
-and loop with HTTP. Handshake and frames of RFC 6455 are judged by `websockets`' sans-I/O protocols; what we send is framed once by the hub
-and written as ready bytes to every transport: no task, no await, no queue per socket (on a prototype: 7.0 us a delivery where the framework's
-own send loop costs 12.6). permessage-deflate is never offered. Everything is slotted; the handshake's objects are gone once it is done.
+One `asyncio.Protocol` per connection, which takes the transport over from the gate (api/gate.py) or from the HTTP protocol (api/server.py), so
+sockets share port and loop with HTTP. Handshake and frames are judged by api/handshake.py and api/websocket.py; what we send is framed once by
+the hub and written as ready bytes to every transport: no task, no await, no queue per socket. permessage-deflate is never offered. Everything
+is slotted; nothing of a handshake is left once it is done.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import socket
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final
 from urllib.parse import unquote
 
 import msgspec
-from websockets.datastructures import Headers
-from websockets.frames import Frame, Opcode
-from websockets.http11 import Request
-from websockets.protocol import OPEN, SERVER
-from websockets.protocol import Protocol as WsProtocol
-from websockets.server import ServerProtocol
-from websockets.typing import Subprotocol
 
+from api.device_socket import DeviceSocket
+from api.handshake import NoUpgrade, Pairs, accept_key, switching
 from api.ids import VERSION, request_id
-from api.problems import BAD_MESSAGE, MEDIA_TYPE, NOT_AUTHENTICATED, RESTARTING, TOO_MANY, close_code, problem_of
+from api.problems import BAD_MESSAGE, MEDIA_TYPE, NOT_AUTHENTICATED, RESTARTING, close_code, problem_of
+from api.speaker import GOING_AWAY_REASON, SPEAKER_SLOTS, Speaker
+from api.websocket import OPEN, binary_frame, text_frame
 from engine.clock import Clock
 from engine.errors import EngineError, Forbidden, Invalid, NotFound, TooMany, Unauthenticated, Unavailable
 from engine.live.channels import spoken
@@ -36,45 +31,11 @@ from engine.live.listener import Listener
 from engine.meter import Meter
 from engine.office.accounts import Device
 from engine.settings import Settings
-from ingest.door import Door
 from ingest.http import DevicePaths
-from ingest.socket import IngestSession
-
-log = logging.getLogger(__name__)
-_quiet = logging.getLogger("timepoint.websockets")
-_quiet.setLevel(logging.WARNING)  # the library says "connection open" for every socket
 
 SUBPROTOCOLS: Final = {"timepoint.v1.json": JSON, "timepoint.v1.msgpack": MSGPACK}
-MOVING: Final = 1001  # what a peer that vanished is closed with: no pong within a ping's interval
-WINDOW_S: Final = 10.0  # the client's messages are counted over it
-GIVE_UP_S: Final = 5.0  # after a close frame, before the connection is cut
-LOW_WATER: Final = 16_384
-PING: Final = b"\x89\x00"
 DEVICE_PATH: Final = "/ingest/ws"
 INSTANCE_MAX: Final = 200  # characters of a path that an answer says again
-GOING_AWAY_REASON: Final = "restarting: come back"
-
-Pairs = list[tuple[bytes, bytes]]  # a request's headers, names in lower case
-
-
-def text_frame(payload: bytes, last: str = "") -> bytes:
-    """One unmasked text frame, as every server frame is (RFC 6455 section 5.1)."""
-    return _header(0x81, len(payload)) + payload
-
-
-def binary_frame(payload: bytes, last: str = "") -> bytes:
-    """One unmasked binary frame."""
-    return _header(0x82, len(payload)) + payload
-
-
-def _header(first: int, size: int) -> bytes:
-    if size < 126:
-        return bytes((first, size))
-    if size < 65_536:
-        return bytes((first, 126)) + size.to_bytes(2, "big")
-    return bytes((first, 127)) + size.to_bytes(8, "big")
-
-
 WIRES: Final = (Wire("ws-json", JSON, text_frame), Wire("ws-msgpack", MSGPACK, binary_frame))
 
 
@@ -128,81 +89,96 @@ class Sockets:
         self.closed = meter.counter("timepoint_sockets_closed_total", "WebSocket connections that we closed, by code", ("code",))
         self.refused = meter.counter("timepoint_sockets_refused_total", "handshakes refused, by status", ("status",))
 
-    def upgrade(self, transport: asyncio.Transport, method: str, target: str, given: Pairs, connections: set[Any]) -> None:
+    def upgrade(
+        self,
+        transport: asyncio.Transport,
+        connections: set[Any],
+        target: str,
+        given: Pairs,
+        rest: bytes = b"",
+        method: str = "GET",
+        version: str = "1.1",
+    ) -> None:
         """An upgrade request on that transport: answers 101 and gives it to its socket, or refuses it and closes.
 
-        `given` are its headers, names in lower case, as uvicorn's HTTP protocol read them; `websockets` judges the handshake (RFC 6455
-        section 4.2).
+        `given` are its headers, names in lower case, as one parser of requests or the other read them; `rest` is what came behind them.
         """
-        path = target.partition("?")[0]
+        path, _, query = target.partition("?")
+        asked = dict(given)
         try:
-            self._may_enter(method, given)
+            self._may_enter(method, version, asked)
             if path == DEVICE_PATH and self.devices is not None:
+                if b"x-signature" not in asked:
+                    device = self.devices.token_holder(asked, query.encode("latin-1"))
+                    self._admit_device(transport, connections, given, rest, device, self.devices)
+                    return
                 transport.pause_reading()  # until it is known who it is: nothing may be said before the 101
-                entering = asyncio.get_running_loop().create_task(self._enter_device(transport, target, given, connections, self.devices))
+                entering = asyncio.get_running_loop().create_task(
+                    self._enter_device(transport, connections, target, given, rest, self.devices)
+                )
                 self.entering.add(entering)
                 entering.add_done_callback(self.entering.discard)
             else:
-                self._accept(transport, target, given, connections, lambda: LiveSocket(self, given, _own_channel_of(path)))
+                own = _own_channel_of(path)
+                accept, offered = accept_key(given), _offered(given)
+                speaks = next((name for name in offered if name in SUBPROTOCOLS), None)  # never its `bearer.` token
+                transport.write(switching(accept, speaks, request_id(asked.get(b"x-request-id"), self.clock), VERSION))
+                LiveSocket(self, speaks, offered, own).begin(transport, connections, rest)
         except EngineError as fault:
-            self._refuse(transport, fault, path, given)
+            self._refuse(transport, fault, path, asked)
 
     async def _enter_device(
-        self, transport: asyncio.Transport, target: str, given: Pairs, connections: set[Any], devices: DevicePaths
+        self, transport: asyncio.Transport, connections: set[Any], target: str, given: Pairs, rest: bytes, devices: DevicePaths
     ) -> None:
-        """A device's upgrade: who it is first, which for a signed one asks Redis."""
+        """A signed upgrade: Redis is asked whether its nonce is new."""
         path, _, query = target.partition("?")
+        asked = dict(given)
         try:
             try:
                 async with asyncio.timeout(self.settings.ingest_answer_timeout_s):
-                    device = await devices.socket_device(path, dict(given), query.encode("latin-1"))
+                    device = await devices.signer(path, asked, query.encode("latin-1"))
             except TimeoutError as fault:
                 raise Unavailable("the credentials could not be checked in time", retry_after_s=2) from fault
             if self.draining:
                 raise Unavailable(GOING_AWAY_REASON, retry_after_s=2)
             if not transport.is_closing():
-                self._accept(transport, target, given, connections, lambda: DeviceSocket(self, devices.door, device))
                 transport.resume_reading()
+                self._admit_device(transport, connections, given, rest, device, devices)
         except EngineError as fault:
-            self._refuse(transport, fault, path, given)
+            self._refuse(transport, fault, path, asked)
 
-    def _may_enter(self, method: str, given: Pairs) -> None:
+    def _admit_device(
+        self, transport: asyncio.Transport, connections: set[Any], given: Pairs, rest: bytes, device: Device, devices: DevicePaths
+    ) -> None:
+        """Raises `Invalid` where it is no handshake after all."""
+        ident = request_id(dict(given).get(b"x-request-id"), self.clock)
+        transport.write(switching(accept_key(given), None, ident, VERSION))
+        DeviceSocket(self, devices.door, device).begin(transport, connections, rest)
+
+    def _may_enter(self, method: str, version: str, asked: dict[bytes, bytes]) -> None:
         """What is asked of every upgrade. Raises `Invalid`, `Forbidden`, `Unavailable`."""
-        if method != "GET":
-            raise Invalid("a WebSocket handshake is a GET")
-        origin = dict(given).get(b"origin")
+        if method != "GET" or version != "1.1":
+            raise Invalid("a WebSocket handshake is a GET of HTTP/1.1")
+        origin = asked.get(b"origin")
         if self.origins is not None and origin is not None and origin.decode("latin-1") not in self.origins:
             raise Forbidden(f"pages of {origin.decode('latin-1')} may not open sockets here")
         if self.draining:
             raise Unavailable(GOING_AWAY_REASON, retry_after_s=2)
 
-    def _accept(
-        self, transport: asyncio.Transport, target: str, given: Pairs, connections: set[Any], made: Callable[[], LiveSocket | DeviceSocket]
-    ) -> None:
-        """The 101, and from there on the transport belongs to the socket that `made` answers. Raises `Invalid`."""
-        speaker = made()
-        conn = ServerProtocol(select_subprotocol=_select, logger=_quiet)
-        headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in given)
-        response = conn.accept(Request(target, headers))
-        if response.status_code != 101:
-            raise Invalid(str(conn.handshake_exc or "not a WebSocket handshake"))
-        response.headers["X-Request-Id"] = request_id(dict(given).get(b"x-request-id"), self.clock)
-        response.headers["X-API-Version"] = VERSION.decode()
-        transport.write(response.serialize())
-        speaker.begin(transport, connections)
-
-    def _refuse(self, transport: asyncio.Transport, fault: EngineError, path: str, given: Pairs) -> None:
+    def _refuse(self, transport: asyncio.Transport, fault: EngineError, path: str, asked: dict[bytes, bytes]) -> None:
         """The problem document, on this connection's last breath: a device's as on every device path, with the time to set its clock by."""
         self.refused.add(1, str(fault.status))
         if path == DEVICE_PATH and self.devices is not None:
-            status, headers, body = self.devices.problem(fault, path, dict(given))
+            status, headers, body = self.devices.problem(fault, path, asked)
         else:
-            ident = request_id(dict(given).get(b"x-request-id"), self.clock)
+            ident = request_id(asked.get(b"x-request-id"), self.clock)
             problem, more = problem_of(fault, path[:INSTANCE_MAX], ident)
             status, body = fault.status, msgspec.json.encode(problem)
             headers = [(name.encode(), value.encode()) for name, value in more.items()]
             headers += [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", b"%d" % len(body))]
             headers += [(b"x-request-id", ident.encode()), (b"x-api-version", VERSION)]
+        if isinstance(fault, NoUpgrade):
+            headers += [(b"upgrade", b"websocket"), (b"sec-websocket-version", b"13")]  # RFC 6455 section 4.4
         head = [b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode()), b"connection: close"]
         head += [name + b": " + value for name, value in headers]
         transport.write(b"\r\n".join(head) + b"\r\n\r\n" + body)
@@ -252,11 +228,6 @@ class Sockets:
             await asyncio.sleep(over_s / waves)
 
 
-def _select(conn: ServerProtocol, offered: Any) -> Subprotocol | None:
-    """The first of ours that the client offers; never its `bearer.` token."""
-    return next((name for name in offered if name in SUBPROTOCOLS), None)
-
-
 def _own_channel_of(path: str) -> str | None:
     """The channel that a path subscribes by itself; None: /ws, which leaves it to the client. Raises `NotFound`."""
     if path == "/ws":
@@ -278,143 +249,16 @@ def _offered(given: Pairs) -> list[str]:
     return [name.strip() for key, line in given if key == b"sec-websocket-protocol" for name in line.decode("latin-1").split(",")]
 
 
-class Speaker(asyncio.Protocol):
-    """What live and device sockets share: reading frames, ping, close, the limits of a client."""
-
-    if not TYPE_CHECKING:
-        __slots__ = ()  # the subclasses have them: Python lets only one base of a class have slots of its own
-
-    kind = ""
-    sockets: Sockets
-    conn: WsProtocol
-    transport: asyncio.Transport
-    connections: set[Any]
-    slot: int
-    unanswered: bool  # a ping of ours, since nothing came
-    fragments: bytearray | None  # of a message that came in part
-    is_text: bool  # that message
-    asked: int
-    window_s: float
-
-    def begin(self, transport: asyncio.Transport, connections: set[Any]) -> None:
-        """The handshake is done; the transport is ours from here. `connections`: what uvicorn waits for at its end."""
-        self.transport, self.connections = transport, connections
-        self.conn = WsProtocol(SERVER, max_size=self.message_max_bytes(), logger=_quiet)
-        self.unanswered, self.fragments, self.is_text = False, None, False
-        self.asked, self.window_s = 0, self.sockets.clock.steady_s()
-        high = self.sockets.settings.socket_buffer_max_bytes
-        transport.set_write_buffer_limits(high=high, low=min(LOW_WATER, high // 4))
-        raw = transport.get_extra_info("socket")
-        if raw is not None:  # or the kernel would take megabytes for a peer that does not read, and all of it old news
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.sockets.settings.socket_kernel_buffer_bytes)
-        transport.set_protocol(self)
-        self.connections.add(self)
-        self.sockets.add(self, self.kind)  # type: ignore[arg-type]
-        if self.sockets.count > self.sockets.settings.socket_max:
-            self.close(TOO_MANY, "this worker has all the sockets it takes")
-            return
-        self.opened()
-
-    def message_max_bytes(self) -> int:
-        return self.sockets.settings.socket_message_max_bytes
-
-    def data_received(self, data: bytes) -> None:
-        self.unanswered = False
-        conn = self.conn
-        conn.receive_data(data)
-        for event in conn.events_received():
-            if conn.state is OPEN:
-                self._frame(cast(Frame, event))
-        out = conn.data_to_send()
-        if out and not self.transport.is_closing():
-            self.transport.write(b"".join(out))  # pongs, the echo of a close frame, the verdict on a broken frame
-            if not out[-1]:  # the library's mark for the end of the stream
-                self._hang_up()
-
-    def eof_received(self) -> None:
-        """The peer is done; the transport closes itself."""
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.connections.discard(self)
-        self.sockets.drop(self, self.kind)  # type: ignore[arg-type]
-        self.ended()
-
-    def ping(self) -> None:
-        """Called once in every ping interval."""
-        if self.unanswered:
-            self.close(MOVING, "no answer to a ping")
-        elif self.conn.state is OPEN:
-            self.unanswered = True
-            self.transport.write(PING)
-
-    def close(self, code: int, reason: str) -> None:
-        """A close frame, and no more after it; the connection is cut when the peer does not answer it."""
-        if self.conn.state is not OPEN:
-            return
-        self.sockets.closed.add(1, str(code))
-        self.conn.send_close(code, reason[:120])  # a control frame holds 125 bytes
-        if not self.transport.is_closing():
-            self.transport.write(b"".join(self.conn.data_to_send()))
-            asyncio.get_running_loop().call_later(GIVE_UP_S, self.transport.abort)
-        self.ended()
-
-    def _hang_up(self) -> None:
-        """Our half of the connection ends. The peer ends its own: to cut it with input unread would reset it, and lose our close frame."""
-        self.transport.write_eof()
-        asyncio.get_running_loop().call_later(GIVE_UP_S, self.transport.abort)
-        self.ended()
-
-    def shutdown(self) -> None:
-        """uvicorn's last word, after the drain."""
-        self.close(RESTARTING, GOING_AWAY_REASON)
-        self.transport.close()
-
-    def _frame(self, frame: Frame) -> None:
-        opcode = frame.opcode
-        if opcode in (Opcode.TEXT, Opcode.BINARY):
-            self.is_text = opcode is Opcode.TEXT
-            if frame.fin:
-                self.message(bytes(frame.data), self.is_text)
-            else:
-                self.fragments = bytearray(frame.data)
-        elif opcode is Opcode.CONT and self.fragments is not None:
-            self.fragments += frame.data  # the library holds the sum below `message_max_bytes`; fragments of nothing take no room
-            if frame.fin:
-                whole, self.fragments = bytes(self.fragments), None
-                self.message(whole, self.is_text)
-
-    def _over_rate(self, most: int) -> bool:
-        now_s = self.sockets.clock.steady_s()
-        if now_s - self.window_s > WINDOW_S:
-            self.window_s, self.asked = now_s, 0
-        self.asked += 1
-        return self.asked > most
-
-    def opened(self) -> None:
-        raise NotImplementedError
-
-    def ended(self) -> None:
-        """Called at least once, maybe twice."""
-        raise NotImplementedError
-
-    def message(self, data: bytes, is_text: bool) -> None:
-        raise NotImplementedError
-
-
-_SPEAKER_SLOTS = ("asked", "conn", "connections", "fragments", "is_text", "sockets", "slot", "transport", "unanswered", "window_s")
-
-
 class LiveSocket(Speaker, Listener):
     """One listener's socket: the ops of the contract, translated for the hub."""
 
-    __slots__ = (*_SPEAKER_SLOTS, "boxes", "own", "timer", "token")
+    __slots__ = (*SPEAKER_SLOTS, "boxes", "own", "timer", "token")
 
     kind = "live"
 
-    def __init__(self, sockets: Sockets, given: Pairs, own: str | None) -> None:
-        offered = _offered(given)
-        encoding = next((SUBPROTOCOLS[name] for name in offered if name in SUBPROTOCOLS), JSON)
-        Listener.__init__(self, WIRES[encoding], _nowhere)
+    def __init__(self, sockets: Sockets, speaks: str | None, offered: list[str], own: str | None) -> None:
+        """`speaks`: the subprotocol that the handshake chose; `offered`: all that the client named."""
+        Listener.__init__(self, WIRES[SUBPROTOCOLS[speaks] if speaks else JSON], _nowhere)
         self.sockets = sockets
         self.own = own  # the channel that this path subscribes by itself, until it has
         self.token = next((name[7:] for name in offered if name.startswith("bearer.")), None)
@@ -444,22 +288,23 @@ class LiveSocket(Speaker, Listener):
             Speaker.ping(self)
 
     def pause_writing(self) -> None:
-        """Our buffer for it is full: newest only, and no more questions from it either."""
-        if self.conn.state is OPEN:
+        """Our buffer for it is full: newest only, and no more questions or pings from it either."""
+        self.transport.pause_reading()
+        if self.state == OPEN:
             self.sockets.hub.stall(self)
-            self.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self.conn.state is OPEN and not self.transport.is_closing():
-            self.transport.resume_reading()
+        if self.transport.is_closing():
+            return
+        self.transport.resume_reading()
+        if self.state == OPEN:
             self.unanswered = False
             self.sockets.hub.resume(self)
 
     # --- what the client says ---
 
     def message(self, data: bytes, is_text: bool) -> None:
-        if self._over_rate(self.sockets.settings.socket_messages_max):
-            self.close(TOO_MANY, "too many messages")
+        if self.flooding():
             return
         try:
             ask = _DECODE[JSON if is_text else MSGPACK](data)
@@ -498,7 +343,7 @@ class LiveSocket(Speaker, Listener):
     def _bbox(self, ask: Ask) -> None:
         if ask.box is None:
             raise Invalid("bbox needs its box: [west, south, east, north]")
-        if self.asked == 1:
+        if self.asked == 1:  # the first message of a new window
             self.boxes = 0
         self.boxes += 1
         if self.boxes > self.sockets.settings.bbox_changes_max:
@@ -517,7 +362,7 @@ class LiveSocket(Speaker, Listener):
         self._reply({"id": ident, "error": {"code": fault.code, "detail": fault.detail, "retryable": fault.retryable}})
 
     def _reply(self, said: dict[str, Any]) -> None:
-        if self.conn.state is OPEN:
+        if self.state == OPEN:
             self.write(self.wire.frame(ENCODE[self.wire.encoding](said), ""))
 
     # --- who it is ---
@@ -579,47 +424,3 @@ _OPS: Final[dict[str, Callable[[LiveSocket, Ask], None]]] = {
     "bbox": LiveSocket._bbox,
     "ping": LiveSocket._ping,
 }
-
-
-class DeviceSocket(Speaker):
-    """A device's socket: frames go to its ingest session, which answers when they are stored."""
-
-    __slots__ = (*_SPEAKER_SLOTS, "session")
-
-    kind = "device"
-
-    def __init__(self, sockets: Sockets, door: Door, device: Device) -> None:
-        self.sockets = sockets
-        self.session = IngestSession(door, device, self._send, self.close)
-        self.session.on_resume = self._resume
-
-    def message_max_bytes(self) -> int:
-        """A frame may hold what a POST may: 100 telemetry objects are 27 KB."""
-        return self.sockets.settings.ingest_body_max_bytes
-
-    def opened(self) -> None:
-        """Its session exists since the handshake: a token that does not hold was answered 401 there."""
-
-    def ended(self) -> None:
-        self.session.closed()
-
-    def message(self, data: bytes, is_text: bool) -> None:
-        self.session.receive(data.decode("utf-8", "replace") if is_text else data)
-        if self.session.paused:
-            self.transport.pause_reading()
-
-    def pause_writing(self) -> None:
-        """It does not read its acknowledgements: we read no more fixes."""
-        self.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        self._resume()
-
-    def _resume(self) -> None:
-        self.unanswered = False
-        if not self.transport.is_closing() and not self.session.paused:
-            self.transport.resume_reading()
-
-    def _send(self, frame: str | bytes) -> None:
-        if self.conn.state is OPEN and not self.transport.is_closing():
-            self.transport.write(text_frame(frame.encode()) if isinstance(frame, str) else binary_frame(frame))

@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 import uvicorn
 
 from api.app import Edge
+from api.gate import Gate
 from api.live import Sockets
 from api.parts import Parts
 from api.sse import Streams
@@ -65,11 +66,15 @@ class HttpProtocol(DeviceLane):
         self.in_head, self.began_s = True, 0.0
         super().on_message_complete()
 
-    def handle_websocket_upgrade(self) -> None:
-        """The head is parsed already: hand it over as it is instead of writing it out again for a second parser."""
+    def upgrade_to_socket(self, rest: bytes) -> None:
+        """The head is parsed already: hand it over as it is. Not behind a request that waits for its answer: the 101 would overtake it."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.send_400_response("An upgrade has to wait for the answer before it.")
+            return
         self.connections.discard(self)
-        asked = (self.scope["method"], self.url.decode("latin-1"), self.headers)
-        self.sockets.upgrade(self.transport, *asked, cast("set[Any]", self.connections))
+        method, version = self.parser.get_method().decode("ascii"), self.parser.get_http_version()
+        target = self.url.decode("latin-1")
+        self.sockets.upgrade(self.transport, cast("set[Any]", self.connections), target, self.headers, rest, method, version)
 
     def pause_writing(self) -> None:
         self.full_s = self.loop.time()
@@ -101,10 +106,11 @@ class Worker(uvicorn.Server):
     def __init__(
         self, edge: Edge, sockets: Sockets, parts: Parts, streams: Streams | None = None, device_paths: DevicePaths | None = None
     ) -> None:
+        http = type("WorkerHttp", (HttpProtocol,), {"sockets": sockets, "device_paths": device_paths})
         config = uvicorn.Config(
             edge,
-            http=type("HttpProtocol", (HttpProtocol,), {"sockets": sockets, "device_paths": device_paths}),
-            ws=asyncio.Protocol,  # only says that upgrades are wanted: `handle_websocket_upgrade` is ours
+            http=type("WorkerGate", (Gate,), {"__slots__": (), "sockets": sockets, "http": http}),
+            ws=asyncio.Protocol,  # only says that upgrades are wanted: `upgrade_to_socket` is ours
             loop="none",
             lifespan="on",
             log_config=None,
@@ -152,7 +158,11 @@ class Worker(uvicorn.Server):
             for number, connection in enumerate(connections):
                 if number % 2_000 == 1_999:
                     await asyncio.sleep(0)
-                if isinstance(connection, HttpProtocol) and connection.late(now_s) and self.slow_requests is not None:
+                if isinstance(connection, HttpProtocol):
+                    late = connection.late(now_s)
+                else:
+                    late = isinstance(connection, Gate) and connection.late(now_s, HEAD_TIMEOUT_S)
+                if late and self.slow_requests is not None:
                     self.slow_requests.add()
 
     async def _freeze(self) -> None:

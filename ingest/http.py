@@ -244,16 +244,16 @@ class DevicePaths:
 
     # --- who ---
 
-    async def socket_device(self, path: str, headers: Mapping[bytes, bytes], query: bytes) -> Device:
-        """Who opens a socket there: the upgrade is signed as a GET without a body, or it has a token in Authorization or in the query.
-        Raises `Unauthenticated`, `Unavailable`.
-        """
-        if b"x-signature" in headers:
-            return await self._signed("GET", path, headers, query, b"")
+    def token_holder(self, headers: Mapping[bytes, bytes], query: bytes) -> Device:
+        """Who opens a socket with a token in Authorization or in the query. Raises `Unauthenticated`."""
         found = self._token_device(headers, query)
         if found is None:
             raise self._nobody()
         return found[0]
+
+    async def signer(self, path: str, headers: Mapping[bytes, bytes], query: bytes) -> Device:
+        """Who opens a socket there with X-Signature: the upgrade is signed as a GET without a body. Raises `Unauthenticated`, `Unavailable`."""
+        return await self._signed("GET", path, headers, query, b"")
 
     async def _signed(self, method: str, path: str, headers: Mapping[bytes, bytes], query: bytes, body: bytes) -> Device:
         target = f"{path}?{query.decode('latin-1')}" if query else path  # what a query says is signed too

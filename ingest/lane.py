@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ingest.http import Answer, DevicePaths, Request, Started
@@ -91,11 +92,29 @@ class DeviceLane(HttpToolsProtocol):
         self.arriving: DeviceCycle | None = None  # its head is there, its body not yet
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        self._parse(data)
         if self.arriving is not None:
             body, self.arriving = self.arriving.body, None
             if not self.transport.is_closing():
                 self._hand_over(body)
+
+    def _parse(self, data: bytes) -> None:
+        """As uvicorn's, but what came behind an upgrade is not dropped."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._should_upgrade():
+                self.upgrade_to_socket(data[upgrade.args[0] :])
+            else:
+                self._unsupported_upgrade_warning()
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("Invalid HTTP request received.")
+
+    def upgrade_to_socket(self, rest: bytes) -> None:
+        """An upgrade whose head is parsed; `rest` came behind it."""
+        raise NotImplementedError
 
     def on_headers_complete(self) -> None:
         cycle = self._admitted(self.device_paths) if self.device_paths is not None and self.url.startswith(b"/ingest/") else None

@@ -41,8 +41,8 @@ class _Flight(msgspec.Struct, gc=False):
 class IngestSession:
     """One device's socket. Not for two threads."""
 
-    def __init__(self, door: Door, device: Device, send: Callable[[str | bytes], None], close: Callable[[int, str], None]) -> None:
-        """`send` writes one frame, `close(code, reason)` ends the socket; both are called on the loop, never after `closed()`."""
+    def __init__(self, door: Door, device: Device, send: Callable[[bytes, bool], None], close: Callable[[int, str], None]) -> None:
+        """`send(payload, is_text)` writes one frame, `close(code, reason)` ends the socket; both are called on the loop, never after `closed()`."""
         self.door, self.device, self._send, self._close = door, device, send, close
         self.on_resume: Callable[[], None] | None = None
         self._flights: deque[_Flight] = deque()
@@ -58,7 +58,7 @@ class IngestSession:
         """Too many fixes in flight: read no more frames until `on_resume` is called."""
         return self._held >= IN_FLIGHT_MAX
 
-    def receive(self, frame: str | bytes) -> None:
+    def receive(self, body: bytes, is_text: bool) -> None:
         """One frame: a telemetry object, an array of them, or lines of them. Never raises."""
         if self._ended:
             return
@@ -67,8 +67,7 @@ class IngestSession:
             self._end(NOT_AUTHENTICATED, "the credentials of this socket are no longer good")
             return
         self.device = device
-        body = frame.encode("utf-8", "replace") if isinstance(frame, str) else bytes(frame)
-        self._packed = not isinstance(frame, str) and is_msgpack(body, "")
+        self._packed = not is_text and is_msgpack(body, "")
         try:
             decoded = telemetry(body, "", self.device, "socket", self.door.clock.now_ms())
         except WireError as fault:
@@ -141,7 +140,7 @@ class IngestSession:
             self._say({"ack": None, "n": bare})
 
     def _say(self, said: dict[str, Any]) -> None:
-        self._send(_pack(said) if self._packed else _json(said).decode())
+        self._send(_pack(said), False) if self._packed else self._send(_json(said), True)
 
     def _end(self, code: int, reason: str) -> None:
         self._ended = True

@@ -54,10 +54,15 @@ class Talk:
         self.devices = Devices(None, clock, secret_key="")  # type: ignore[arg-type]
         self.devices._devices[device.device_id] = device
         self.door = Door(self.devices, self.gate, Settings(), clock)
-        self.session = IngestSession(self.door, device, self.said.append, lambda code, reason: self.ends.append(code))
+        self.session = IngestSession(
+            self.door, device, lambda said, is_text: self.said.append(said), lambda code, reason: self.ends.append(code)
+        )
 
     def hear(self, seq: int | None, bus_id: str = "B1", **more: Any) -> None:
-        self.session.receive(json.dumps(fix(seq, bus_id) | more))
+        self.text(fix(seq, bus_id) | more)
+
+    def text(self, said: Any) -> None:
+        self.session.receive(json.dumps(said).encode(), True)
 
     async def settle(self) -> list[Any]:
         await self.door.drain()
@@ -93,15 +98,15 @@ async def test_fixes_without_a_seq_are_counted() -> None:
     talk = Talk()
     talk.gate.area("demo").set()
     talk.hear(None)
-    talk.session.receive(json.dumps([fix(None), fix(None)]))
+    talk.text([fix(None), fix(None)])
     assert await talk.settle() == [{"ack": None, "n": 3}]
 
 
 async def test_an_unusable_fix_is_named_and_the_others_of_its_frame_are_stored() -> None:
     talk = Talk()
     talk.gate.area("demo").set()
-    talk.session.receive(json.dumps([fix(1), fix(2, "B9"), fix(3) | {"location": {"latitude": 99, "longitude": 0}}, fix(4)]))
-    talk.session.receive("garbage")
+    talk.text([fix(1), fix(2, "B9"), fix(3) | {"location": {"latitude": 99, "longitude": 0}}, fix(4)])
+    talk.session.receive(b"garbage", True)
     assert await talk.settle() == [
         {"quarantined": {"seq": 2, "reason": "NOT_YOUR_BUS"}},
         {"quarantined": {"seq": 3, "reason": "RANGE"}},
@@ -115,7 +120,7 @@ async def test_an_unusable_fix_is_named_and_the_others_of_its_frame_are_stored()
 async def test_messagepack_is_answered_in_messagepack() -> None:
     talk = Talk()
     talk.gate.area("demo").set()
-    talk.session.receive(msgspec.msgpack.encode(fix(8)))
+    talk.session.receive(msgspec.msgpack.encode(fix(8)), False)
     await talk.door.drain()
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -157,7 +162,7 @@ async def test_a_device_that_hung_up_is_told_nothing() -> None:
 async def test_too_much_in_flight_pauses_the_reader_until_it_is_stored() -> None:
     talk, resumed = Talk(), []
     talk.session.on_resume = lambda: resumed.append(True)
-    talk.session.receive(json.dumps([fix(n) for n in range(IN_FLIGHT_MAX)]))
+    talk.text([fix(n) for n in range(IN_FLIGHT_MAX)])
     assert talk.session.paused
     talk.gate.area("demo").set()
     assert (await talk.settle())[-1] == {"ack": IN_FLIGHT_MAX - 1}
@@ -168,7 +173,7 @@ async def test_too_much_in_flight_pauses_the_reader_until_it_is_stored() -> None
 @pytest.mark.parametrize("count", [10_001])
 async def test_a_frame_over_the_limit_is_a_bad_message(count: int) -> None:
     talk = Talk()
-    talk.session.receive(b"[" + b",".join([b"0"] * count) + b"]")
+    talk.session.receive(b"[" + b",".join([b"0"] * count) + b"]", False)
     assert talk.ends == [4400]
 
 
@@ -187,6 +192,6 @@ async def test_a_device_far_over_its_rate_is_sent_away() -> None:
     talk = Talk()
     talk.gate.area("demo").set()
     for _ in range(4):
-        talk.session.receive(json.dumps([fix(n) for n in range(9000)]))
+        talk.text([fix(n) for n in range(9000)])
         await talk.settle()
     assert talk.ends == [4429]
