@@ -107,7 +107,7 @@ class _Line(asyncio.Protocol):
 
 
 class Calls:
-    """`connections` to one deployment. What is not 2xx is a fault by its status, unless `heard` is given: then the scenario judges."""
+    """`connections` to one deployment. 2xx counts as `answered`, the rest is a fault by its status, unless `heard` is given: then the scenario judges."""
 
     def __init__(self, share: Share, connections: int, limit_s: float = LIMIT_S) -> None:
         parts = urlsplit(share.url)
@@ -181,7 +181,9 @@ class Calls:
         self.share.note(call.measure, time.monotonic() - call.moment)
         if call.heard is not None:
             call.heard(status, body)
-        elif status >= 300:
+        elif status < 300:
+            self.share.count("answered")
+        else:
             self.share.fault(str(status))
         self._end(call)
 

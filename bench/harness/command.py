@@ -395,9 +395,9 @@ def main(words: Sequence[str]) -> int:
         return HELD if asked else BAD
     try:
         parser = parser_of(command)
-        asked = [word for word in words[1:] if word not in ("-h", "--help")]
-        if command.arguments in OF_A_SCENARIO and asked:
-            option_arguments(parser, catalogue.find(parser.parse_known_args(asked)[0].scenario))
+        plain = [word for word in words[1:] if word not in ("-h", "--help")]
+        if command.arguments in OF_A_SCENARIO and plain:
+            option_arguments(parser, catalogue.find(parser.parse_known_args(plain)[0].scenario))
         return command.run(parser.parse_args(words[1:]))
     except (ValueError, target.NoTarget, CallFailed) as fault:
         sys.stderr.write(f"timepoint bench {command.name}: {fault}\n")

@@ -11,11 +11,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from bench.harness.calls import Calls, opening, whole
-from bench.harness.devices import register
+from bench.harness.devices import SPEED_MPS, fix, register
 from bench.harness.scenario import Measure, Option, Scenario, Share, Target
-
-METRES_PER_DEGREE = 111_195
-SPEED_MPS = 10.0
 
 
 class IngestHttp(Scenario):
@@ -54,12 +51,3 @@ class IngestHttp(Scenario):
             calls.send(moment, whole(head, body), "answer", heard)
             turn += 1
         await calls.rest()
-
-
-def fix(bus_id: str, lane: int, at_ms: int, along_m: float) -> bytes:
-    """One telemetry object; each bus on a parallel of its own."""
-    lat, lon = 36.70 + lane % 997 / 5000, 3.05 + along_m / METRES_PER_DEGREE
-    return (
-        f'{{"busId":"{bus_id}","timestamp":{at_ms},"location":{{"latitude":{lat:.6f},"longitude":{lon:.6f},"accuracy":5.0}},'
-        f'"motion":{{"speed":{SPEED_MPS * 3.6:.1f},"heading":90.0}}}}'
-    ).encode()

@@ -51,8 +51,8 @@ class Target(Protocol):
     pids: Mapping[str, int]  # of its processes by name, where they are on this machine; else empty
 
     def call(self, method: str, path: str, body: object = None, *, key: str = "", token: str | None = None) -> Any:
-        """One JSON call, blocking, for `prepare` and `verify`; with the admin's token where none is given, and for what changes something with a
-        fresh Idempotency-Key. Answers the body. Raises `CallFailed` with status and problem."""
+        """One call, blocking, for `prepare` and `verify`; with the admin's token where none is given, and for what changes something with a
+        fresh Idempotency-Key. `body` goes as JSON, bytes as they are. Answers the body. Raises `CallFailed` with status and problem."""
         ...
 
 

@@ -52,7 +52,7 @@ class Deployment:
             headers["Content-Type"] = "application/json"
         if method not in ("GET", "HEAD"):
             headers["Idempotency-Key"] = key or str(uuid.uuid4())
-        data = None if body is None else json.dumps(body).encode()
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=CALL_LIMIT_S) as answer:
