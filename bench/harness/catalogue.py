@@ -13,6 +13,7 @@ from bench.harness.scenario import Scenario
 
 LISTED: Final = {
     "ingest-http": "bench.harness.ingest_http:IngestHttp",
+    "reads": "bench.harness.reads:Reads",
     "ingest-batch": "bench.loads.ingest:IngestBatch",
     "ingest-ws": "bench.loads.ingest:IngestWs",
     "ingest-mqtt": "bench.loads.ingest:IngestMqtt",
@@ -21,6 +22,10 @@ LISTED: Final = {
     "slow-client": "bench.loads.fanout:SlowClient",
     "seat-rush": "bench.loads.seats:SeatRush",
     "booking": "bench.loads.seats:Booking",
+    "mixed-city": "bench.loads.city:MixedCity",
+    "soak": "bench.loads.city:Soak",
+    "reconnect-storm": "bench.loads.reconnect:ReconnectStorm",
+    "replay": "bench.loads.replay:Replay",
 }
 
 

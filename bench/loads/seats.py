@@ -17,7 +17,7 @@ from bench.harness.calls import Calls, request
 from bench.harness.scenario import Measure, Option, Scenario, Share, Target
 from bench.loads.onsale import Sold, on_sale, seats_of, sold_of
 from bench.loads.socket import Socket
-from bench.loads.watch import Crowd, Ordered, Push, Wish, decode_push, decode_pushes, subscribe, until
+from bench.loads.watch import Crowd, Ordered, Wish, pushes, subscribe, until
 
 CONNECTIONS = 64
 SETTLE_S = 5.0
@@ -60,24 +60,22 @@ class Judge:
 
     def __init__(self, share: Share) -> None:
         self.share, self.ordered = share, Ordered(share)
-        self._taken: dict[tuple[str, str, str], bool] = {}
+        self._taken: set[tuple[str, str, str]] = set()
 
     def heard(self, socket: Socket, payload: bytes) -> None:
-        push = decode_push(payload)
-        for one in decode_pushes(push.d) if push.t == "batch" else (push,):
-            self.message(one)
+        for push in pushes(payload):
+            if self.ordered.message(push) and push.t == "seat":
+                self._changed(_change(push.d))
 
-    def message(self, push: Push) -> None:
-        if push.t == "snapshot" and isinstance(push.o, int):
-            self.ordered.epoch, self.ordered.offset = push.e or self.ordered.epoch, push.o
-        elif push.t == "seat":
-            self.ordered.message(push)
-            self.share.count("seat messages")
-            change = _change(push.d)
-            key = change.seat, change.start, change.end
-            if change.state == "TAKEN" and self._taken.get(key):
-                self.share.fault("seat taken twice")
-            self._taken[key] = change.state == "TAKEN"
+    def _changed(self, change: SeatChange) -> None:
+        self.share.count("seat messages")
+        key = change.seat, change.start, change.end
+        if change.state != "TAKEN":
+            self._taken.discard(key)
+        elif key in self._taken:
+            self.share.fault("seat taken twice")
+        else:
+            self._taken.add(key)
 
 
 class SeatRush(Scenario):
@@ -282,8 +280,8 @@ def places(trips: list[Sold], number: int, of: int) -> Iterator[tuple[Sold, int,
 class Customers:
     """Those of one generator: guests, each with a seat of their own for one leg. A call that is refused ends the round."""
 
-    def __init__(self, share: Share, calls: Calls, trips: list[Sold], measure: str = "booked") -> None:
-        self.share, self.calls, self.measure = share, calls, measure
+    def __init__(self, share: Share, calls: Calls, trips: list[Sold]) -> None:
+        self.share, self.calls = share, calls
         self.places = places(trips, share.number, share.of)
         self.under_way = 0
 
@@ -325,6 +323,6 @@ class Customers:
         def confirmed(answer: bytes) -> None:
             self.under_way -= 1
             self.share.count("confirmed")
-            self.share.note(self.measure, time.monotonic() - moment)
+            self.share.note("booked", time.monotonic() - moment)
 
         self._call(time.monotonic(), "book", "/v1/bookings", body, who, booked)

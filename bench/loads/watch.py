@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -42,7 +41,35 @@ class Seen(msgspec.Struct):
 decode_push = msgspec.json.Decoder(Push).decode
 decode_pushes = msgspec.json.Decoder(list[Push]).decode
 decode_seen = msgspec.json.Decoder(Seen).decode
-decode_snapshot = msgspec.json.Decoder(list[Seen]).decode
+
+
+class Ordered:
+    """The messages of an ordered channel for one listener: every one, once, in the order of its offsets, over any number of connections."""
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self.epoch, self.offset = "", -1
+        self.heard = 0
+
+    def message(self, push: Push) -> bool:
+        """Notes a message of the channel; whether it is one that was said, and not a snapshot of where things stand."""
+        if not isinstance(push.o, int):
+            return False
+        if push.t == "snapshot":
+            if self.epoch and push.e == self.epoch and push.o > self.offset:
+                self.share.count("not recovered", push.o - self.offset)
+            self.epoch, self.offset = push.e or "", push.o
+            return False
+        if push.o != self.offset + 1:
+            self.share.fault("doubled" if push.o <= self.offset else "hole in an ordered channel")
+        self.offset = max(self.offset, push.o)
+        self.heard += 1
+        return True
+
+    @property
+    def since(self) -> tuple[str, int] | None:
+        """What a listener says that comes back."""
+        return (self.epoch, self.offset) if self.epoch else None
 
 
 def subscribe(channel: str, number: int = 1, since: tuple[str, int] | None = None) -> bytes:
@@ -65,6 +92,9 @@ class Wish(msgspec.Struct):
     kind: str = ""
     token: str = ""
     open: int = 0  # asks not yet granted
+    seen: dict[str, int] = msgspec.field(default_factory=dict)  # bus -> the newest fix that this connection has shown, ms
+    ordered: Ordered | None = None  # of an ordered channel
+    cut_s: float = 0.0  # when it was cut; 0: it has heard something since
 
 
 def watching(channels: Iterable[str], kind: str, *, token: str = "") -> list[Wish]:
@@ -83,8 +113,11 @@ def gathered(channels: Sequence[str], kind: str) -> list[Wish]:
 class Crowd:
     """Sockets on /ws, a wish each (`socket.mark`). `heard` is given every message that is no answer."""
 
-    def __init__(self, share: Share, wishes: Sequence[Wish], heard: Callable[[Socket, bytes], None]) -> None:
-        self.share, self.address, self._heard = share, Address.of(share.url), heard
+    def __init__(
+        self, share: Share, wishes: Sequence[Wish], heard: Callable[[Socket, bytes], None], granted: Callable[[Socket], object] = id
+    ) -> None:
+        """`granted`: told of each socket when all that it asked for is answered."""
+        self.share, self.address, self._heard, self._granted_to = share, Address.of(share.url), heard, granted
         self.hello = upgrade(self.address, "/ws", Sec_WebSocket_Protocol="timepoint.v1.json")
         self.sockets = [Socket(self.hello, self.hear, self.lost, wish) for wish in wishes]
         self.closing = False
@@ -117,6 +150,7 @@ class Crowd:
                 self.share.fault("refused: " + payload.decode(errors="replace")[:120])
             socket.mark.open -= 1
             if socket.mark.open == 0:
+                self._granted_to(socket)
                 self._open -= 1
                 if self._open == 0:
                     self._granted.set()
@@ -162,14 +196,19 @@ class Ages:
         self.share.count("delivered", len(self._found))
 
 
-def positions(payload: bytes, kinds: tuple[str, ...] = ("pos",)) -> Iterable[tuple[str, int]]:
-    """(bus, time of the fix) of every position of one of our buses in a message."""
+def pushes(payload: bytes) -> Sequence[Push]:
+    """The messages of a frame."""
     push = decode_push(payload)
-    for one in decode_pushes(push.d) if push.t == "batch" else (push,):
-        if one.t in kinds:
-            for seen in decode_snapshot(one.d) if one.t == "snapshot" else (decode_seen(one.d),):
-                if seen.bus_id.startswith("load-"):
-                    yield seen.bus_id, epoch_ms(seen.at.encode())
+    return decode_pushes(push.d) if push.t == "batch" else (push,)
+
+
+def positions(payload: bytes) -> Iterable[tuple[str, int]]:
+    """(bus, time of the fix) of every new position of one of our buses in a frame; snapshots tell no news."""
+    for one in pushes(payload):
+        if one.t == "pos":
+            seen = decode_seen(one.d)
+            if seen.bus_id.startswith("load-"):
+                yield seen.bus_id, epoch_ms(seen.at.encode())
 
 
 class Ledger:
@@ -180,25 +219,27 @@ class Ledger:
         self.share = share
         self._accepted: dict[str, int] = {}  # newest, ms
         self._seen: dict[str, int] = {}
-        self._by_socket: dict[tuple[int, str], int] = {}
-        self.outcomes: Counter[str] = Counter()
 
     def accepted(self, bus_id: str, at_ms: int) -> None:
         if at_ms > self._accepted.get(bus_id, 0):
             self._accepted[bus_id] = at_ms
 
     def seen(self, socket: Socket, bus_id: str, at_ms: int) -> None:
-        key = id(socket), bus_id
-        before_ms = self._by_socket.get(key, 0)
+        before_ms = socket.mark.seen.get(bus_id, 0)
         if at_ms <= before_ms:
             self.share.fault("seen twice" if at_ms == before_ms else "older after newer")
-        self._by_socket[key] = at_ms
+        socket.mark.seen[bus_id] = at_ms
         if at_ms > self._seen.get(bus_id, 0):
             self._seen[bus_id] = at_ms
 
     def behind(self, until_ms: float = float("inf")) -> list[str]:
         """Buses of which a fix was accepted (and is not newer than `until_ms`), and neither it nor a newer one seen."""
         return [bus_id for bus_id, at_ms in self._accepted.items() if self._seen.get(bus_id, 0) < min(at_ms, until_ms)]
+
+    @property
+    def buses(self) -> int:
+        """Of how many something was accepted."""
+        return len(self._accepted)
 
     async def settle(self, limit_s: float) -> list[str]:
         """Waits until nothing is behind, so long at most; each that still is, is a fault `lost`."""
@@ -208,32 +249,3 @@ class Ledger:
             self.share.fault("lost")
         self.share.count("watched buses", len(self._accepted))
         return left
-
-
-class Ordered:
-    """The messages of an ordered channel on one socket: every one, once, in the order of its offsets, over any number of connections."""
-
-    def __init__(self, share: Share) -> None:
-        self.share = share
-        self.epoch, self.offset = "", -1
-        self.heard = 0
-
-    def reply(self, push: Push) -> None:
-        """The answer to a `sub`. With `recovered` the messages that were missed follow; else a snapshot says where things stand."""
-        if not push.recovered and isinstance(push.o, int):
-            if self.epoch and push.e == self.epoch and push.o > self.offset:
-                self.share.count("not recovered")
-            self.epoch, self.offset = push.e or "", push.o
-
-    def message(self, push: Push) -> None:
-        """A message of the channel; snapshots are none."""
-        if not isinstance(push.o, int) or push.t == "snapshot":
-            return
-        if push.o != self.offset + 1:
-            self.share.fault("doubled" if push.o <= self.offset else "hole in an ordered channel")
-        self.offset = max(self.offset, push.o)
-        self.heard += 1
-
-    @property
-    def since(self) -> tuple[str, int] | None:
-        return (self.epoch, self.offset) if self.epoch else None
