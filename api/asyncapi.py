@@ -104,7 +104,7 @@ def _example(kind: str) -> Any:
         return {"t": "batch", "d": [_example("pos"), _example("gone")]}
     channel, body = PUSHES[kind]
     epoch = "9f1c03aa.b2" if kind == "snapshot" else None
-    return msgspec.json.decode(frames.push(frames.JSON, (channel,), (4_127,), kind, msgspec.json.encode(body), epoch))
+    return msgspec.json.decode(frames.push(frames.JSON, (channel,), 4_127, kind, msgspec.json.encode(body), epoch))
 
 
 def document() -> dict[str, Any]:

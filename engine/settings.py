@@ -98,6 +98,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     socket_origins: Annotated[
         str, _d("origins of web pages that may open sockets, comma separated; *: any (public data, token never a cookie)")
     ] = "*"
+    live_gather_ms: Annotated[
+        int, _d("who follows many vehicles (route, stop, fleet, viewport) is told once in so long: writes for age", ge=0, le=1000)
+    ] = 100
     bbox_span_max_deg: Annotated[float, _d("widest and highest viewport, degrees: bounds a snapshot", gt=0, le=360)] = 10.0
     bbox_changes_max: Annotated[int, _d("most viewport changes of a socket in 10 s", ge=1)] = 60
     socket_ping_s: Annotated[float, _d("server ping interval", gt=0)] = 25.0

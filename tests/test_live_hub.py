@@ -228,7 +228,7 @@ async def test_a_moved_viewport_starts_anew_and_an_unsubscribed_one_is_silent() 
     assert viewer.took() == [("snapshot", BBOX, ["a"]), ("snapshot", BBOX, ["b"])], "nothing of the box before"
     desk.hub.unsubscribe(viewer, BBOX)
     await desk.say(3, position("b", lon=5.1))
-    assert viewer.took() == [] and not desk.hub.viewports.rows
+    assert viewer.took() == [] and not desk.hub.later.viewports.rows
 
 
 async def test_a_vehicle_in_the_box_and_on_a_channel_is_said_once() -> None:
@@ -366,7 +366,7 @@ async def test_a_listener_that_left_leaves_nothing_behind() -> None:
     desk.hub.look(listener, (2.5, 36, 3.5, 37))
     desk.hub.stall(listener)
     desk.hub.leave(listener)
-    assert not desk.hub.channels and not desk.hub.viewports.rows and not desk.hub.stalled and not listener.channels
+    assert not desk.hub.channels and not desk.hub.later.viewports.rows and not desk.hub.stalled and not listener.channels
     listener.took()
     await desk.say(2, position("17"))
     assert listener.took() == []
@@ -375,7 +375,7 @@ async def test_a_listener_that_left_leaves_nothing_behind() -> None:
 async def test_nobody_listens_nothing_is_kept() -> None:
     desk = Desk()
     desk.hear(batch(2, position("17")))
-    assert not desk.hub._pending
+    assert not desk.hub.now.pending and not desk.hub.later.pending
 
 
 async def test_unsubscribing_in_the_middle_of_a_broadcast_stops_it() -> None:

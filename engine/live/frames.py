@@ -20,15 +20,22 @@ JSON: Final = 0
 MSGPACK: Final = 1
 
 
-@lru_cache(maxsize=4096)
-def _second(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+_MILLIS: Final = tuple(f".{ms:03d}Z" for ms in range(1000))
+_seconds: dict[int, str] = {}  # of the seconds that are spoken of: now, and the arrivals of the next hours
+SECONDS_MAX: Final = 20_000  # five hours and a half, 2 MB
 
 
 def rfc3339(ms: int) -> str:
     """UTC milliseconds as RFC 3339 text: `2026-02-16T14:05:09.250Z`."""
-    second, rest = divmod(ms, 1000)
-    return f"{_second(second)}.{rest:03d}Z"
+    second = ms // 1000
+    return (_seconds.get(second) or _second(second)) + _MILLIS[ms - second * 1000]
+
+
+def _second(second: int) -> str:
+    if len(_seconds) >= SECONDS_MAX:
+        _seconds.clear()
+    text = _seconds[second] = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return text
 
 
 def _when(ms: int | None) -> str | None:
@@ -158,19 +165,21 @@ class Notice(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def pos(p: Position) -> Pos:
-    """A position with public ids. Degrees to 6 places (0.1 m), metres and m/s to 2: what lies below is noise that costs bytes."""
+    """A position with public ids. Degrees to 6 places (0.1 m), metres and m/s to 2: what lies below is noise that costs bytes. Rounded by
+    way of integers: `round(x, 6)` costs four times as much."""
     feed, ahead = p.feed_id, p.next_stop
+    bearing, speed, along, offset = p.bearing_deg, p.speed_mps, p.along_m, p.offset_m
     return Pos(
         p.bus_id,
         None if p.trip_id is None or p.start_date is None else trip_key(feed, p.trip_id, p.start_date),
         None if p.route_id is None else f"{feed}:{p.route_id}",
         p.start_date,
-        round(p.lat, 6),
-        round(p.lon, 6),
-        None if p.bearing_deg is None else round(p.bearing_deg, 1),
-        None if p.speed_mps is None else round(p.speed_mps, 2),
-        None if p.along_m is None else round(p.along_m, 1),
-        None if p.offset_m is None else round(p.offset_m, 1),
+        round(p.lat * 1e6) / 1e6,
+        round(p.lon * 1e6) / 1e6,
+        None if bearing is None else round(bearing * 10) / 10,
+        None if speed is None else round(speed * 100) / 100,
+        None if along is None else round(along * 10) / 10,
+        None if offset is None else round(offset * 10) / 10,
         p.state,
         p.delay_s,
         None
@@ -255,15 +264,33 @@ class Wire:
         self.name, self.encoding, self.frame = name, encoding, frame
 
 
-def push(encoding: int, channels: Sequence[str], offsets: Sequence[int], kind: str, body: bytes, epoch: str | None = None) -> bytes:
-    """`{"ch","o","t","d"}` around an encoded body; `ch` and `o` are lists where there is more than one channel. `e` where it is given."""
-    one = len(channels) == 1
-    head: dict[str, Any] = {"ch": channels[0] if one else channels, "o": offsets[0] if one else offsets}
-    if epoch is not None:
-        head["e"] = epoch
-    head["t"] = kind
-    head["d"] = msgspec.Raw(body)
-    return ENCODE[encoding](head)
+@lru_cache(maxsize=16_384)
+def _quoted(encoding: int, text: str) -> bytes:
+    """A name as it stands encoded: the channels that are listened to, again and again."""
+    return ENCODE[encoding](text)
+
+
+def push(encoding: int, channels: Sequence[str], offset: int, kind: str, body: bytes, epoch: str | None = None) -> bytes:
+    """`{"ch","o","t","d"}` around an encoded body; `ch` and `o` are lists where there is more than one channel. `e` where it is given. Put
+    together from bytes: encoding a dict around a raw body costs 1.3 us, this a third."""
+    count = len(channels)
+    if encoding == JSON:
+        if count == 1:
+            names, offsets = _quoted(JSON, channels[0]), b"%d" % offset
+        else:
+            names = array(JSON, [_quoted(JSON, name) for name in channels])
+            offsets = array(JSON, [b"%d" % offset] * count)
+        era = b"" if epoch is None else b',"e":' + _quoted(JSON, epoch)
+        return b'{"ch":%b,"o":%b%b,"t":%b,"d":%b}' % (names, offsets, era, _quoted(JSON, kind), body)
+    number = ENCODE[MSGPACK](offset)
+    if count == 1:
+        names, offsets = _quoted(MSGPACK, channels[0]), number
+    else:
+        names, offsets = array(MSGPACK, [_quoted(MSGPACK, name) for name in channels]), array(MSGPACK, [number] * count)
+    era = b"" if epoch is None else b"\xa1e" + _quoted(MSGPACK, epoch)
+    return b"%b\xa2ch%b\xa1o%b%b\xa1t%b\xa1d%b" % (
+        b"\x84" if epoch is None else b"\x85", names, offsets, era, _quoted(MSGPACK, kind), body,
+    )  # fmt: skip
 
 
 def array(encoding: int, parts: Sequence[bytes]) -> bytes:

@@ -61,17 +61,17 @@ class Mailbox:
 class Listener:
     """One socket or stream. `channels` maps the name of each channel to the hub's version at the moment of subscribing."""
 
-    __slots__ = ("box", "box_version", "channels", "mailbox", "principal", "row", "wire", "write")
+    __slots__ = ("box", "channels", "is_later", "mailbox", "principal", "row", "wire", "write")
 
     def __init__(self, wire: Wire, write: Callable[[bytes], Any]) -> None:
         self.wire = wire
         self.write = write  # of one framed payload; must not block
         self.channels: dict[str, int] = {}
         self.mailbox: Mailbox | None = None  # not None: stalled
+        self.is_later = False  # True: told at ticks (engine/live/audience.py)
         self.principal: Any = None
         self.row = -1  # its row among the viewports; -1: none
         self.box: tuple[float, float, float, float] | None = None
-        self.box_version = 0
 
     def subscribed(self, ident: Any, channel: str, epoch: str, offset: int, recovered: bool) -> None:
         """Called once per granted subscription, before its first push."""

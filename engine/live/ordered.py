@@ -19,8 +19,9 @@ import msgspec
 from engine.errors import EngineError, Unavailable
 from engine.live import frames
 from engine.live.channels import spoken
+from engine.live.delivery import SLICE
 from engine.live.frames import ENCODE, JSON
-from engine.live.hub import SLICE, Hub, Since
+from engine.live.hub import Hub, Since
 from engine.live.listener import Listener
 from engine.meter import Meter
 
@@ -89,7 +90,7 @@ class Push:
         if made is None:
             said = msgspec.json.decode(self.message.payload, type=Said)
             body = bytes(said.d) if encoding == JSON else msgspec.msgpack.encode(msgspec.json.decode(said.d))
-            made = frames.push(encoding, (spoken(self.message.channel),), (self.message.offset,), said.t, body)
+            made = frames.push(encoding, (spoken(self.message.channel),), self.message.offset, said.t, body)
             self._made[encoding] = made
         return made
 
@@ -297,7 +298,7 @@ class OrderedChannels:
 
     def _snapshot(self, listener: Listener, held: OrderedChannel, picture: Any) -> None:
         encoding = listener.wire.encoding
-        part = frames.push(encoding, (spoken(held.name),), (held.offset,), "snapshot", ENCODE[encoding](picture), held.epoch)
+        part = frames.push(encoding, (spoken(held.name),), held.offset, "snapshot", ENCODE[encoding](picture), held.epoch)
         if listener.mailbox is None:
             listener.write(listener.wire.frame(part, f"{held.epoch}:{held.offset}"))
         elif not listener.mailbox.keep_ordered(part):

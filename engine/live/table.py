@@ -5,6 +5,9 @@ new epoch or a reconnect makes it read the area's picture again, and what arrive
 epoch (Redis lost something) is told as a reset. While Redis is away the last picture stays and `stale` says so. Refuses to be a history: it
 holds the newest position and forecast per vehicle, nothing else.
 
+Every worker hears every vehicle, most of which nobody asks it about: so what is said of one is encoded when somebody listens, and a forecast
+(twenty stops: 9 us to decode) is decoded when somebody reads it. Until then its head and its number of stops say all that the indexes need.
+
 `hear` and `learn` are pure; `follow` is the shell around them.
 """
 
@@ -14,13 +17,16 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from math import floor
 from typing import Final, Protocol, TypeVar
 
 import msgspec
 
 from engine.errors import Unavailable
-from engine.events import ApproachEvent, IncidentEvent, LiveBatch, Position, StopEvent, TripForecast
+from engine.events import SKIPPED, ApproachEvent, IncidentEvent, LiveBatch, Position, StopEvent, TripForecast
+from engine.live import frames
 from engine.live.channels import trip_key
+from engine.live.frames import ENCODE
 from engine.meter import Meter
 
 log = logging.getLogger(__name__)
@@ -35,22 +41,71 @@ CHECK_S: Final = 1.0  # how often Redis is asked whether it is there
 RETRY_S: Final = 0.5
 
 
+NOT_MADE: Final[tuple[bytes | None, bytes | None]] = (None, None)
+
+
 class Seen:
-    """The newest position of one vehicle, the area that said it, and the number of the batch in which it last changed."""
+    """The newest position of one vehicle, the area that said it, and the number of the batch in which it last changed. `names`: the channels
+    that carry it, its own first; a tuple that all positions of a vehicle share for as long as it stays on them."""
 
-    __slots__ = ("area", "n", "position")
+    __slots__ = ("_bodies", "area", "cell", "n", "names", "position")
 
-    def __init__(self, area: str, n: int, position: Position) -> None:
-        self.area, self.n, self.position = area, n, position
+    def __init__(self, area: str, n: int, position: Position, names: tuple[str, ...], cell: tuple[int, int]) -> None:
+        self.area, self.n, self.position, self.names, self.cell = area, n, position, names, cell
+        self._bodies: tuple[bytes | None, bytes | None] = NOT_MADE
+
+    def body(self, encoding: int) -> bytes:
+        """The encoded `pos`: made once, whichever channels, viewports and snapshots say it."""
+        made = self._bodies[encoding]
+        if made is None:
+            made = ENCODE[encoding](frames.pos(self.position))
+            self._bodies = (made, self._bodies[1]) if encoding == frames.JSON else (self._bodies[0], made)
+        return made
+
+
+class Head(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A forecast without a look at its stops."""
+
+    bus_id: str
+    trip_id: str
+    start_date: str
+    route_id: str
+    made_at_ms: int
+    stops: msgspec.Raw
+
+
+_head: Final = msgspec.msgpack.Decoder(Head).decode
+_whole: Final = msgspec.msgpack.Decoder(TripForecast).decode
+_MISSED: Final = SKIPPED.encode()
 
 
 class Foreseen:
-    """The newest forecast of one vehicle, likewise."""
+    """The newest forecast of one vehicle, likewise. `trip`: the channel that carries it; `ahead`: the channels of its stops."""
 
-    __slots__ = ("area", "forecast", "n")
+    __slots__ = ("_forecast", "_raw", "ahead", "area", "bus_id", "made_at_ms", "n", "shape", "trip", "trip_id")
 
-    def __init__(self, area: str, n: int, forecast: TripForecast) -> None:
-        self.area, self.n, self.forecast = area, n, forecast
+    def __init__(self, area: str, n: int, head: Head, raw: msgspec.Raw, held: Foreseen | None) -> None:
+        """`held`: the one before."""
+        self.area, self.n, self.bus_id, self.trip_id, self.made_at_ms = area, n, head.bus_id, head.trip_id, head.made_at_ms
+        self._raw = bytes(raw)  # a view would keep the whole batch
+        self._forecast: TripForecast | None = None
+        stops = bytes(head.stops)
+        count = stops[:3] if stops[0] == 0xDC else stops[:1]  # the header of the array
+        self.shape = (area, head.trip_id, head.start_date, count, _MISSED in stops)
+        # the rest of a trip only ever gets shorter: where none was missed, their number says whether the stops are still the same
+        self.trip: str
+        self.ahead: tuple[str, ...]
+        if held is not None and held.shape == self.shape and not self.shape[4]:
+            self.trip, self.ahead = held.trip, held.ahead
+        else:
+            self.trip = "trip:" + trip_key(area, head.trip_id, head.start_date)
+            self.ahead = tuple(f"stop:{area}:{stop.stop_id}" for stop in self.forecast.ahead)
+
+    @property
+    def forecast(self) -> TripForecast:
+        if self._forecast is None:
+            self._forecast = _whole(self._raw)
+        return self._forecast
 
 
 class Change:
@@ -114,7 +169,12 @@ def group_channels(p: Position) -> tuple[str, ...]:
 
 
 def _cell(p: Position) -> tuple[int, int]:
-    return int(p.lon // CELL_DEG), int(p.lat // CELL_DEG)
+    return floor(p.lon / CELL_DEG), floor(p.lat / CELL_DEG)
+
+
+def _is_carried_alike(p: Position, q: Position) -> bool:
+    """Whether both are carried by the same channels (of one vehicle in one area)."""
+    return p.trip_id == q.trip_id and p.route_id == q.route_id and p.start_date == q.start_date and p.partner_id == q.partner_id
 
 
 class LiveTable:
@@ -136,7 +196,6 @@ class LiveTable:
         self._bad = meter.counter("timepoint_live_undecodable_total", "live batches that did not decode")
         self._decode_batch = msgspec.msgpack.Decoder(LiveBatch).decode
         self._decode_position = msgspec.msgpack.Decoder(Position).decode
-        self._decode_forecast = msgspec.msgpack.Decoder(TripForecast).decode
         self._decode_incident = msgspec.msgpack.Decoder(IncidentEvent).decode
 
     # --- reading ---
@@ -180,8 +239,8 @@ class LiveTable:
             yield from self.inside(west, south, 180.0, north)
             yield from self.inside(-180.0, south, east, north)
             return
-        columns = range(int(west // CELL_DEG), int(east // CELL_DEG) + 1)
-        rows = range(int(south // CELL_DEG), int(north // CELL_DEG) + 1)
+        columns = range(floor(west / CELL_DEG), floor(east / CELL_DEG) + 1)
+        rows = range(floor(south / CELL_DEG), floor(north / CELL_DEG) + 1)
         if len(columns) * len(rows) > len(self.cells):
             candidates: Iterator[str] = iter(self.buses)
         else:
@@ -269,7 +328,7 @@ class LiveTable:
         for raw in batch.positions:
             self._move(area, self._decode_position(raw), change)
         for blob in batch.forecasts:
-            self._foresee(area, self._decode_forecast(blob), change)
+            self._foresee(area, _head(blob), blob, change)
         for event in batch.events:
             if isinstance(event, StopEvent):
                 if not event.late:
@@ -301,10 +360,10 @@ class LiveTable:
         for bus_id in [bus_id for bus_id in area.buses if bus_id not in here]:
             self._drop(area, bus_id, change)
         for blob in picture.forecasts:
-            forecast = self._decode_forecast(blob)
-            known = self.forecasts.get(forecast.bus_id)
-            if forecast.bus_id in area.buses and (reset or known is None or known.forecast.made_at_ms != forecast.made_at_ms):
-                self._foresee(area, forecast, change)
+            head = _head(blob)
+            known = self.forecasts.get(head.bus_id)
+            if head.bus_id in area.buses and (reset or known is None or known.made_at_ms != head.made_at_ms):
+                self._foresee(area, head, blob, change)
         self._compare_incidents(area, [self._decode_incident(blob) for blob in picture.incidents], change)
         return change
 
@@ -335,42 +394,42 @@ class LiveTable:
             _leave(self.troubled, trip_key(area.id, known.trip_id, known.start_date), known.incident_id)
 
     def _move(self, area: Area, p: Position, change: Change) -> None:
-        bus_id = p.bus_id
+        bus_id, area_id, cell = p.bus_id, area.id, _cell(p)
         before = self.buses.get(bus_id)
-        if before is not None and before.area != area.id and p.fixed_at_ms < before.position.fixed_at_ms:
-            return  # it drives in another area now; this one has only noticed its silence
-        now = self.buses[bus_id] = Seen(area.id, area.n, p)
-        change.moved.append((before, now))
         if before is None:
+            names = ("bus:" + bus_id, *group_channels(p))
             area.buses[bus_id] = None
-            self._enter(bus_id, p)
-            return
-        if before.area != area.id:
-            self.areas[before.area].buses.pop(bus_id, None)
-            area.buses[bus_id] = None
-        q = before.position
-        if (
-            p.trip_id != q.trip_id
-            or p.start_date != q.start_date
-            or p.route_id != q.route_id
-            or p.partner_id != q.partner_id
-            or before.area != area.id
-        ):
-            self._leave_groups(area, bus_id, q, group_channels(p))
-            for channel in group_channels(p):
-                self.groups.setdefault(channel, {})[bus_id] = None
-            held = self.forecasts.get(bus_id)
-            if held is not None and held.forecast.trip_id == q.trip_id and p.trip_id != q.trip_id:
-                self._forget_forecast(bus_id)
-        old, new = _cell(q), _cell(p)
-        if old != new:
-            _leave(self.cells, old, bus_id)
-            self.cells.setdefault(new, {})[bus_id] = None
+            self._enter(names, bus_id)
+            self.cells.setdefault(cell, {})[bus_id] = None
+        else:
+            if before.area == area_id:
+                names = before.names if _is_carried_alike(p, before.position) else self._regroup(area, p, before)
+            elif p.fixed_at_ms < before.position.fixed_at_ms:
+                return  # it drives in another area now; this one has only noticed its silence
+            else:
+                self.areas[before.area].buses.pop(bus_id, None)
+                area.buses[bus_id] = None
+                names = self._regroup(area, p, before)
+            if cell != before.cell:
+                _leave(self.cells, before.cell, bus_id)
+                self.cells.setdefault(cell, {})[bus_id] = None
+        now = self.buses[bus_id] = Seen(area_id, area.n, p, names, cell)
+        change.moved.append((before, now))
 
-    def _enter(self, bus_id: str, p: Position) -> None:
-        for channel in group_channels(p):
+    def _regroup(self, area: Area, p: Position, before: Seen) -> tuple[str, ...]:
+        """It is on other channels now, or another area's."""
+        bus_id, q = p.bus_id, before.position
+        names = ("bus:" + bus_id, *group_channels(p))
+        self._leave_groups(area, before, names)
+        self._enter(names, bus_id)
+        held = self.forecasts.get(bus_id)
+        if held is not None and held.trip_id == q.trip_id and p.trip_id != q.trip_id:
+            self._forget_forecast(bus_id)
+        return names
+
+    def _enter(self, names: tuple[str, ...], bus_id: str) -> None:
+        for channel in names[1:]:
             self.groups.setdefault(channel, {})[bus_id] = None
-        self.cells.setdefault(_cell(p), {})[bus_id] = None
 
     def _drop(self, area: Area, bus_id: str, change: Change) -> None:
         seen = self.buses.get(bus_id)
@@ -378,13 +437,14 @@ class LiveTable:
             return
         del self.buses[bus_id]
         area.buses.pop(bus_id, None)
-        self._leave_groups(area, bus_id, seen.position, ())
-        _leave(self.cells, _cell(seen.position), bus_id)
+        self._leave_groups(area, seen, ())
+        _leave(self.cells, seen.cell, bus_id)
         self._forget_forecast(bus_id)
-        change.gone.append(Seen(area.id, area.n, seen.position))
+        change.gone.append(Seen(area.id, area.n, seen.position, seen.names, seen.cell))
 
-    def _leave_groups(self, area: Area, bus_id: str, p: Position, stays_in: tuple[str, ...]) -> None:
-        gone = tuple(channel for channel in group_channels(p) if channel not in stays_in)
+    def _leave_groups(self, area: Area, seen: Seen, stays_in: tuple[str, ...]) -> None:
+        bus_id = seen.position.bus_id
+        gone = tuple(channel for channel in seen.names[1:] if channel not in stays_in)
         for channel in gone:
             _leave(self.groups, channel, bus_id)
         if gone:
@@ -392,21 +452,22 @@ class LiveTable:
                 area.base_n = area.left.popleft()[0]
             area.left.append((area.n, bus_id, gone))
 
-    def _foresee(self, area: Area, forecast: TripForecast, change: Change) -> None:
-        found = Foreseen(area.id, area.n, forecast)
-        held = self.forecasts.get(forecast.bus_id)
-        if held is None or _stops_differ(held.forecast, forecast) or held.area != area.id:
-            self._forget_forecast(forecast.bus_id)
-            for stop in forecast.ahead:
-                self.stops.setdefault(f"stop:{area.id}:{stop.stop_id}", {})[forecast.bus_id] = None
-        self.forecasts[forecast.bus_id] = found
+    def _foresee(self, area: Area, head: Head, raw: msgspec.Raw, change: Change) -> None:
+        bus_id = head.bus_id
+        held = self.forecasts.get(bus_id)
+        found = Foreseen(area.id, area.n, head, raw, held)
+        if held is None or held.ahead is not found.ahead:
+            self._forget_forecast(bus_id)
+            for stop in found.ahead:
+                self.stops.setdefault(stop, {})[bus_id] = None
+        self.forecasts[bus_id] = found
         change.forecasts.append(found)
 
     def _forget_forecast(self, bus_id: str) -> None:
         held = self.forecasts.pop(bus_id, None)
         if held is not None:
-            for stop in held.forecast.ahead:
-                _leave(self.stops, f"stop:{held.area}:{stop.stop_id}", bus_id)
+            for stop in held.ahead:
+                _leave(self.stops, stop, bus_id)
 
     # --- the shell ---
 
@@ -446,14 +507,6 @@ def _leave(index: dict[K, dict[str, None]], key: K, bus_id: str) -> None:
         members.pop(bus_id, None)
         if not members:
             del index[key]
-
-
-def _stops_differ(a: TripForecast, b: TripForecast) -> bool:
-    """Whether two forecasts of a vehicle have other stops ahead; the rest of a trip only ever gets shorter, so ends and length decide."""
-    before, now = a.ahead, b.ahead
-    if len(before) != len(now) or a.trip_id != b.trip_id:
-        return True
-    return bool(before) and (before[0].stop_sequence != now[0].stop_sequence or before[-1].stop_id != now[-1].stop_id)
 
 
 class _Reader:

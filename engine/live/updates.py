@@ -1,49 +1,65 @@
 """Updates: what one round of the hub says, encoded at most once per encoding and set of channels, and only where somebody listens.
 
-`Pending` gathers changes of the live table until the hub's next round and lets the newest win per vehicle, so a busy round never makes a
+`Pending` gathers changes of the live table until its audience's next round and lets the newest win per vehicle, so a busy round never makes a
 queue: it makes the next round's updates newer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from typing import Any
 
-from engine.events import Position, StopEvent
+from engine.events import StopEvent
 from engine.live import frames
 from engine.live.channels import spoken
 from engine.live.frames import ENCODE, Wire
-from engine.live.table import Change, Foreseen, Seen
+from engine.live.table import NOT_MADE, Change, Foreseen, Seen
 
 
 class Update:
     """One thing to say. `version` orders all updates of this worker; `n` is the number of its area (the wire's `o`)."""
 
-    __slots__ = ("_bodies", "_make", "_pushes", "epoch", "key", "kind", "n", "ordered", "version")
+    __slots__ = ("_bodies", "_make", "_pushes", "epoch", "key", "kind", "n", "version")
 
     def __init__(self, key: Hashable, kind: str, epoch: str, n: int, version: int, make: Callable[[], Any]) -> None:
         self.key, self.kind, self.epoch, self.n, self.version = key, kind, epoch, n, version
-        self.ordered = False
         self._make = make
-        self._bodies: list[bytes | None] = [None, None]
-        self._pushes: dict[tuple[int, tuple[str, ...]], bytes] = {}
+        self._bodies = NOT_MADE
+        self._pushes: dict[tuple[int, tuple[str, ...]], bytes] | None = None
 
     def body(self, encoding: int) -> bytes:
         """The encoded `d`."""
         made = self._bodies[encoding]
         if made is None:
-            made = self._bodies[encoding] = ENCODE[encoding](self._make())
+            made = ENCODE[encoding](self._make())
+            self._bodies = (made, self._bodies[1]) if encoding == frames.JSON else (self._bodies[0], made)
         return made
 
     def push(self, encoding: int, channels: tuple[str, ...]) -> bytes:
         """The encoded push that names these channels."""
-        made = self._pushes.get((encoding, channels))
+        pushes = self._pushes
+        if pushes is None:
+            pushes = self._pushes = {}
+        made = pushes.get((encoding, channels))
         if made is None:
-            names = [spoken(channel) for channel in channels]
             epoch = self.epoch if self.kind == "snapshot" else None
-            made = frames.push(encoding, names, [self.n] * len(names), self.kind, self.body(encoding), epoch)
-            self._pushes[encoding, channels] = made
+            made = frames.push(encoding, [spoken(name) for name in channels], self.n, self.kind, self.body(encoding), epoch)
+            pushes[encoding, channels] = made
         return made
+
+
+class Moved(Update):
+    """A vehicle that has something new: its `pos`. `before` is what its listeners heard last, None where they heard nothing."""
+
+    __slots__ = ("before", "now")
+
+    def __init__(self, before: Seen | None, now: Seen, version: int, epoch: str) -> None:
+        self.before, self.now = before, now
+        self.key, self.kind, self.epoch, self.n, self.version = now.position.bus_id, "pos", epoch, now.n, version
+        self._pushes = None
+
+    def body(self, encoding: int) -> bytes:
+        return self.now.body(encoding)
 
 
 Part = tuple[Update, tuple[str, ...]]  # an update, and the channels of one listener that carry it
@@ -51,8 +67,11 @@ Part = tuple[Update, tuple[str, ...]]  # an update, and the channels of one list
 
 def framed(wire: Wire, parts: Sequence[Part]) -> bytes:
     """The one frame that says all of it."""
-    payload = frames.batch(wire.encoding, [update.push(wire.encoding, channels) for update, channels in parts])
-    last = parts[-1][0]
+    encoding, (last, names) = wire.encoding, parts[-1]
+    if len(parts) == 1:
+        payload = last.push(encoding, names)
+    else:
+        payload = frames.batch(encoding, [update.push(encoding, channels) for update, channels in parts])
     return wire.frame(payload, f"{last.epoch}:{last.n}")
 
 
@@ -68,31 +87,14 @@ def merged(names: Sequence[str], touched: dict[str, list[Update]]) -> list[Part]
     return parts
 
 
-class Moved:
-    """A vehicle that has something new: `before` is what its listeners heard last, None where they heard nothing."""
-
-    __slots__ = ("_update", "before", "now", "version")
-
-    def __init__(self, before: Seen | None, now: Seen, version: int) -> None:
-        self.before, self.now, self.version = before, now, version
-        self._update: Update | None = None
-
-    def update(self, epoch: str) -> Update:
-        """Its one `pos`, whichever channels and viewports say it."""
-        if self._update is None:
-            position = self.now.position
-            self._update = Update(position.bus_id, "pos", epoch, self.now.n, self.version, lambda: frames.pos(position))
-        return self._update
-
-
 class Pending:
-    """What the table said since the last round; at most one entry per vehicle, per forecast, per stop served, and per incident and alert that
-    passengers hear of."""
+    """What the table said since its audience's last round, as far as that hears it; at most one entry per vehicle, per forecast, per stop
+    served, and per incident and alert that passengers hear of."""
 
     __slots__ = ("forecasts", "gone", "moved", "notices", "resets", "stops", "troubles")
 
     def __init__(self) -> None:
-        self.moved: dict[str, Moved] = {}
+        self.moved: dict[str, tuple[Seen | None, Seen, int]] = {}  # (what was heard last, now, version)
         self.gone: dict[str, tuple[Seen, int]] = {}
         self.forecasts: dict[str, tuple[Foreseen, int]] = {}
         self.stops: dict[tuple[str, str, str, int], tuple[Change, StopEvent, int]] = {}
@@ -103,35 +105,46 @@ class Pending:
     def __bool__(self) -> bool:
         return bool(self.moved or self.gone or self.forecasts or self.stops or self.resets or self.troubles or self.notices)
 
-    def add(self, change: Change, version: int) -> None:
+    def add(self, change: Change, version: int, heard: Container[str], all_vehicles: bool) -> None:
+        """`heard`: the channels that somebody of this audience listens to. `all_vehicles`: somebody looks at a map, which may show any."""
         if change.reset:
             self.resets[change.area] = None
+        moved = self.moved
         for before, now in change.moved:
-            bus_id = now.position.bus_id
-            held = self.moved.pop(bus_id, None)  # popped and put back: the dict stays in order of version
+            names, bus_id = now.names, now.position.bus_id
+            if not (all_vehicles or bus_id in moved or _any_of(names, heard)) and (
+                before is None or before.names is names or not _any_of(before.names, heard)
+            ):
+                continue
+            held = moved.pop(bus_id, None)  # popped and put back: the dict stays in order of version
             left = self.gone.pop(bus_id, None)
-            heard = held.before if held is not None else left[0] if left is not None else before
-            self.moved[bus_id] = Moved(heard, now, version)
+            heard_last = held[0] if held is not None else left[0] if left is not None else before
+            moved[bus_id] = (heard_last, now, version)
         for seen in change.gone:
             bus_id = seen.position.bus_id
-            held = self.moved.pop(bus_id, None)
+            held = moved.pop(bus_id, None)
             self.forecasts.pop(bus_id, None)
-            if held is None or held.before is not None:
-                last = seen.position if held is None or held.before is None else held.before.position
-                self.gone[bus_id] = (Seen(seen.area, seen.n, last), version)
+            if held is None:
+                self.gone[bus_id] = (seen, version)
+            elif held[0] is not None:
+                last = held[0]
+                self.gone[bus_id] = (Seen(seen.area, seen.n, last.position, last.names, last.cell), version)
         for found in change.forecasts:
-            self.forecasts.pop(found.forecast.bus_id, None)
-            self.forecasts[found.forecast.bus_id] = (found, version)
+            self.forecasts.pop(found.bus_id, None)
+            if found.trip in heard or _any_of(found.ahead, heard):
+                self.forecasts[found.bus_id] = (found, version)
         for event in change.stops:
             key = (event.bus_id, event.trip_id, event.start_date, event.stop_sequence)
             self.stops.pop(key, None)
             self.stops[key] = (change, event, version)
 
 
+def _any_of(names: tuple[str, ...], heard: Container[str]) -> bool:
+    for name in names:  # noqa: SIM110 - `any` of a generator costs three times as much, and this is asked of every fix
+        if name in heard:
+            return True
+    return False
+
+
 def gone_update(bus_id: str, epoch: str, n: int, version: int) -> Update:
     return Update(("gone", bus_id), "gone", epoch, n, version, lambda: frames.Gone(bus_id))
-
-
-def same_groups(a: Position, b: Position) -> bool:
-    """Whether both are carried by the same trip, route and fleet channels."""
-    return a.trip_id == b.trip_id and a.route_id == b.route_id and a.partner_id == b.partner_id and a.start_date == b.start_date
