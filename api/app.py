@@ -20,6 +20,7 @@ from litestar.response import Response
 from litestar.types import ControllerRouterHandler, Message, Receive, Scope, Send
 
 from api import problems
+from api.calls import Calls
 from api.ids import VERSION, request_id
 from api.openapi import Schema
 from api.parts import Parts
@@ -100,10 +101,11 @@ async def _state_of(check: Check) -> str:
 class Edge:
     """The outermost ASGI callable: ids, headers, alias, devices, HEAD, envelope."""
 
-    __slots__ = ("litestar", "parts")
+    __slots__ = ("calls", "litestar", "parts")
 
     def __init__(self, litestar: Litestar, parts: Parts) -> None:
         self.litestar, self.parts = litestar, parts
+        self.calls = Calls(litestar, BODY_MAX)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -117,12 +119,19 @@ class Edge:
         if path.startswith("/api/v1/"):
             scope["path"] = path[4:]
             scope["raw_path"] = scope["raw_path"][4:]
-        given = wants = None
+        given = wants = host = length = None
+        chunked = False
         for name, value in scope["headers"]:
-            if name == b"x-request-id":
-                given = value
+            if name == b"host":
+                host = value
+            elif name == b"content-length":
+                length = value
             elif name == b"accept":
                 wants = value
+            elif name == b"x-request-id":
+                given = value
+            elif name == b"transfer-encoding":
+                chunked = True
         ident = request_id(given, self.parts.clock)
         scope.setdefault("state", {})["request_id"] = ident
         stamp = [(b"x-request-id", ident.encode()), (b"x-api-version", VERSION), *SECURITY_HEADERS]
@@ -132,7 +141,15 @@ class Edge:
             out = _Headless(out)
         if wants is not None and ENVELOPE in wants:
             out = _Enveloped(out, ident, rfc3339(self.parts.clock.now_ms()))
-        await self.litestar(scope, receive, out)
+        call = self.calls.find(scope, host)
+        if call is None:
+            await self.litestar(scope, receive, out)
+            return
+        answer = await self.calls.answer(call, scope, receive, out, length=length, chunked=chunked)
+        if answer is not None:
+            status, headers, body = answer
+            await out({"type": "http.response.start", "status": status, "headers": headers})
+            await out({"type": "http.response.body", "body": body, "more_body": False})
 
 
 class _Stamped:
