@@ -13,7 +13,7 @@ from bench.harness.calls import Calls, opening, whole
 from bench.harness.devices import register
 from bench.harness.scenario import Measure, Option, Scenario, Share, Target
 from bench.loads.ingest import all_said, counted
-from bench.loads.roads import Bus, Town, bus_ids, city_of, survey
+from bench.loads.roads import Bus, Town, city_of, survey
 from bench.loads.socket import Socket
 from bench.loads.watch import Ages, Crowd, Ledger, Wish, subscribe
 
@@ -24,7 +24,7 @@ SMALL_BYTES = 4096  # receive buffer of a stalled reader: what the product must 
 
 
 def prepared(target: Target) -> dict[str, Any]:
-    return {"city": _one_way(target), "tokens": register(target, bus_ids(SPEAKERS_MAX))}
+    return {"city": _one_way(target), "tokens": register(target, [f"load-fan-{number}" for number in range(SPEAKERS_MAX)])}
 
 
 def _one_way(target: Target) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def _all(target: Target, path: str, most: int) -> list[Any]:
 
 
 def bus_ids(count: int) -> list[str]:
-    """Of the buses that the load drives. The same ones in every run: a fleet, not a heap."""
+    """Of the buses that the load drives. The same ones in every run, a fleet and not a heap; so a run's first fixes of a bus may be far from
+    where the run before left it, and the product takes it as a receiver gone wrong until the second one agrees."""
     return [f"load-{number:05d}" for number in range(count)]
 
 
@@ -195,10 +196,11 @@ class Bus:
     def fix(self, moment_s: float, at_ms: int) -> bytes:
         """A telemetry object. `at_ms`: the time it carries; never the same twice, as nothing else tells two fixes of a standing bus apart."""
         self.seq += 1
-        said = self.table.said[self._index(moment_s)]
-        return b"%b%d%b%b%d}" % (self._head, at_ms, said, self._tail, self.seq)
+        index = self._index(moment_s)  # which may turn the bus round
+        return b"%b%d%b%b%d}" % (self._head, at_ms, self.table.said[index], self._tail, self.seq)
 
     def place(self, moment_s: float) -> tuple[float, float, float, float]:
         """lat, lon, bearing, m/s: for protocols that say it otherwise."""
         self.seq += 1
-        return self.table.places[self._index(moment_s)]
+        index = self._index(moment_s)
+        return self.table.places[index]
