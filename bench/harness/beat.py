@@ -27,6 +27,7 @@ class Order(msgspec.Struct, kw_only=True):
     options: dict[str, Any]
     schedule: Schedule
     drain_s: float
+    folder: str  # where the harness was called: a scenario of somebody's own finds its modules and files there
 
 
 class Start(msgspec.Struct):

@@ -397,6 +397,7 @@ def main(words: Sequence[str]) -> int:
         parser = parser_of(command)
         plain = [word for word in words[1:] if word not in ("-h", "--help")]
         if command.arguments in OF_A_SCENARIO and plain:
+            sys.path.append(os.getcwd())  # package.module of somebody's own
             option_arguments(parser, catalogue.find(parser.parse_known_args(plain)[0].scenario))
         return command.run(parser.parse_args(words[1:]))
     except (ValueError, target.NoTarget, CallFailed) as fault:

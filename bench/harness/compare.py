@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Final
 
 import msgspec
@@ -144,6 +145,7 @@ def doubled_ranks(values: Sequence[float]) -> list[int]:
     return [first[value] + last[value] for value in values]
 
 
+@cache
 def least_p(a: int, b: int) -> float:
     """The smallest p that so many samples can show."""
     return rank_sum_p(list(range(a)), list(range(a, a + b)))

@@ -191,8 +191,11 @@ async def serve(out: BinaryIO) -> int:
     line = await told.readline()
     if not line:
         return 0
+    order = msgspec.json.decode(line, type=Order)
+    os.chdir(order.folder)
+    sys.path.append(order.folder)
     try:
-        tell(Done(await drive(msgspec.json.decode(line, type=Order), told, tell)))
+        tell(Done(await drive(order, told, tell)))
     except (EOFError, BrokenPipeError):
         return 1
     return 0

@@ -8,6 +8,7 @@ hour. Layout and encoding: HdrHistogram, `AbstractHistogram` and `ZigZagEncoding
 from __future__ import annotations
 
 import base64
+import binascii
 import math
 import struct
 import zlib
@@ -104,7 +105,7 @@ def decode(text: str) -> Histogram:
         cookie, length = struct.unpack_from(">ii", raw)
         whole = zlib.decompress(raw[8 : 8 + length])
         inner, size, offset, digits, lowest, *_ = HEADER.unpack_from(whole)
-    except (struct.error, zlib.error) as fault:
+    except (struct.error, zlib.error, binascii.Error) as fault:
         raise ValueError(f"no HDR histogram: {fault}") from None
     if (cookie, inner) != (COOKIE_COMPRESSED, COOKIE) or (offset, digits, lowest) != (0, DIGITS, 1):
         raise ValueError(f"no HDR histogram of ours: cookies {cookie:x} {inner:x}, {digits} digits, unit {lowest}")

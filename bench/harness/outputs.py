@@ -34,6 +34,7 @@ def as_text(result: Result) -> str:
     for name, count in result.counts.items():
         spent = cost(result, name)
         lines.append(f"  {name:<14} {count:,}  {count / result.seconds:,.1f}/s" + (f"  {spent * 1e6:,.1f} us CPU each" if spent else ""))
+    lines += [f"  {name:<14} {value:,.4g}" for name, value in result.figures.items()]
     lines.append("  faults         " + (", ".join(f"{name} {n:,}" for name, n in result.faults.items()) or "none"))
     if result.server.cpu_s:
         lines.append("  cores          " + "  ".join(f"{name} {cpu / result.seconds:.2f}" for name, cpu in result.server.cpu_s.items()))
@@ -83,6 +84,7 @@ def as_markdown(result: Result) -> str:
     for name, count in result.counts.items():
         spent = cost(result, name)
         lines.append(f"| {name} | {count:,} | {count / result.seconds:,.1f} | {'' if spent is None else f'{spent * 1e6:,.1f} us'} |")
+    lines += [f"| {name} | {value:,.4g} | | |" for name, value in result.figures.items()]
     faults = ", ".join(f"{name} {n:,}" for name, n in result.faults.items()) or "none"
     lines += ["", f"Faults: {faults}. Generators: {result.generators.processes}, own lag p99 {seconds(result.generators.lag_p99_s)}.", ""]
     if result.thresholds:
@@ -91,8 +93,8 @@ def as_markdown(result: Result) -> str:
     if result.server.cpu_s:
         lines += ["| process | cores | memory, first to last |", "|---|---|---|"]
         for name, cpu in result.server.cpu_s.items():
-            first, last = result.server.memory_kb[name]
-            lines.append(f"| {name} | {cpu / result.seconds:.2f} | {first / 1024:.0f} to {last / 1024:.0f} MB |")
+            memory = " to ".join(f"{kb / 1024:.0f}" for kb in result.server.memory_kb.get(name, ()))
+            lines.append(f"| {name} | {cpu / result.seconds:.2f} | {memory} MB |")
         lines.append("")
     if result.peers:
         lines += ["| peer | theirs | ours | ratio |", "|---|---|---|---|"]

@@ -103,6 +103,7 @@ class Result(msgspec.Struct, kw_only=True):
     series: list[Second]
     server: Server
     generators: Generators
+    figures: dict[str, float] = {}  # what the scenario itself reads out of all this
     thresholds: list[Threshold] = []
     peers: list[Peer] = []
     refused: str = ""  # why this run is no evidence; "" where it is

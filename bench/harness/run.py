@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -28,7 +29,7 @@ from bench.harness.tally import Tally
 from bench.harness.target import Deployment
 
 LAG_LIMIT_S: Final = 0.025
-DRAIN_S: Final = 10.0
+DRAIN_S: Final = 20.0  # an answer that takes longer is a fault; sequence checks at the end need some of it
 CONNECT_LIMIT_S: Final = 120.0
 LEAD_S: Final = 0.2  # from the word to the start: every generator has read it by then
 LINE_MAX: Final = 1 << 26
@@ -131,7 +132,7 @@ async def run(plan: Plan, target: Deployment, view: View) -> Result:
     orders = [
         Order(
             scenario=plan.scenario, number=number, of=plan.processes, seed=plan.seed, url=target.url, data=data, options=plan.options,
-            schedule=schedule, drain_s=plan.drain_s,
+            schedule=schedule, drain_s=plan.drain_s, folder=os.getcwd(),
         )
         for number in range(plan.processes)
     ]  # fmt: skip
@@ -145,26 +146,34 @@ async def run(plan: Plan, target: Deployment, view: View) -> Result:
             await _watched(plan, crowd, tally, watch, began_s, view)
     view(Seen(step="verifying"))
     broken = [] if failed else await asyncio.to_thread(scenario.verify, target, data, tally.whole)
-    failed = failed or next((f"generator {one.number}: {one.why}" for one in crowd if one.why), "")
     lag = tally.lag
-    lag_p99_s = lag.percentile(0.99)
-    lagged = lag_p99_s > plan.lag_limit_s
-    why = failed
-    if lagged and not failed:
-        why = (
-            f"the generators began work {lag_p99_s * 1000:.0f} ms late (99th percentile; at most {plan.lag_limit_s * 1000:.0f}): more --processes, "
-            "less --rate, fewer others on this machine, or a scenario that waits for answers between its moments"
-        )
-    return Result(
+    refused = failed or _refusal(plan, crowd, lag.percentile(0.99))
+    result = Result(
         scenario=kind.name, title=kind.summary, unit=kind.unit, started_at=started_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
         seconds=schedule.hold_s, seed=plan.seed, rate=schedule.rate, offered=round(schedule.offered(schedule.hold_from_s, schedule.end_s)),
         options=plan.options, machine=before, product=await asyncio.to_thread(watch.product), measures=tally.measures(kind.measures),
         counts=tally.counts, faults=tally.faults, broken=broken, series=series(tally, watch), server=watch.spent(),
         generators=Generators(
-            processes=plan.processes, cpu_s=sum(tally.cpu_s.values()), lag_p99_s=lag_p99_s, lag_max_s=lag.max_s, lagged=lagged, why=why,
+            processes=plan.processes, cpu_s=sum(tally.cpu_s.values()), lag_p99_s=lag.percentile(0.99), lag_max_s=lag.max_s,
+            lagged=lag.percentile(0.99) > plan.lag_limit_s, why=refused,
         ),
-        refused=why,
+        refused=refused,
     )  # fmt: skip
+    if not failed:
+        result.figures = scenario.figures(result)
+    return result
+
+
+def _refusal(plan: Plan, crowd: list[Generator], lag_p99_s: float) -> str:
+    """Why this run says nothing about the product; "" where it does."""
+    if died := next((f"generator {one.number}: {one.why}" for one in crowd if one.why), ""):
+        return died
+    if lag_p99_s <= plan.lag_limit_s:
+        return ""
+    return (
+        f"the generators began work {lag_p99_s * 1000:.0f} ms late (99th percentile; at most {plan.lag_limit_s * 1000:.0f}): more --processes, "
+        "less --rate, fewer others on this machine, or a scenario that does not wait between its moments"
+    )
 
 
 async def _connected(crowd: list[Generator]) -> str:

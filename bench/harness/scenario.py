@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Protocol
 
 import msgspec
 
+from bench.harness.result import Result
+
 
 class Option(msgspec.Struct, frozen=True):
     """One option of a scenario: `--buses 2000`. The type of the default is its type."""
@@ -123,3 +125,7 @@ class Scenario:
     def verify(self, target: Target, data: Any, counts: Mapping[str, int]) -> list[str]:
         """After the load: every sentence is something that does not hold (a lost message, a seat sold twice). Empty: all is well."""
         return []
+
+    def figures(self, result: Result) -> dict[str, float]:
+        """What only this scenario reads out of its own result, by name; thresholds call it `figure.NAME<2`."""
+        return {}

@@ -5,6 +5,7 @@
     faults   fault.NAME                                 all faults, or those of one name; % is of the units offered: faults<0.1%
     cost.NAME   cost.NAME.PROCESS                       CPU of the product's processes (or of one: redis) per NAME counted: cost.accepted<80us
     cores.PROCESS   memory.PROCESS   growth.PROCESS     cores; KB, MB or GB at the end; % of memory gained over the hold
+    figure.NAME                                         a figure of the scenario's own, as it is: figure.memory_slope<2
     looplag.p99   lag.p99                               how late the product's loop woke, and the generators' own
 
 Comparisons: < <= > >= ==. A figure that was not measured does not hold: a threshold that watches nothing is no threshold.
@@ -31,9 +32,11 @@ TEXT: Final = re.compile(
     r"\s*(?P<what>[A-Za-z][\w\- :./]*?)\s*(?P<sign><=|>=|==|<|>)\s*(?P<bound>\d+(?:\.\d+)?)\s*(?P<unit>%|[A-Za-z]*)\s*"
 )
 PERCENTILE: Final = re.compile(r"p(\d{1,2}(?:\.\d+)?|999)")
+NUMBER: Final = {"": 1.0}
+SHARE: Final = {"%": 0.01}
 KINDS: Final = {
-    "count": {"": 1.0}, "rate": {"": 1.0}, "faults": {"": 1.0, "%": 0.01}, "fault": {"": 1.0, "%": 0.01}, "cost": TIMES, "cores": {"": 1.0},
-    "memory": SIZES, "growth": {"%": 0.01}, "looplag": TIMES, "lag": TIMES,
+    "count": NUMBER, "rate": NUMBER, "faults": NUMBER | SHARE, "fault": NUMBER | SHARE, "cost": TIMES, "cores": NUMBER, "memory": SIZES,
+    "growth": SHARE, "figure": NUMBER, "looplag": TIMES, "lag": TIMES,
 }  # fmt: skip
 
 
@@ -61,7 +64,7 @@ def parse(text: str) -> Rule:
     if kind not in KINDS:
         if len(what) != 2 or not (rest[0] in ("max", "mean", "count") or PERCENTILE.fullmatch(rest[0])):
             raise ValueError(f"threshold {text!r}: of a measure p50, p99, p99.9, max, mean or count can be asked, as in answer.p99<20ms")
-        units = {"": 1.0} if rest[0] == "count" else TIMES
+        units = NUMBER if rest[0] == "count" else TIMES
     else:
         units = KINDS[kind]
         few, many = {"faults": (0, 0), "cost": (1, 2), "looplag": (1, 1), "lag": (1, 1)}.get(kind, (1, 1))
@@ -84,7 +87,7 @@ def _example(kind: str) -> str:
     examples = {
         "count": "count.accepted>=1000", "rate": "rate.accepted>=500", "faults": "faults<1", "fault": "fault.503<1", "cost": "cost.accepted<80us",
         "cores": "cores.worker-0<0.9", "memory": "memory.worker-0<500MB", "growth": "growth.worker-0<2%", "looplag": "looplag.p99<50ms",
-        "lag": "lag.p99<10ms",
+        "lag": "lag.p99<10ms", "figure": "figure.memory_slope<2",
     }  # fmt: skip
     return f"write it like {examples[kind]}"
 
@@ -119,6 +122,8 @@ def figure(rule: Rule, result: Result) -> float | None:
         case "growth":
             first, last = result.server.memory_kb.get(rest[0], (0, 0))
             return last / first - 1 if first else None
+        case "figure":
+            return result.figures.get(rest[0])
         case "looplag":
             return result.server.loop_lag_p99_s
         case "lag":
