@@ -234,8 +234,10 @@ def set_back(match: Match) -> Match:
 
 def _kept(found: list[Guess]) -> tuple[Arc, ...]:
     """The best few, one per place, costs counted from the best; those that trail by LEAD are given up."""
-    least, along, offset, opposed, trusted = min(found)
+    least, along, offset, opposed, trusted = found[0] if len(found) == 1 else min(found)
     best = Arc(along, offset, 0.0, opposed, trusted)
+    if len(found) == 1:
+        return (best,)
     enough = least + LEAD
     close = [each for each in found if each[0] < enough and abs(each[1] - along) > SAME_ARC_M]
     if not close:

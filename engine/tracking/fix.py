@@ -163,7 +163,7 @@ def screen(motion: Motion | None, fix: Fix) -> tuple[Motion, str]:
         return _set_down(fix), OK
     gap_ms = fix.fixed_at_ms - motion.fixed_at_ms
     dt_s = max(gap_ms, 1_000) / 1000.0  # two fixes of one instant: a second, so that noise is not speed
-    per_lon, per_lat = _scale(round(fix.lat, 2))
+    per_lon, per_lat = _scale(round(fix.lat * 100.0))
     east, north = _lon_step(fix.lon - motion.lon) * per_lon, (fix.lat - motion.lat) * per_lat
     moved_m = math.hypot(east, north)
     noise_m = max(NOISE_M, (fix.accuracy_m or 0.0) + (motion.accuracy_m or 0.0))
@@ -212,9 +212,9 @@ def _far(motion: Motion, fix: Fix) -> tuple[Motion, str]:
 
 
 @lru_cache(maxsize=4096)
-def _scale(lat: float) -> tuple[float, float]:
+def _scale(hundredths: int) -> tuple[float, float]:
     """`metres_per_degree` of a latitude rounded to 1 km: within 0.02 % up to 60 degrees, for a tenth of the price."""
-    return metres_per_degree(lat)
+    return metres_per_degree(hundredths / 100.0)
 
 
 def _lon_step(degrees: float) -> float:

@@ -15,7 +15,7 @@ from engine.tracking.episodes import CLOSED, CRITICAL, IDLING, MAJOR, MINOR, OPE
 from engine.tracking.fences import FenceState, fences_close, fences_next, limit_mps
 from engine.tracking.fix import Fix
 from engine.tracking.ride import REST_MPS, TERMINAL_M, Ride
-from engine.tracking.rules import WatchConfig
+from engine.tracking.rules import Rules, WatchConfig
 from geo.coords import distance_m
 
 __all__ = ["AT_EASE", "Guard", "Idling", "Sight", "Speeding", "close", "look"]
@@ -58,6 +58,18 @@ class Guard(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 AT_EASE = Guard()
+
+
+def is_at_ease(guard: Guard, speed_mps: float, rules: Rules) -> bool:
+    """It drives, not too fast, and no fence is near that anybody follows: `look` would say nothing and change nothing. Nearly every fix."""
+    config = rules.watch
+    return (
+        REST_MPS <= speed_mps <= config.speed_limit_mps + config.speed_slack_mps
+        and rules.fences is None
+        and not guard.fences
+        and not guard.speeding.since_ms
+        and not guard.idling.since_ms
+    )
 
 
 def look(guard: Guard, sight: Sight) -> tuple[Guard, list[IncidentEvent]]:

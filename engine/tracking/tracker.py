@@ -193,7 +193,8 @@ class Tracker:
             vehicle = self._vehicles[fix.bus_id] = Vehicle(fix.bus_id)
         place = (fix.fixed_at_ms, round(fix.lat * 1e6), round(fix.lon * 1e6))
         key = (fix.bus_id, *place)
-        if key in self._seen or key in self._seen_before or vehicle.has_seen(place):
+        is_news = fix.fixed_at_ms > vehicle.known_ms > 0  # than all that was known of it: nearly every fix
+        if not is_news and (key in self._seen or key in self._seen_before or vehicle.has_seen(place)):
             return self._refuse(fix, DUPLICATE)
         vehicle.heard_ms = fix.received_at_ms
         fix = self._clocked(vehicle, fix)
@@ -208,7 +209,7 @@ class Tracker:
         self._changed[fix.bus_id] = None
         if now.fix is not was.fix:
             self._moved[fix.bus_id] = None
-        if _name(now.ride) != _name(was.ride):
+        if now.ride is not was.ride and _name(now.ride) != _name(was.ride):
             self._claim(fix.bus_id, was.ride, now.ride)
         return self._follow(vehicle, FORECAST_MS)
 
@@ -286,6 +287,8 @@ class Tracker:
         if len(self._seen) >= SEEN_MAX:
             self._seen_before, self._seen = self._seen, set()
         self._seen.add(key)
+        if place[0] > vehicle.known_ms:
+            vehicle.known_ms = place[0]
         vehicle.recent.append(place)
         if len(vehicle.recent) > 2 * RECENT:
             del vehicle.recent[:RECENT]
@@ -511,34 +514,34 @@ class Tracker:
         state = vehicle.newest
         fix, motion, ride, match = state.fix, state.motion, state.ride, state.match
         assert fix is not None and motion is not None  # it moved
-        on = ride is not None and match is not None
+        on = match if ride is not None else None
         next_stop = vehicle.next_stop
         remaining = None
         if ride is not None and match is not None and (found := self._area.of(ride)) is not None:
             course = found.course
             remaining = max(0.0, course.along_m[course.last] - match.along_m)
         return Position(
-            bus_id=state.bus_id,
-            partner_id=self.partner_id,
-            feed_id=self.feed_id,
-            trip_id=ride.trip_id if ride is not None else None,
-            route_id=ride.route_id if ride is not None else None,
-            start_date=ride.start_date if ride is not None else None,
-            lat=fix.lat,
-            lon=fix.lon,
-            bearing_deg=motion.bearing_deg,
-            speed_mps=motion.speed_mps,
-            along_m=match.along_m if match is not None and on else None,
-            offset_m=match.offset_m if match is not None and on else None,
-            state=vehicle.shown or OFFLINE,
-            delay_s=next_stop.delay_s if next_stop is not None else None,
-            next_stop=next_stop,
-            fixed_at_ms=fix.fixed_at_ms,
-            received_at_ms=fix.received_at_ms,
-            stop_index=ride.next_stop if ride is not None and ride.phase != DONE else None,
-            occupancy=fix.passengers,
-            driven_m=ride.driven_m if ride is not None else None,
-            remaining_m=remaining,
+            state.bus_id,
+            self.partner_id,
+            self.feed_id,
+            ride.trip_id if ride is not None else None,
+            ride.route_id if ride is not None else None,
+            ride.start_date if ride is not None else None,
+            fix.lat,
+            fix.lon,
+            motion.bearing_deg,
+            motion.speed_mps,
+            on.along_m if on is not None else None,
+            on.offset_m if on is not None else None,
+            vehicle.shown or OFFLINE,
+            next_stop.delay_s if next_stop is not None else None,
+            next_stop,
+            fix.fixed_at_ms,
+            fix.received_at_ms,
+            ride.next_stop if ride is not None and ride.phase != DONE else None,
+            fix.passengers,
+            ride.driven_m if ride is not None else None,
+            remaining,
         )
 
 

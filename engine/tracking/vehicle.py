@@ -70,6 +70,9 @@ class Said(NamedTuple):
     note: str | None = None  # something to count
 
 
+QUIETLY = Said(OK)  # nothing to say, as nearly always
+
+
 class Found(NamedTuple):
     """A ride's trip, ready for folding."""
 
@@ -183,13 +186,14 @@ def advance(state: VehicleState, fix: Fix, area: Area) -> tuple[VehicleState, Sa
     ride, trail, events, note = board(state, fix, motion, area)
     found = area.of(ride) if ride is not None else None
     if ride is None or found is None:
-        guard, guarded = guarding.look(state.guard, guarding.Sight(fix, motion, state.motion, None, None, None, None, area.rules))
-        events += guarded
-        note = note or _crowded(guard)
-        return VehicleState(state.bus_id, fix, motion, None, None, QUIET, trail, guard), Said(OK, tuple(events), (), note)
+        guard = state.guard
+        if not guarding.is_at_ease(guard, motion.speed_mps, area.rules):
+            guard, guarded = guarding.look(guard, guarding.Sight(fix, motion, state.motion, None, None, None, None, area.rules))
+            events += guarded
+        return VehicleState(state.bus_id, fix, motion, None, None, QUIET, trail, guard), _said(events, [], note or _crowded(guard))
     book, instance, course = found
-    same = state.ride is not None and state.ride.trip_id == ride.trip_id and state.ride.start_date == ride.start_date
-    same = same and state.ride.version == book.version  # type: ignore[union-attr]
+    was = state.ride
+    same = was is not None and was.trip_id == ride.trip_id and was.start_date == ride.start_date and was.version == book.version
     before = state.match if same and 0 < motion.gap_ms <= GAP_MS else None
     watch = state.watch if same else QUIET
 
@@ -214,10 +218,15 @@ def advance(state: VehicleState, fix: Fix, area: Area) -> tuple[VehicleState, Sa
             events += watching.close(watch, fix, ride, motion.fixed_at_ms, "TRIP_DONE")
             events.append(trip_event("COMPLETED", fix, ride, instance, "LAST_STOP"))
             watch = QUIET
-    guard, guarded = guarding.look(state.guard, guarding.Sight(fix, motion, state.motion, ride, course, instance, match, area.rules))
-    events += guarded
-    note = note or _crowded(guard)
-    return VehicleState(state.bus_id, fix, motion, ride, match, watch, trail, guard), Said(OK, tuple(events), tuple(crossings), note)
+    guard = state.guard
+    if not guarding.is_at_ease(guard, motion.speed_mps, area.rules):
+        guard, guarded = guarding.look(guard, guarding.Sight(fix, motion, state.motion, ride, course, instance, match, area.rules))
+        events += guarded
+    return VehicleState(state.bus_id, fix, motion, ride, match, watch, trail, guard), _said(events, crossings, note or _crowded(guard))
+
+
+def _said(events: list[Event], crossings: list[Crossing], note: str | None) -> Said:
+    return Said(OK, tuple(events), tuple(crossings), note) if events or crossings or note else QUIETLY
 
 
 def _crowded(guard: Guard) -> str | None:
@@ -227,22 +236,28 @@ def _crowded(guard: Guard) -> str | None:
 
 def place(course: Course, instance: TripInstance, ride: Ride, before: Match | None, known: Match | None, motion: Motion) -> Match:
     """Where on the shape. The whole of it is searched where nothing joins this fix to the one before, and on the way to the first stop."""
-    sigma = sigma_m(motion.accuracy_m)
-    bearing = motion.bearing_deg if motion.speed_mps > MOVING_MPS else None
+    speed = motion.speed_mps
+    bearing = motion.bearing_deg if speed > MOVING_MPS else None
     started = ride.started_at_ms is not None
     if before is None or (not started and before.offset_m > OFF_M):
-
-        def prior(along_m: float) -> float:
-            """What the timetable expects: late is likely, early is not; and what was driven is driven."""
-            at_ms = max(motion.fixed_at_ms, instance.departure_ms(0))  # before its time it waits at the start
-            late_s = (at_ms - course.scheduled_ms(instance, along_m)) / 1000.0
-            cost = min(4.0, late_s / 600.0) if late_s >= 0 else min(8.0, -late_s / 60.0)
-            if not started and along_m > course.along_m[0] + TERMINAL_M:
-                cost += BEGUN_COST
-            return cost + 8.0 if started and known is not None and along_m < known.along_m - 50.0 else cost
-
-        return place_first(course.line, motion.lon, motion.lat, sigma=sigma, bearing_deg=bearing, prior=prior)
+        return _place_anew(course, instance, started, known, motion, bearing)
+    accuracy = motion.accuracy_m
     return place_next(
-        course.line, before, motion.lon, motion.lat, dt_s=motion.gap_ms / 1000.0, speed_mps=motion.speed_mps, sigma=sigma,
-        bearing_deg=bearing, lost_m=off_limit_m(motion.accuracy_m), may_retreat=not started,
+        course.line, before, motion.lon, motion.lat, dt_s=motion.gap_ms / 1000.0, speed_mps=speed, sigma=sigma_m(accuracy),
+        bearing_deg=bearing, lost_m=off_limit_m(accuracy), may_retreat=not started,
     )  # fmt: skip
+
+
+def _place_anew(
+    course: Course, instance: TripInstance, started: bool, known: Match | None, motion: Motion, bearing_deg: float | None
+) -> Match:
+    def prior(along_m: float) -> float:
+        """What the timetable expects: late is likely, early is not; and what was driven is driven."""
+        at_ms = max(motion.fixed_at_ms, instance.departure_ms(0))  # before its time it waits at the start
+        late_s = (at_ms - course.scheduled_ms(instance, along_m)) / 1000.0
+        cost = min(4.0, late_s / 600.0) if late_s >= 0 else min(8.0, -late_s / 60.0)
+        if not started and along_m > course.along_m[0] + TERMINAL_M:
+            cost += BEGUN_COST
+        return cost + 8.0 if started and known is not None and along_m < known.along_m - 50.0 else cost
+
+    return place_first(course.line, motion.lon, motion.lat, sigma=sigma_m(motion.accuracy_m), bearing_deg=bearing_deg, prior=prior)

@@ -69,6 +69,7 @@ class Vehicle:
         "forecast_stop",
         "forecast_trip",
         "heard_ms",
+        "known_ms",
         "next_stop",
         "pending",
         "recent",
@@ -84,6 +85,7 @@ class Vehicle:
         self.pending: list[Folded] = []
         self.clocks: dict[str, ClockSkew] = {}
         self.recent: list[Place] = []
+        self.known_ms = 0  # time of the newest fix that was ever remembered; 0: of none. A later one is no duplicate
         self.shown: str | None = None  # state as told last; None: not in the live picture
         self.forecast_at_ms = 0
         self.forecast_trip: tuple[str, str, str] | None = None  # trip_id, start_date, route_id that a forecast stands for
@@ -100,8 +102,8 @@ class Vehicle:
         return self.pending[-1].state if self.pending else self.base
 
     def has_seen(self, place: Place) -> bool:
-        """Whether it is among the newest ones; a fix newer than the last one, which nearly all are, costs one comparison."""
-        return bool(self.recent) and place[0] <= self.recent[-1][0] and place in self.recent
+        """Whether it is among the newest ones."""
+        return place in self.recent
 
     def verdict_at_once(self, fix: Fix) -> str | None:
         """FUTURE or LATE where the fix will not be folded, else None."""
@@ -112,7 +114,7 @@ class Vehicle:
     def insert(self, fix: Fix, area: Area) -> None:
         """One more fix in the window. Where `advance` raises nothing has changed."""
         pending = self.pending
-        if not pending or time_order(fix) >= time_order(pending[-1].fix):
+        if not pending or fix.fixed_at_ms > pending[-1].fix.fixed_at_ms or time_order(fix) >= time_order(pending[-1].fix):
             state, said = advance(pending[-1].state if pending else self.base, fix, area)
             pending.append(Folded(fix, state, said))
             return
@@ -133,7 +135,8 @@ class Vehicle:
             count += 1
         if not count:
             return []
-        settled, self.pending = pending[:count], pending[count:]
+        settled = pending[:count]
+        del pending[:count]
         self.base, self.settled_at_ms = settled[-1].state, settled[-1].fix.fixed_at_ms
         return settled
 
@@ -195,6 +198,7 @@ def taken_up(kept: Kept, area: Area) -> Vehicle:
         vehicle.insert(fix, area)
     vehicle.clocks = {clock.device_id: clock for clock in kept.clocks}
     vehicle.recent, vehicle.shown, vehicle.next_stop = list(kept.recent), kept.shown, kept.next_stop
+    vehicle.known_ms = max((at_ms for at_ms, _, _ in kept.recent), default=0)
     vehicle.forecast_at_ms, vehicle.forecast_trip, vehicle.forecast_stop = kept.forecast_at_ms, kept.forecast_trip, kept.forecast_stop
     vehicle.heard_ms, vehicle.silence = kept.heard_ms, kept.silence
     return vehicle
