@@ -1,6 +1,7 @@
 """A crowd of live sockets in a process of its own: connects, subscribes, counts what comes and when. Told what to do by lines on stdin.
 
     connect N CHANNEL [RCVBUF]   open N sockets; CHANNEL - subscribes nothing        -> {"connected": n, "seconds": s}
+                                 a # in CHANNEL is the number of the socket
     stall K                      the first K stop reading                            -> {"stalled": k}
     expect                       forget what was counted                             -> {"ok": true}
     report T0 COUNT LIMIT_S      wait for COUNT frames by readers that are not stalled -> {"frames", "bytes", "p50_ms", "p99_ms", "max_ms"}
@@ -106,8 +107,6 @@ class Crowd:
 
     async def connect(self, count: int, channel: str, rcvbuf: int) -> dict[str, Any]:
         loop, began = asyncio.get_running_loop(), time.monotonic()
-        said = json.dumps({"id": 1, "op": "sub", "ch": channel}).encode()
-        masked = bytes((0x81, 0x80 | len(said))) + bytes(4) + said
         for start in range(0, count, 200):
             size = min(200, count - start)
             target = self.open + size
@@ -126,8 +125,9 @@ class Crowd:
                 while self.open < target:  # noqa: ASYNC110
                     await asyncio.sleep(0.002)
             if channel != "-":
-                for reader in made:
-                    reader.transport.write(masked)
+                for number, reader in enumerate(made, len(self.readers)):
+                    said = json.dumps({"id": 1, "op": "sub", "ch": channel.replace("#", str(number))}).encode()
+                    reader.transport.write(bytes((0x81, 0x80 | len(said))) + bytes(4) + said)
             self.readers += made
         return {"connected": self.open, "seconds": time.monotonic() - began}
 
