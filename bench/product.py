@@ -111,6 +111,7 @@ class Area:
         self.link.connect(path)
         self.ask("HSET", f"ctl:{{{area}}}", "epoch", "bench", "n", "0")
         self.ask("SADD", "areas", area)
+        self.ask("SPUBLISH", "areas", area)  # who listens to all areas hears of a new one
         self.say([])
 
     def ask(self, *words: str | bytes) -> None:
@@ -126,7 +127,7 @@ class Area:
         if blobs:
             self.ask("HSET", f"pos:{{{self.area}}}", *blobs)
         self.ask("HSET", f"ctl:{{{self.area}}}", "n", str(self.n))
-        self.ask("PUBLISH", f"live:{{{self.area}}}", msgspec.msgpack.encode([self.area, "bench", self.n, positions, [], [], []]))
+        self.ask("SPUBLISH", f"live:{{{self.area}}}", msgspec.msgpack.encode([self.area, "bench", self.n, positions, [], [], []]))
 
     def position(self, bus_id: str, at: int) -> list[Any]:
         """A position as it stands in Redis (engine/events.py), moving with `at`."""

@@ -27,7 +27,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     port: Annotated[int, _d("port the engine listens on", ge=0, le=65535)] = 8787
     database_url: Annotated[str, _d("PostgreSQL DSN of the application role")] = "postgresql:///timepoint"
     database_owner_url: Annotated[str, _d("PostgreSQL DSN of the owner role (migrations); empty: database_url")] = ""
-    redis_url: Annotated[str, _d("Redis URL, redis:// or unix://")] = "redis://127.0.0.1:6379/0"
+    redis_url: Annotated[str, _d("Redis URL, redis:// or unix://; several nodes of a cluster, comma separated")] = (
+        "redis://127.0.0.1:6379/0"
+    )
+    redis_cluster: Annotated[bool, _d("REDIS_URL is a node of a Redis Cluster, even if only one is named")] = False
     mqtt_url: Annotated[str, _d("MQTT broker URL, mqtt:// or mqtt+unix://; empty: no MQTT")] = ""
     demo: Annotated[bool, _d("demo mode: accepts the demo's secrets, wide rate limits")] = False
     secret_key: Annotated[str, _d("signs access tokens; at least 32 characters; start-up refuses the empty one outside demo mode")] = ""

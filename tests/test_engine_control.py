@@ -176,6 +176,7 @@ async def test_what_the_tracker_counts_stands_among_the_metrics_across_a_reload(
 
 
 async def test_live_batches_are_numbered_without_a_hole(store: AreaStore, redis: Redis, settings: Settings, meter: Meter) -> None:
+    await redis.add_area(AREA)
     heard = redis.listen_live()
     assert await anext(heard) is None
     start_ms = SystemClock().now_ms()

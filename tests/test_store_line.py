@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from redis import exceptions as fault
 
 from deploy.servers import RedisServer
 from engine.errors import Unavailable
 from engine.settings import Settings
-from engine.store.line import Rejected
 from engine.store.redis import Redis
 from tests.raw_redis import raw
 
@@ -33,7 +33,7 @@ async def test_a_call_that_redis_refuses_spoils_no_other(redis: Redis) -> None:
         redis.call("test", "GET", "text"),
         return_exceptions=True,
     )
-    assert isinstance(wrong, Rejected)
+    assert isinstance(wrong, fault.ResponseError)
     assert (first, last) == (b"OK", b"x")
 
 
@@ -66,7 +66,7 @@ async def test_a_server_that_is_full_or_loading_is_away_and_a_wrong_command_is_o
     with pytest.raises(Unavailable):
         await redis.call("test", "SET", "text", "x")
     await raw(redis).config_set("maxmemory", "0")
-    with pytest.raises(Rejected):
+    with pytest.raises(fault.ResponseError):
         await redis.call("test", "NOSUCHCOMMAND", "x")
     assert await redis.call("test", "SET", "text", "x") == b"OK"
 

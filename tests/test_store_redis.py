@@ -280,9 +280,9 @@ async def test_dead_letters_keep_their_trace(store: AreaStore) -> None:
 
 
 async def test_a_listener_is_told_of_its_connection_and_then_of_every_batch(store: AreaStore, redis: Redis) -> None:
+    token = await owned(store)
     heard = redis.listen_live()
     assert await anext(heard) is None
-    token = await owned(store)
     await store.commit(token, change(1, live=b"\x91one"))
     assert await anext(heard) == b"\x91one"
     for connection in await raw(redis).client_list("pubsub"):

@@ -64,7 +64,8 @@ class AreaStore:
     # --- the owner ---
 
     async def load(self, token: str) -> Loaded | None:
-        """Number, cursor, epoch and states of one instant; None: the lease is not ours."""
+        """Number, cursor, epoch and states of one instant; None: the lease is not ours. Who listens to all areas hears of this one."""
+        await self.redis.add_area(self.area)
         found = await self._run("load", [self.keys.lease, self.keys.ctl, self.keys.states, self.keys.open], [token])
         if not found:
             return None
@@ -110,7 +111,7 @@ class AreaStore:
         """Drop what every reader has read; bytes the stream still holds. None: a reader has not spoken yet, so
         everything stays.
         """
-        cursors = await self.redis.call("cursors", "HMGET", self.keys.cursors, *READERS)
+        cursors = await self.redis.rare("cursors", "HMGET", self.keys.cursors, *READERS)
         if not all(cursors):
             return None
         slowest = min((cursor.decode() for cursor in cursors), key=id_order)
@@ -118,12 +119,12 @@ class AreaStore:
 
     async def bury(self, payload: bytes, trace: str) -> None:
         """A dead letter: the fix (or entry) whose folding raised, with its trace. Bounded."""
-        await self.redis.call("bury", "XADD", self.keys.dead, "MAXLEN", "~", DEAD_MAX, "*", "f", payload, "trace", trace)
+        await self.redis.rare("bury", "XADD", self.keys.dead, "MAXLEN", "~", DEAD_MAX, "*", "f", payload, "trace", trace)
 
     async def dead_letters(self, limit: int = 100) -> list[tuple[str, bytes, str]]:
         """(id, payload, trace), newest first."""
-        found = await self.redis.call("dead", "XREVRANGE", self.keys.dead, "+", "-", "COUNT", limit)
-        return [(at.decode(), fields[1], fields[3].decode()) for at, fields in found]
+        found = await self.redis.rare("dead", "XREVRANGE", self.keys.dead, "+", "-", "COUNT", limit)
+        return [(at.decode(), fields[b"f"], fields[b"trace"].decode()) for at, fields in found]
 
     # --- the readers ---
 
@@ -141,7 +142,7 @@ class AreaStore:
 
     async def told_cursor(self, reader: str) -> str | None:
         """What that reader told last."""
-        found = await self.redis.call("cursor", "HGET", self.keys.cursors, reader)
+        found = await self.redis.rare("cursor", "HGET", self.keys.cursors, reader)
         return found.decode() if found else None
 
     async def is_ahead(self, cursor: str) -> bool:

@@ -49,5 +49,5 @@ if ARGV[4] ~= '' then
   redis.call('XADD', KEYS[7], '*', 'b', ARGV[4], 't', total)
 end
 redis.call('HSET', KEYS[2], 'n', ARGV[2], 'cur', ARGV[3], 'by', ARGV[1])
-redis.call('PUBLISH', ARGV[5], ARGV[6])
+redis.call('SPUBLISH', ARGV[5], ARGV[6])
 return 'OK'

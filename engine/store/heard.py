@@ -37,7 +37,7 @@ class IncidentStream:
         self._encode = msgspec.msgpack.Encoder().encode
 
     async def add(self, heard: Heard) -> None:
-        await self._redis.call("heard", "XADD", STREAM, "MAXLEN", "~", KEPT, "*", "h", self._encode(heard))
+        await self._redis.rare("heard", "XADD", STREAM, "MAXLEN", "~", KEPT, "*", "h", self._encode(heard))
 
     async def read(self, cursor: str, count: int, block_ms: int = BLOCK_MS) -> list[Entry]:
         """Entries after `cursor`, oldest first; empty after `block_ms` (0: at once) without any."""
@@ -46,6 +46,6 @@ class IncidentStream:
 
     async def lost(self, cursor: str) -> bool:
         """Whether entries after `cursor` have gone unread: the stream was cut behind a reader that was away too long."""
-        found = await self._redis.call("heard", "XRANGE", STREAM, "-", "+", "COUNT", 1)
-        held = await self._redis.call("heard", "XLEN", STREAM)
+        found = await self._redis.rare("heard", "XRANGE", STREAM, "-", "+", "COUNT", 1)
+        held = await self._redis.rare("heard", "XLEN", STREAM)
         return bool(found) and held >= KEPT and id_order(found[0][0].decode()) > id_order(cursor) > (0, 0)

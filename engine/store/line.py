@@ -14,6 +14,9 @@ from collections import deque
 from typing import Any, Final
 
 import hiredis
+from redis import exceptions as fault
+
+from engine.errors import Unavailable
 
 CALL_TIMEOUT_S: Final = 5.0  # longest answer to a call; a LOAD of 20,000 states took 60 ms
 LOOK_S: Final = 1.0  # how often somebody looks whether the oldest call waits too long
@@ -22,38 +25,22 @@ WAITING_MAX: Final = 10_000
 Command = tuple[Any, ...]
 
 
-class Rejected(Exception):  # what Redis said no to: a wrong command, or a value of another kind where one belongs
-    """Redis said no: our own fault, not that it is away."""
-
-
-class Refusing(Rejected):
-    """Redis takes no such calls now: full, read-only, loading, too few replicas, a cluster that is not whole. It passes."""
-
-
-class NoScript(Rejected):
-    """Redis does not know our script: it was restarted, or flushed."""
-
-
-class Elsewhere(Rejected):
-    """The key lives on another server of the cluster: for good (MOVED), or for this call (ASK)."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        kind, slot, where = text.split()[:3]
-        self.slot, self.for_good, self.where = int(slot), kind == "MOVED", where
-
-
-# what an answer begins with -> what it means; all others are the caller's own fault
-MEANT: Final[tuple[tuple[tuple[str, ...], type[Rejected]], ...]] = (
-    (("NOSCRIPT",), NoScript),
-    (("MOVED", "ASK "), Elsewhere),
-    (("READONLY", "OOM", "LOADING", "BUSY ", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"), Refusing),
+# what an answer begins with -> the fault that it means, of redis-py's so that there is one table of faults; all others are a plain ResponseError
+MEANT: Final[tuple[tuple[str, type[fault.RedisError]], ...]] = (
+    ("NOSCRIPT", fault.NoScriptError),
+    ("READONLY", fault.ReadOnlyError),
+    ("OOM", fault.OutOfMemoryError),
+    ("LOADING", fault.BusyLoadingError),
 )
+MOVES: Final[dict[str, type[fault.AskError]]] = {"MOVED ": fault.MovedError, "ASK ": fault.AskError}
 
 
-def meant(text: str) -> Rejected:
+def meant(text: str) -> fault.RedisError:
     """The fault that an error of Redis stands for."""
-    return next((kind for starts, kind in MEANT if text.startswith(starts)), Rejected)(text)
+    for start, kind in MOVES.items():
+        if text.startswith(start):
+            return kind(text.removeprefix(start))
+    return next((kind for start, kind in MEANT if text.startswith(start)), fault.ResponseError)(text)
 
 
 class Line(asyncio.Protocol):
@@ -95,11 +82,12 @@ class Line(asyncio.Protocol):
             future.set_result(answer)
 
     def ask(self, command: Command) -> asyncio.Future[Any]:
-        """The answer to come, or a `Rejected`. Raises ConnectionError, now or later, where the connection is lost before."""
+        """The answer to come, or what Redis said. Raises ConnectionError, now or later, where the connection is lost before, and `Unavailable`
+        where too many wait."""
         if not self.alive:  # lost since it was given to us: nobody would ever answer
             raise ConnectionError("the connection was lost")
         if len(self._waiting) >= WAITING_MAX:
-            raise Refusing("too many calls wait for Redis")
+            raise Unavailable("too many calls wait for Redis", retry_after_s=1)
         future: asyncio.Future[Any] = self._loop.create_future()
         self._waiting.append((future, self._loop.time()))
         if not self._unsent:
@@ -111,7 +99,7 @@ class Line(asyncio.Protocol):
         """The answers of several commands of one instant (MULTI). Raises as `ask`."""
         steps = [("MULTI",), *commands, ("EXEC",)]
         if len(self._waiting) + len(steps) > WAITING_MAX:  # all or none: what another asks must not end up among these
-            raise Refusing("too many calls wait for Redis")
+            raise Unavailable("too many calls wait for Redis", retry_after_s=1)
         *queued, answers = await asyncio.gather(*(self.ask(step) for step in steps), return_exceptions=True)
         for answer in (*queued, answers, *(answers if isinstance(answers, list) else ())):
             if isinstance(answer, BaseException):
@@ -136,85 +124,3 @@ class Line(asyncio.Protocol):
             self._transport.abort()
         else:
             self._loop.call_later(LOOK_S, self._look)
-
-
-MESSAGES: Final = (b"smessage", b"pmessage", b"message")
-HEARD_MAX: Final = 1_000  # messages that wait for who listens; then we read no more, and Redis ends a connection 8 MB behind
-
-
-class Inbox:
-    """What several listening connections heard, in order of each, for one reader."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.heard: deque[tuple[bytes, bytes]] = deque()  # (channel, message)
-        self.ears: list[Ear] = []
-        self._news: asyncio.Future[None] | None = None
-
-    def ring(self) -> None:
-        """There is something new, or an ear has gone."""
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
-        if len(self.heard) > HEARD_MAX:
-            for ear in self.ears:
-                ear.rest()
-
-    async def wait(self, limit_s: float) -> bool:
-        """Until there is something; False where `limit_s` have passed without. Raises ConnectionError where an ear has gone."""
-        for ear in self.ears:
-            ear.go_on()
-        if not self.heard:
-            self._check()
-            self._news = self._loop.create_future()
-            late = self._loop.call_later(limit_s, self.ring)
-            try:
-                await self._news
-            finally:
-                late.cancel()
-                self._news = None
-            if not self.heard:
-                self._check()
-        return bool(self.heard)
-
-    def _check(self) -> None:
-        if not all(ear.alive for ear in self.ears):
-            raise ConnectionError("a connection that listens was lost")
-
-    def close(self) -> None:
-        for ear in self.ears:
-            ear.close()
-
-
-class Ear(Line):
-    """One connection that listens: every message goes to the inbox. Answers to its commands come as pushes, one each."""
-
-    def __init__(self, inbox: Inbox) -> None:
-        super().__init__()
-        self._inbox, self._resting = inbox, False
-        inbox.ears.append(self)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._inbox.ring()
-
-    def _answered(self, answer: Any) -> None:
-        if isinstance(answer, list) and answer[0] in MESSAGES:
-            self._inbox.heard.append((answer[-2], answer[-1]))
-        elif self._waiting:
-            super()._answered(answer)
-        else:  # sunsubscribe that nobody asked for: the slot has moved
-            self.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._inbox.ring()
-
-    def rest(self) -> None:
-        if self.alive and not self._resting:
-            self._resting = True
-            self._transport.pause_reading()
-
-    def go_on(self) -> None:
-        if self.alive and self._resting:
-            self._resting = False
-            self._transport.resume_reading()

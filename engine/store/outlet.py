@@ -14,10 +14,10 @@ from contextlib import aclosing
 from typing import Any, Final
 
 import msgspec
+from redis import exceptions as fault
 
 from engine.errors import Unavailable
-from engine.store.line import Rejected
-from engine.store.redis import ORDERED, ORDERED_LIFE_S, ORDERED_LOG, Redis
+from engine.store.redis import ORDERED_LIFE_S, ORDERED_LOG, Redis, ordered_keys
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +67,10 @@ class Outlet:
         told: list[str | None] = [None] * len(lines)
         asked = (self._say_all([lines[i] for i in chosen]) for chosen in groups.values())
         for chosen, answer in zip(groups.values(), await asyncio.gather(*asked, return_exceptions=True), strict=True):
-            if isinstance(answer, Rejected) and isinstance(lines[chosen[0]], Saying):
+            if isinstance(answer, fault.ResponseError) and isinstance(lines[chosen[0]], Saying):
                 for i in chosen:
                     told[i] = f"{type(answer).__name__}: {answer}"
-            elif isinstance(answer, Rejected):
+            elif isinstance(answer, fault.ResponseError):
                 raise Unavailable(f"Redis takes no events: {answer}", retry_after_s=1) from answer
             elif answer is not None:
                 raise answer
@@ -88,9 +88,8 @@ class Outlet:
                     args += (line.event_id, line.topic, line.type, line.partner_id, line.event)
             first = lines[0]
             if isinstance(first, Saying):
-                tag = f"{{{first.channel}}}"
-                keys = [f"meta:{tag}", f"log:{tag}", f"seen:{tag}"]
-                await self._redis.run("say", keys, ORDERED + first.channel, chance, ORDERED_LOG, ORDERED_LIFE_S, *args)
+                keys, shard = ordered_keys(first.channel, "meta", "log", "seen")
+                await self._redis.run("say", keys, shard, first.channel, chance, ORDERED_LOG, ORDERED_LIFE_S, *args)
             else:
                 await self._redis.run("enter", [EVENTS], self._stream_max, *args)
 
@@ -116,7 +115,7 @@ class Bell:
         self._soon = False
         self._wake()
         try:
-            await self._redis.call("bell", "PUBLISH", BELL, b"", attempts=1)
+            await self._redis.publish("bell", BELL, b"")
         except Unavailable as away:
             log.debug("the bell is not heard elsewhere: %s", away)
 

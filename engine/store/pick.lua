@@ -1,7 +1,7 @@
 -- pick: seats of one trip instance for one owner, all or none, and their messages on the trip's seat channel, in one step.
 -- KEYS 1 picks  2 meta  3 log (of the channel)
 -- ARGV 1 msgpack of {now (ms), until (ms), owner, first place, last place, the ride as JSON text ("from":..,"to":..), pub/sub channel, chance,
---        most entries kept, life of a quiet channel (s), labels}: one argument, for packing eleven costs the caller more than the call
+--        most entries kept, life of a quiet channel (s), labels, the channel's name}: one argument, for packing eleven costs the caller more than the call
 -- Answers the labels that others are choosing for some of these legs (nothing is written), or the offset of the last message.
 -- A seat's field is a msgpack list of {first place, last place, until, owner, ride}; what is over goes as it is read. Picking again with
 -- the same owner moves the pick: a seat's earlier legs of this owner are let go. Offsets and epochs as in say.
@@ -48,7 +48,7 @@ local function say(label, state, legs, ends)
 end
 for _, gone in ipairs(let_go) do say(gone[1], 'FREE', gone[2], 'null') end
 for _, label in ipairs(labels) do say(label, 'PICKED', ride, till) end
-redis.call('PUBLISH', channel, meta[1] .. ' ' .. first .. ' ' .. table.concat(said, '\30'))
+redis.call('SPUBLISH', channel, asked[12] .. '\31' .. meta[1] .. ' ' .. first .. ' ' .. table.concat(said, '\30'))
 redis.call('EXPIRE', KEYS[2], asked[10])
 redis.call('EXPIRE', KEYS[3], asked[10])
 return last

@@ -17,7 +17,7 @@ from engine.booking.refusals import Refused
 from engine.clock import Clock
 from engine.errors import Unavailable
 from engine.meter import Meter
-from engine.store.redis import ORDERED, ORDERED_LIFE_S, ORDERED_LOG, Redis
+from engine.store.redis import ORDERED_LIFE_S, ORDERED_LOG, Redis, ordered_keys
 
 ASK_TIMEOUT_S: Final = 0.25  # a hold waits for picks no longer than this, and then goes without
 DEAF_MS: Final = 1_000  # nor are they asked again so soon after that
@@ -77,9 +77,10 @@ class Picks:
         are others. Raises `Refused` SEAT_PICKED that names each seat that somebody else is choosing."""
         now_ms = self._clock.now_ms()
         until_ms, owner = now_ms + self._ttl_ms, pick_id or self._clock.token(ID_BYTES)
-        keys, channel = _keys(trip.trip_id)
+        keys, shard = _keys(trip.trip_id)
         ride, chance = _ride(trip, start, end), self._clock.token(6)
-        asked = now_ms, until_ms, owner, start, end, ride, channel, chance, ORDERED_LOG, ORDERED_LIFE_S, labels
+        named = _channel(trip.trip_id)
+        asked = now_ms, until_ms, owner, start, end, ride, shard, chance, ORDERED_LOG, ORDERED_LIFE_S, labels, named
         said = await self._redis.run("pick", keys, msgspec.msgpack.encode(asked))
         if isinstance(said, list):
             self._picks.add(1, "SEAT_PICKED")
@@ -101,8 +102,8 @@ class Picks:
         await self._unpick(trip, owner, (), say="0")
 
     async def _unpick(self, trip: PickedTrip, owner: str, labels: Sequence[str], say: str) -> int:
-        keys, channel = _keys(trip.trip_id)
-        args = [self._clock.now_ms(), owner, say, channel, self._clock.token(6), ORDERED_LOG, ORDERED_LIFE_S, *labels]
+        keys, shard = _keys(trip.trip_id)
+        args = [self._clock.now_ms(), owner, say, shard, _channel(trip.trip_id), self._clock.token(6), ORDERED_LOG, ORDERED_LIFE_S, *labels]
         return int(await self._redis.run("unpick", keys, *args))
 
     async def others(self, trip: PickedTrip, labels: Sequence[str], start: int, end: int, owner: str | None) -> list[str]:
@@ -138,10 +139,12 @@ class Picks:
 
 
 def _keys(trip_id: str) -> tuple[list[str], str]:
-    """(picks, meta, log) in one slot of a cluster, and the pub/sub channel."""
-    channel = f"seats:{trip_id}"
-    tag = f"{{{channel}}}"
-    return [f"picks:{tag}", f"meta:{tag}", f"log:{tag}"], ORDERED + channel
+    """(picks, meta, log) of the trip's seat channel in one slot of a cluster, and the pub/sub channel."""
+    return ordered_keys(_channel(trip_id), "picks", "meta", "log")
+
+
+def _channel(trip_id: str) -> str:
+    return f"seats:{trip_id}"
 
 
 def _ride(trip: PickedTrip, start: int, end: int) -> str:

@@ -13,30 +13,45 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
 from functools import cache
 from importlib import resources
 from typing import Any, Final
+from zlib import crc32
 
 import msgspec
+from redis import exceptions as fault
 
 from engine.clock import Clock, SystemClock
 from engine.errors import Unavailable
 from engine.events import LiveBatch
 from engine.meter import Meter
 from engine.settings import Settings
-from engine.store.line import Command, Ear, Elsewhere, Inbox, NoScript, Refusing, Rejected
+from engine.store.ears import Ears
+from engine.store.line import Command
 from engine.store.nodes import Nodes
 
 log = logging.getLogger(__name__)
 
-FAULTS: Final = (OSError, TimeoutError)  # the server is away, or does not answer in time
+# What says that the server is away, restarting, or loading its file.
+FAULTS: Final = (OSError, TimeoutError, fault.ConnectionError, fault.TimeoutError, fault.RedisClusterException)
+
+# What says that it takes no such calls now: a replica that only reads, memory or a disk that is full, too few replicas, a script that runs on, a
+# cluster that is not whole. They pass. All other answers are our own fault.
+REFUSES: Final = (fault.ReadOnlyError, fault.OutOfMemoryError, fault.ClusterDownError, fault.TryAgainError)
+REFUSED: Final = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ")
+
+OLDEST: Final = 7  # major version: sharded pub/sub
 HOPS_MAX: Final = 5  # times that a call follows a key which a cluster is moving
 QUIET_S: Final = 10.0  # a listener that hears nothing asks whether its server is there: a peer that vanished without a FIN shows only so
 TURN: Final = 16  # messages that a listener takes before others of the loop have their turn
 LIVE = "live:"  # channel prefix of numbered live batches
-ORDERED = "chan:"  # channel prefix of ordered channels
+AREAS, AREAS_CHANNEL = "areas", b"areas"  # the set of all areas, and the pub/sub channel that names a new one
+ORDERED_SHARDS = (
+    64  # pub/sub channels of all ordered channels together: who listens hears all, and a cluster of ten servers shares them evenly
+)
+NAMED = b"\x1f"  # between an ordered channel's name and its message on a shard
 BETWEEN = b"\x1e"  # between messages published together; no JSON text has it. Hearing one costs 40 us, splitting it off 1
 ORDERED_LOG = 1_000  # messages an ordered channel keeps for those who come back
 ORDERED_LIFE_S = 3 * 86_400  # a channel that says nothing for three days is forgotten; its next message begins a new epoch
@@ -75,6 +90,18 @@ class Keys:
 @cache
 def keys_of(area: str) -> Keys:
     return Keys(area)
+
+
+@cache
+def shard_of(number: int) -> tuple[str, str]:
+    """(hash tag, pub/sub channel) of a shard of ordered channels."""
+    return f"{{o{number}}}", f"chan:{{o{number}}}"
+
+
+def ordered_keys(channel: str, *kinds: str) -> tuple[list[str], str]:
+    """The keys of those kinds (meta, log, seen, ...) of an ordered channel, all in one slot, and the pub/sub channel of its shard."""
+    tag, shard = shard_of(crc32(channel.encode()) % ORDERED_SHARDS)
+    return [f"{kind}:{tag}:{channel}" for kind in kinds], shard
 
 
 class ChannelMessage(msgspec.Struct, frozen=True, gc=False):
@@ -117,13 +144,18 @@ def script_of(name: str) -> Script:
 
 
 class Redis:
-    """All calls of a process to Redis: one connection for what answers at once, others for what may block and for who listens."""
+    """All calls of a process to Redis.
+
+    Each goes one way. What is asked for every fix, batch, seat or request (`call`, `run`, `together`) goes over our own connection, pipelined,
+    with all scripts and what must be of one instant; blocking reads (`entries`) and listeners have such connections of their own. What is asked
+    about once a second or less (`rare`: areas, pings, dead letters, cursors only for trimming) goes through redis-py.
+    """
 
     def __init__(self, settings: Settings, meter: Meter | None = None, clock: Clock | None = None) -> None:
         self.settings = settings
         self.clock = clock or SystemClock()
         self.meter = meter or Meter()
-        self.nodes = Nodes(settings.redis_url)
+        self.nodes = Nodes(settings.redis_url, cluster=settings.redis_cluster)
         self._areas: set[str] = set()
         self._faults = self.meter.counter("timepoint_redis_faults_total", "calls to Redis that failed", ("call",))
         self._full = self.meter.counter(
@@ -132,18 +164,21 @@ class Redis:
 
     @classmethod
     async def connect(cls, settings: Settings, meter: Meter | None = None, clock: Clock | None = None) -> Redis:
-        """Raises `Unavailable` where nobody answers."""
+        """Raises `Unavailable` where nobody answers, or who does is older than OLDEST."""
         redis = cls(settings, meter, clock)
         await redis.ping()
+        told = await redis.rare("info", "INFO", "server")
+        oldest = min(str(each["redis_version"]) for each in (told.values() if "redis_version" not in told else (told,)))
+        if int(oldest.split(".")[0]) < OLDEST:
+            raise Unavailable(f"Redis {OLDEST}.0 or newer is needed (sharded pub/sub); this is {oldest}")
         return redis
 
     async def close(self) -> None:
-        self.nodes.close()
-        await asyncio.sleep(0)  # connections end in the loop's next turn
+        await self.nodes.close()
 
     def call(self, label: str, command: str, key: str, *args: Any, attempts: int = 2) -> Coroutine[Any, Any, Any]:
         """The raw answer of one command on one key, tried `attempts` times at once (a connection may be from before a restart). Faults
-        are counted as `label`. Raises `Unavailable`, or the `Rejected` that Redis said."""
+        are counted as `label`. Raises `Unavailable`, or the ResponseError that Redis said."""
         return self._ask(label, key, (command, key, *args), attempts)
 
     async def run(self, name: str, keys: list[str], *args: Any, attempts: int = 2) -> Any:
@@ -152,7 +187,7 @@ class Redis:
         command = ("EVALSHA", script.sha, len(keys), *keys, *args)
         try:
             return await self._ask(name, keys[0], command, attempts)
-        except NoScript:  # the server was restarted, or flushed: nothing was done
+        except fault.NoScriptError:  # the server was restarted, or flushed: nothing was done
             await self._ask(name, keys[0], ("SCRIPT", "LOAD", script.text), 2)
             return await self._ask(name, keys[0], command, attempts)
 
@@ -166,34 +201,63 @@ class Redis:
 
     async def _ask(self, label: str, key: str, command: Command | list[Command], attempts: int, blocks: bool = False) -> Any:
         nodes, hops = self.nodes, 0
+        asked: fault.AskError | None = None  # who has the key for this one call, while it is on its way there
         while True:
             try:
                 if blocks and isinstance(command, tuple):
                     return await nodes.alone(key, command)
-                line = nodes.ready(key) or await nodes.reach(key)
+                line = nodes.ready(key) or await nodes.reach(key) if asked is None else await nodes.asking(asked)
                 return await (line.ask(command) if isinstance(command, tuple) else line.together(command))
             except FAULTS as broken:
                 self._faults.add(1, label)
                 nodes.doubt()
                 attempts -= 1
                 if attempts <= 0:
-                    raise Unavailable(f"Redis does not answer ({label}): {broken}", retry_after_s=1) from broken
-            except Refusing as refused:
-                self._faults.add(1, label)
-                raise Unavailable(f"Redis takes no such calls now ({label}): {refused}", retry_after_s=2) from refused
-            except Elsewhere as told:
+                    raise self._away(label, broken) from broken
+            except fault.AskError as told:
                 hops += 1
                 if hops > HOPS_MAX:
                     self._faults.add(1, label)
                     raise Unavailable(f"a key of Redis moves faster than we follow ({label})", retry_after_s=1) from told
-                if told.for_good:
-                    nodes.moved(told)
-                else:
-                    return await nodes.asking(told, command)
+                asked = None if isinstance(told, fault.MovedError) else told
+                if isinstance(told, fault.MovedError):
+                    await nodes.moved(told)
+            except fault.ResponseError as refused:
+                if isinstance(refused, fault.ReadOnlyError):
+                    nodes.refused(key)
+                raise self._said_no(label, refused) from refused
+            except Unavailable:  # too many wait
+                self._faults.add(1, label)
+                raise
+
+    async def rare(self, label: str, *command: Any) -> Any:
+        """One command through redis-py, as it parses the answer; tried twice. For what is asked about once a second or less. Raises as `call`."""
+        for attempt in range(2):
+            try:
+                return await self.nodes.client.execute_command(*command)
+            except FAULTS as broken:
+                self._faults.add(1, label)
+                if attempt:
+                    raise self._away(label, broken) from broken
+            except fault.ResponseError as refused:
+                raise self._said_no(label, refused) from refused
+        raise AssertionError("answered or raised")
+
+    @staticmethod
+    def _away(label: str, broken: Exception) -> Unavailable:
+        return Unavailable(f"Redis does not answer ({label}): {broken}", retry_after_s=1)
+
+    def _said_no(self, label: str, refused: fault.ResponseError) -> Exception:
+        """`Unavailable` where it passes, and counted; else what Redis said."""
+        passes = isinstance(refused, REFUSES) or getattr(refused, "status_code", None) in REFUSED or str(refused).startswith(REFUSED)
+        if not passes:
+            return refused
+        self._faults.add(1, label)
+        return Unavailable(f"Redis takes no such calls now ({label}): {refused}", retry_after_s=2)
 
     async def ping(self) -> None:
         """Raises `Unavailable` where nobody answers."""
-        await self._ask("ping", "", ("PING",), 2)
+        await self.rare("ping", "PING")
 
     async def server_s(self, key: str) -> int:
         """The clock of the server that holds a key, seconds since 1970."""
@@ -212,12 +276,12 @@ class Redis:
 
     async def areas(self) -> list[str]:
         """Ids of all areas that anyone has named, sorted."""
-        found = await self.call("areas", "SMEMBERS", "areas")
+        found = await self.rare("areas", "SMEMBERS", AREAS)
         return sorted(name.decode() for name in found)
 
     async def add_area(self, area: str) -> None:
         """Make an area known, so that a worker comes to own it."""
-        await self.call("areas", "SADD", "areas", area)
+        await self.run("enrol", [AREAS], area)
         self._areas.add(area)
 
     async def beat(self, worker: str, life_ms: int) -> int:
@@ -254,7 +318,7 @@ class Redis:
         """msgpack list[Quarantined] that the door refused at once; history carries it to its table. Bounded: the
         oldest go first.
         """
-        await self.call("quarantine", "XADD", keys_of(area).quarantine, "MAXLEN", "~", QUARANTINE_MAX, "*", "f", payload)
+        await self.rare("quarantine", "XADD", keys_of(area).quarantine, "MAXLEN", "~", QUARANTINE_MAX, "*", "f", payload)
 
     # --- the live picture ---
 
@@ -277,10 +341,10 @@ class Redis:
         )
 
     async def listen_live(self) -> AsyncIterator[bytes | None]:
-        """Every LiveBatch of every area as msgpack bytes, and None after each (re)connect: load again what was
+        """Every LiveBatch of every area as msgpack bytes, and None after each (re)connect and each new area: load again what was
         missed.
         """
-        async with aclosing(self._listen(LIVE + "*")) as found:
+        async with aclosing(self._listen([AREAS], areas=True)) as found:
             async for message in found:
                 yield message and message[1]
 
@@ -291,15 +355,13 @@ class Redis:
 
         0: it was said before. Raises `Unavailable`; saying it again with the same id is harmless.
         """
-        tag = f"{{{channel}}}"
-        keys = [f"meta:{tag}", f"log:{tag}", f"seen:{tag}"]
-        args = [ORDERED + channel, self.clock.token(6), ORDERED_LOG, ORDERED_LIFE_S, event_id, payload]
+        keys, shard = ordered_keys(channel, "meta", "log", "seen")
+        args = [shard, channel, self.clock.token(6), ORDERED_LOG, ORDERED_LIFE_S, event_id, payload]
         return int((await self.run("say", keys, *args))[0])
 
     async def channel_log(self, channel: str, since: int) -> ChannelLog:
         """Messages after offset `since`. Whether `since` is of this epoch is the caller's to compare."""
-        tag = f"{{{channel}}}"
-        meta, log_key = f"meta:{tag}", f"log:{tag}"
+        (meta, log_key), _ = ordered_keys(channel, "meta", "log")
         asked = ("HMGET", meta, "epoch", "offset"), ("XRANGE", log_key, f"{since + 1}-0", "+")
         (epoch, newest), entries = await self.together("channel_log", meta, *asked)
         name, offset = (epoch or b"").decode(), int(newest or 0)
@@ -310,46 +372,55 @@ class Redis:
         """Every message of every ordered channel, and None after each (re)connect: fill the holes from
         `channel_log`.
         """
-        async with aclosing(self._listen(ORDERED + "*")) as found:
+        async with aclosing(self._listen([shard_of(number)[1] for number in range(ORDERED_SHARDS)])) as found:
             async for message in found:
                 if message is None:
                     yield None
                     continue
-                channel, data = message
+                channel, _, data = message[1].partition(NAMED)
                 epoch, offset, payloads = data.split(b" ", 2)
-                name, era, first = channel.removeprefix(ORDERED), epoch.decode(), int(offset)
+                name, era, first = channel.decode(), epoch.decode(), int(offset)
                 for place, payload in enumerate(payloads.split(BETWEEN)):
                     yield ChannelMessage(name, era, first + place, payload)
 
-    def listen(self, pattern: str) -> AsyncGenerator[tuple[str, bytes] | None]:
-        """Whatever is published on channels of that pattern, and None after each (re)connect; at most once."""
-        return self._listen(pattern)
+    def listen(self, channel: str) -> AsyncGenerator[tuple[bytes, bytes] | None]:
+        """Whatever is published on a channel (`publish`), and None after each (re)connect; at most once."""
+        return self._listen([channel])
 
-    async def _listen(self, pattern: str) -> AsyncGenerator[tuple[str, bytes] | None]:
-        """(channel, message), and None after each (re)connect. At most once, in order per channel.
+    async def publish(self, label: str, channel: str, message: bytes) -> None:
+        """To whoever listens now. Asked once. Raises `Unavailable`."""
+        await self.call(label, "SPUBLISH", channel, message, attempts=1)
+
+    async def _listen(self, channels: Sequence[str], areas: bool = False) -> AsyncGenerator[tuple[bytes, bytes] | None]:
+        """(channel, message), and None after each (re)connect. At most once, in order per channel. `areas`: the live channels of all areas
+        too, new ones as they come, each with a None.
 
         Never ends: a lost server is waited for, with growing pauses up to 2 s.
         """
         pause_s = 0.05
         while True:
-            inbox = Inbox()
+            ears = Ears(self.nodes)
             try:
-                ear = await self.nodes.connect(self.nodes.place(pattern), lambda inbox=inbox: Ear(inbox))  # type: ignore[misc]
-                await ear.ask(("PSUBSCRIBE", pattern))
+                await ears.hear(channels)
+                if areas:
+                    await ears.hear([keys_of(area).live for area in await self.areas()])
                 yield None
                 pause_s = 0.05
                 while True:
-                    while inbox.heard:
-                        for _ in range(min(TURN, len(inbox.heard))):
-                            channel, message = inbox.heard.popleft()
-                            yield channel.decode(), message
+                    while heard := ears.take(TURN):
+                        for channel, message in heard:
+                            if areas and channel == AREAS_CHANNEL:
+                                await ears.hear([keys_of(message.decode()).live])
+                                yield None
+                            else:
+                                yield channel, message
                         await asyncio.sleep(0)
-                    if not await inbox.wait(QUIET_S):
-                        await ear.ask(("PING",))
-            except (*FAULTS, Rejected) as broken:
+                    await ears.wait(QUIET_S)
+            except (*FAULTS, fault.ResponseError, Unavailable) as broken:
                 self._faults.add(1, "listen")
-                log.warning("redis listener %s: %s; again in %.2f s", pattern, broken, pause_s)
+                self.nodes.doubt()
+                log.warning("redis listener %s: %s; again in %.2f s", channels[0], broken, pause_s)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2.0, pause_s * 2)
             finally:
-                inbox.close()
+                ears.close()
