@@ -18,19 +18,31 @@ insert into telemetry.names (name) select unnest($1::text[]) on conflict (name) 
 -- Their numbers.
 select name, no from telemetry.names where name = any($1::text[]);
 
--- name: add_points
--- Fixes, once each: a fix that came twice changes nothing. Packed columns hold no null: the smallest value of a type stands for it.
+-- name: copy_points
+-- Fixes that are all new: pages at a time, a third of what a statement with ON CONFLICT costs. Refused as a whole where one is there already.
+copy telemetry.points (
+  ts, bus_no, lat_e6, lon_e6, latency_ms, device_no, source_no, state_no, late,
+  speed_cms, bearing_ddeg, accuracy_dm, offset_dm, along_m, seq, trip_no, start_date) from stdin (format binary);
+
+-- name: stage
+-- Where fixes wait that may be there already: this connection's own, emptied by every commit.
+create temporary table if not exists staged_points (like telemetry.points) on commit delete rows;
+
+-- name: copy_staged
+-- The same columns as copy_points.
+copy staged_points (
+  ts, bus_no, lat_e6, lon_e6, latency_ms, device_no, source_no, state_no, late,
+  speed_cms, bearing_ddeg, accuracy_dm, offset_dm, along_m, seq, trip_no, start_date) from stdin (format binary);
+
+-- name: add_staged
+-- What was staged, once each: a fix that came twice changes nothing.
 -- Answers what was new: how many fixes in one row without a bus, and of each bus with late ones how many and from when to when (ms).
 with added as (insert into telemetry.points (
   ts, bus_no, lat_e6, lon_e6, latency_ms, device_no, source_no, state_no, late,
   speed_cms, bearing_ddeg, accuracy_dm, offset_dm, along_m, seq, trip_no, start_date)
-select to_timestamp(ms / 1000.0::float8), bus, lat, lon, latency, device, source, nullif(state, -2147483648), late = 1,
-       nullif(speed, (-32768)::smallint), nullif(bearing, (-32768)::smallint), nullif(accuracy, (-32768)::smallint), nullif(away, (-32768)::smallint),
-       nullif(along, -2147483648), nullif(seq, -9223372036854775808), nullif(trip, -2147483648), nullif(start_date, -2147483648)
-  from unnest(
-    $1::bigint[], $2::int[], $3::int[], $4::int[], $5::int[], $6::int[], $7::int[], $8::int[], $9::smallint[],
-    $10::smallint[], $11::smallint[], $12::smallint[], $13::smallint[], $14::int[], $15::bigint[], $16::int[], $17::int[]
-  ) as t(ms, bus, lat, lon, latency, device, source, state, late, speed, bearing, accuracy, away, along, seq, trip, start_date)
+select ts, bus_no, lat_e6, lon_e6, latency_ms, device_no, source_no, state_no, late,
+  speed_cms, bearing_ddeg, accuracy_dm, offset_dm, along_m, seq, trip_no, start_date
+  from staged_points
 on conflict do nothing returning bus_no, ts, late)
 select case when late then bus_no end as bus_no, count(*) as added,
        round(extract(epoch from min(ts)) * 1000)::bigint as since_ms, round(extract(epoch from max(ts)) * 1000)::bigint as until_ms

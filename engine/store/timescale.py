@@ -20,7 +20,7 @@ import psycopg
 from engine.errors import Unavailable
 from engine.events import Event, IncidentEvent, Refusal, StopEvent, TrackRow, TripEvent, TripForecast
 from engine.settings import Settings
-from engine.store.packing import pack, register
+from engine.store.packing import copied
 from engine.store.postgres import Postgres, statements
 
 SQL: Final = statements("history")
@@ -56,6 +56,7 @@ class HistoryWriter:
         self._settings = settings
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._names: dict[str, int] = {}
+        self._again = False  # the last batch held fixes that were there already, so the next one may too
         self.outside = 0  # forecasts made at a time that history does not take: a clock that jumped
 
     async def close(self) -> None:
@@ -98,10 +99,7 @@ class HistoryWriter:
                 aside.append(row)
         added = 0
         if points:
-            new = await (await connection.execute(SQL["add_points"], pack(points, self._names))).fetchall()
-            added = sum(count for _, count, _, _ in new)
-            names = {self._names[row.bus_id]: row.bus_id for row in points if row.verdict == "LATE"}
-            late = [(names[bus_no], since_ms, until_ms) for bus_no, _, since_ms, until_ms in new if bus_no is not None]
+            added, late = await self._add_points(connection, points)
             if late:
                 await self._ask_repairs(connection, batch.area, late)
         quarantined = [_quarantined_row(row) for row in aside if row.verdict != "DUPLICATE"]
@@ -115,6 +113,28 @@ class HistoryWriter:
         if packed:
             await connection.execute(SQL["add_forecasts"], columns(packed))
         return added
+
+    async def _add_points(self, connection: psycopg.AsyncConnection[Any], points: list[TrackRow]) -> tuple[int, list[tuple[str, int, int]]]:
+        """How many were new, and of each bus with late ones among them its first and last (ms)."""
+        data = copied(points, self._names)
+        if not self._again:
+            try:
+                async with connection.transaction(), connection.cursor().copy(SQL["copy_points"]) as copy:
+                    await copy.write(data)
+                times: dict[str, list[int]] = {}
+                for row in points:
+                    if row.verdict == "LATE":
+                        times.setdefault(row.bus_id, []).append(row.fixed_at_ms)
+                return len(points), [(bus_id, min(at), max(at)) for bus_id, at in times.items()]
+            except psycopg.errors.UniqueViolation:
+                self._again = True
+        async with connection.cursor().copy(SQL["copy_staged"]) as copy:
+            await copy.write(data)
+        new = await (await connection.execute(SQL["add_staged"])).fetchall()
+        added = sum(count for _, count, _, _ in new)
+        self._again = added < len(points)
+        names = {self._names[row.bus_id]: row.bus_id for row in points if row.verdict == "LATE"}
+        return added, [(names[bus_no], since_ms, until_ms) for bus_no, _, since_ms, until_ms in new if bus_no is not None]
 
     async def _ask_repairs(self, connection: psycopg.AsyncConnection[Any], area: str, late: list[tuple[str, int, int]]) -> None:
         """Late fixes that history did not have change what it said of their trips (engine/tracking/repair.py): bus, first and last in ms."""
@@ -195,7 +215,7 @@ class HistoryWriter:
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
         if self._connection is None or self._connection.closed:
             try:
-                self._connection = await psycopg.AsyncConnection.connect(
+                connection = await psycopg.AsyncConnection.connect(
                     self._settings.database_url,
                     autocommit=True,
                     connect_timeout=5,
@@ -203,9 +223,10 @@ class HistoryWriter:
                     cursor_factory=psycopg.AsyncRawCursor,
                     options=f"-c statement_timeout={self._settings.statement_timeout_ms * 3}",
                 )
+                await connection.execute(SQL["stage"])
             except FAULTS as away:
                 raise Unavailable(f"PostgreSQL does not answer: {away}", retry_after_s=2) from away
-            register(self._connection.adapters)
+            self._connection = connection
         return self._connection
 
     async def _lost(self, away: BaseException) -> Unavailable:
