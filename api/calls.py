@@ -142,10 +142,10 @@ class Calls:
             if not call.handler.has_sync_callable:
                 found = await found
             plain = _plain(found, call)
+            response = None if plain is not None else await call.handler.to_response(app=self.litestar, data=found, request=request)
         except Exception as fault:
-            plain = _plain(found := problems.answer(request, fault), call)
-        if plain is None:
-            response = await call.handler.to_response(app=self.litestar, data=found, request=request)
+            plain, response = _plain(problems.answer(request, fault), call), None
+        if response is not None:
             await response(scope, receive, send)
         return plain
 

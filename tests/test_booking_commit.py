@@ -82,3 +82,30 @@ async def test_a_hold_whose_backend_is_killed_before_it_could_say_that_it_is_com
     assert len(await world.claims()) == 2
     again = await world.desk.hold(who, key, world.trip_id, WISH)
     assert again.held.replayed and again.token and len(await world.claims()) == 2
+
+
+async def test_connections_go_from_hand_to_hand_and_a_broken_or_abandoned_one_is_nobodys(
+    database_url: str, admin: asyncpg.Connection
+) -> None:
+    world = await World.make(database_url, desk_pool_max=2)
+    try:
+        pid = "select pg_backend_pid()"
+        first = await world.pool.call(pid)
+        assert await world.pool.call(pid) == first  # the same one again
+        assert len(set(await asyncio.gather(*(world.pool.call("select pg_backend_pid() from pg_sleep(0.01)") for _ in range(9))))) == 2
+        busy = [asyncio.ensure_future(world.pool.call("select pg_sleep(30)")) for _ in range(2)]
+        waits = [asyncio.ensure_future(world.pool.call(pid)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        waits[0].cancel()  # leaves while it waits
+        for one in busy:
+            one.cancel()  # leave in the middle
+        assert len({await one for one in waits[1:]}) >= 1
+        for ended in await world.run("select pid from pg_stat_activity where application_name = 'timepoint desk'"):
+            await admin.execute("select pg_terminate_backend($1)", ended["pid"])
+        await asyncio.sleep(0.05)  # the news arrives
+        assert isinstance(await world.pool.call(pid), int)
+        with pytest.raises(asyncpg.DivisionByZeroError):
+            await world.pool.call("select 1 / 0")
+        assert len(set(await asyncio.gather(*(world.pool.call("select pg_backend_pid() from pg_sleep(0.01)") for _ in range(5))))) == 2
+    finally:
+        await world.close()

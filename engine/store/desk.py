@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 import asyncpg
@@ -26,6 +26,7 @@ from engine.booking.refusals import Refused
 from engine.clock import Clock
 from engine.errors import Invalid, Unavailable
 from engine.settings import Settings
+from engine.store.lines import Lines
 from engine.store.postgres import CONNECTION_FAULTS, Postgres, statements
 
 ALL: Final = "*"  # the tenant of sweeps, dispatchers and references: every partner
@@ -58,6 +59,7 @@ class DeskPool(Postgres):
 
     def __init__(self, pool: asyncpg.Pool, clock: Clock, settings: Settings) -> None:
         super().__init__(pool)
+        self._lines = Lines(pool, settings.desk_pool_max)
         self.clock, self.settings = clock, settings
         self.sql = statements("desk")
         self.changed: Callable[[], None] = lambda: None  # told after each commit of `call`, `run` and `once`: wakes the outbox
@@ -88,13 +90,21 @@ class DeskPool(Postgres):
             raise Unavailable(f"PostgreSQL does not answer: {fault}") from fault
         return cls(pool, clock, settings)
 
+    async def close(self) -> None:
+        await self._lines.close()
+        await super().close()
+
+    def take(self) -> contextlib.AbstractAsyncContextManager[Any]:
+        return self._lines.line()
+
     async def call(self, statement: str, *args: Any) -> Any:
         """The first column of the first row of one statement, in a transaction of its own."""
         tries = 0
         while True:
             try:
-                async with self.connection() as connection, _faults():
-                    found = await connection.fetchval(statement, *args)
+                with _faults():
+                    async with self.connection() as connection:
+                        found = await connection.fetchval(statement, *args)
                 self.changed()
                 return found
             except _AGAIN:
@@ -106,8 +116,8 @@ class DeskPool(Postgres):
         tries = 0
         while True:
             try:
-                async with self.connection() as connection, _faults():
-                    async with connection.transaction():
+                with _faults():
+                    async with self.connection() as connection, connection.transaction():
                         await connection.execute(self.sql["tenant"], partner)
                         found = await work(connection)
                 self.changed()
@@ -167,8 +177,8 @@ def key_reused() -> Refused:
     return Refused("IDEMPOTENCY_KEY_REUSED", "this Idempotency-Key was used with another request; take a new key for a new request")
 
 
-@contextlib.asynccontextmanager
-async def _faults() -> AsyncIterator[None]:
+@contextlib.contextmanager
+def _faults() -> Iterator[None]:
     """Lock waits past their limit and what no column can hold, as errors of ours."""
     try:
         yield

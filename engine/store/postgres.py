@@ -76,11 +76,15 @@ class Postgres:
         except TimeoutError:
             self.pool.terminate()
 
+    def take(self) -> contextlib.AbstractAsyncContextManager[Any]:
+        """A connection for a while, within 5 s."""
+        return self.pool.acquire(timeout=5)
+
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
         """One connection; faults of the connection become `Unavailable`, a text that no column can hold `Invalid`, others pass through."""
         try:
-            async with self.pool.acquire(timeout=5) as connection:
+            async with self.take() as connection:
                 yield connection
         except CONNECTION_FAULTS as fault:
             raise Unavailable(f"PostgreSQL does not answer: {fault}", retry_after_s=2) from fault
