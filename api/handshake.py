@@ -22,6 +22,10 @@ _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 # one request line and complete headers of visible ASCII, spaces and tabs, none of them empty-named, folded or of another line end
 _HEAD: Final = re.compile(rb"GET (/[!-~]*) HTTP/1\.1\r\n(?:%s+:[\t -~]*+\r\n)++\r\n" % _TOKEN)
 _LIST: Final = re.compile(rb"[ \t,]*%s[ \t]*(?:,[ \t]*(?:%s[ \t]*)?)*" % (_TOKEN, _TOKEN))  # RFC 9110 section 5.6.1, of tokens
+_LINES: Final = re.compile(
+    rb"([^:]++):[ \t]*+([^\r]*+)\r\n"
+).findall  # of a head that `_HEAD` has judged; values begin where the parser's do
+_ONCE: Final = (b"upgrade", b"sec-websocket-key", b"sec-websocket-version")
 _LEFT: Final = frozenset((b"content-length", b"transfer-encoding", b"expect"))  # a body, or the wish for one
 
 
@@ -31,72 +35,47 @@ class NoUpgrade(Invalid):
     code, status = "UPGRADE_REQUIRED", 426
 
 
-def plain_upgrade(data: bytes) -> tuple[str, Pairs] | None:
-    """(target, headers) of an upgrade whose head is all that came; None: it is for the HTTP parser to judge."""
+def plain_upgrade(data: bytes) -> tuple[str, Pairs, dict[bytes, bytes]] | None:
+    """(target, headers, the same by name) of an upgrade whose head is all that came; None: it is for the HTTP parser to judge."""
     found = _HEAD.fullmatch(data)
     if found is None:
         return None
-    given: Pairs = []
-    connection = upgrade = b""
-    for line in data[found.end(1) + 11 : -4].split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        name = name.lower()
-        value = value.lstrip(b" \t")  # as the parser does
-        if name in _LEFT:
-            return None
-        if name == b"upgrade":
-            upgrade = value
-        elif name == b"connection":
-            connection = value
-        given.append((name, value))
-    if upgrade.lower() != b"websocket" or b"upgrade" not in connection.lower():
-        return None  # the parser knows whether it is one
-    return found[1].decode("ascii"), given
+    given = [(name.lower(), value) for name, value in _LINES(data, found.end(1) + 11)]
+    asked = dict(given)
+    upgrades = asked.get(b"upgrade", b"").lower() == b"websocket" and b"upgrade" in asked.get(b"connection", b"").lower()
+    if not upgrades or not _LEFT.isdisjoint(asked):
+        return None
+    return found[1].decode("ascii"), given, asked
 
 
-def accept_key(given: Pairs) -> bytes:
-    """Sec-WebSocket-Accept of a good handshake. Raises `Invalid`, `NoUpgrade`."""
-    key = version = None
-    connection = upgrade = False
-    for name, value in given:
-        if name == b"sec-websocket-key":
-            if key is not None:
-                raise Invalid("Sec-WebSocket-Key stands there twice")
-            key = value
-        elif name == b"sec-websocket-version":
-            if version is not None:
-                raise Invalid("Sec-WebSocket-Version stands there twice")
-            version = value
-        elif name == b"connection":
-            connection = connection or _lists(value, b"upgrade")
-        elif name == b"upgrade":
-            if upgrade or value.lower() != b"websocket":
-                raise Invalid("Upgrade has to be websocket, and nothing else")
-            upgrade = True
-    if not (connection and upgrade):
+def accept_key(given: Pairs, asked: dict[bytes, bytes]) -> bytes:
+    """Sec-WebSocket-Accept of a good handshake; `asked`: its headers by name. Raises `Invalid`, `NoUpgrade`."""
+    alone = len(asked) == len(given)
+    if not alone:  # a header stands there twice
+        names = [name for name, _ in given]
+        if any(names.count(name) > 1 for name in _ONCE):
+            raise Invalid("Upgrade, Sec-WebSocket-Key and Sec-WebSocket-Version stand there once")
+    connection = asked.get(b"connection", b"")
+    if not ((alone and connection == b"Upgrade") or _listed(given)) or asked.get(b"upgrade", b"").lower() != b"websocket":
         raise Invalid("not a WebSocket handshake: Connection: Upgrade and Upgrade: websocket have to be there")
-    if key is None or len(key) != 24 or not _is_key(key):
+    key = asked.get(b"sec-websocket-key", b"")
+    try:
+        nonce = binascii.a2b_base64(key, strict_mode=True)
+    except binascii.Error:
+        nonce = b""
+    if len(nonce) != 16:
         raise Invalid("Sec-WebSocket-Key has to be 16 bytes as base64")
-    if version != VERSION:
+    if asked.get(b"sec-websocket-version") != VERSION:
         raise NoUpgrade("only version 13 of the WebSocket protocol is spoken here (RFC 6455)")
     return binascii.b2a_base64(sha1(key + GUID, usedforsecurity=False).digest(), newline=False)
 
 
-def _lists(value: bytes, wanted: bytes) -> bool:
-    """Whether a list of tokens has one, whatever its case. Raises `Invalid` where it is no list of tokens."""
-    lowered = value.lower()
-    if lowered == wanted:
-        return True
-    if not _LIST.fullmatch(value):
+def _listed(given: Pairs) -> bool:
+    """Whether Connection, in one line or several, lists upgrade. Raises `Invalid` where it is no list of tokens."""
+    lines = [value for name, value in given if name == b"connection"]
+    if not all(_LIST.fullmatch(line) for line in lines):
         raise Invalid("Connection is not a list of tokens")
-    return any(part.strip(b" \t") == wanted for part in lowered.split(b","))
-
-
-def _is_key(key: bytes) -> bool:
-    try:
-        return len(binascii.a2b_base64(key, strict_mode=True)) == 16
-    except binascii.Error:
-        return False
+    return any(part.strip(b" \t").lower() == b"upgrade" for line in lines for part in line.split(b","))
 
 
 def switching(accept: bytes, subprotocol: str | None, request_id: str, api_version: bytes) -> bytes:

@@ -9,7 +9,7 @@ is slotted; nothing of a handshake is left once it is done.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import unquote
@@ -22,7 +22,7 @@ from api.ids import VERSION, request_id
 from api.problems import BAD_MESSAGE, MEDIA_TYPE, NOT_AUTHENTICATED, RESTARTING, close_code, problem_of
 from api.speaker import GOING_AWAY_REASON, SPEAKER_SLOTS, Speaker
 from api.websocket import OPEN, binary_frame, text_frame
-from engine.clock import Clock
+from engine.clock import Clock, uuid7_at
 from engine.errors import EngineError, Forbidden, Invalid, NotFound, TooMany, Unauthenticated, Unavailable
 from engine.live.channels import spoken
 from engine.live.frames import ENCODE, JSON, MSGPACK, Wire
@@ -84,6 +84,7 @@ class Sockets:
         self.slots: list[dict[LiveSocket | DeviceSocket, None]] = [{} for _ in range(max(1, round(settings.socket_ping_s)))]
         self.count = 0
         self._next = 0
+        self._chance = int(self.clock.uuid7().replace("-", "")[-20:], 16) >> 1  # room to count in
         meter = meter or Meter()
         self.gauge = meter.gauge("timepoint_sockets", "open WebSocket connections", ("kind",))
         self.closed = meter.counter("timepoint_sockets_closed_total", "WebSocket connections that we closed, by code", ("code",))
@@ -95,44 +96,51 @@ class Sockets:
         connections: set[Any],
         target: str,
         given: Pairs,
+        asked: dict[bytes, bytes],
         rest: bytes = b"",
         method: str = "GET",
         version: str = "1.1",
     ) -> None:
         """An upgrade request on that transport: answers 101 and gives it to its socket, or refuses it and closes.
 
-        `given` are its headers, names in lower case, as one parser of requests or the other read them; `rest` is what came behind them.
+        `given` are its headers, names in lower case, as one parser of requests or the other read them, and `asked` the same by name; `rest` is
+        what came behind them.
         """
         path, _, query = target.partition("?")
-        asked = dict(given)
         try:
             self._may_enter(method, version, asked)
             if path == DEVICE_PATH and self.devices is not None:
                 if b"x-signature" not in asked:
                     device = self.devices.token_holder(asked, query.encode("latin-1"))
-                    self._admit_device(transport, connections, given, rest, device, self.devices)
+                    self._admit_device(transport, connections, given, asked, rest, device)
                     return
                 transport.pause_reading()  # until it is known who it is: nothing may be said before the 101
                 entering = asyncio.get_running_loop().create_task(
-                    self._enter_device(transport, connections, target, given, rest, self.devices)
+                    self._enter_device(transport, connections, target, given, asked, rest, self.devices)
                 )
                 self.entering.add(entering)
                 entering.add_done_callback(self.entering.discard)
             else:
                 own = _own_channel_of(path)
-                accept, offered = accept_key(given), _offered(given)
-                speaks = next((name for name in offered if name in SUBPROTOCOLS), None)  # never its `bearer.` token
-                transport.write(switching(accept, speaks, request_id(asked.get(b"x-request-id"), self.clock), VERSION))
+                accept, offered = accept_key(given, asked), _offered(given) if b"sec-websocket-protocol" in asked else ()
+                speaks = next((name for name in offered if name in SUBPROTOCOLS), None) if offered else None  # never its `bearer.` token
+                transport.write(switching(accept, speaks, self._ident(asked), VERSION))
                 LiveSocket(self, speaks, offered, own).begin(transport, connections, rest)
         except EngineError as fault:
             self._refuse(transport, fault, path, asked)
 
     async def _enter_device(
-        self, transport: asyncio.Transport, connections: set[Any], target: str, given: Pairs, rest: bytes, devices: DevicePaths
+        self,
+        transport: asyncio.Transport,
+        connections: set[Any],
+        target: str,
+        given: Pairs,
+        asked: dict[bytes, bytes],
+        rest: bytes,
+        devices: DevicePaths,
     ) -> None:
         """A signed upgrade: Redis is asked whether its nonce is new."""
         path, _, query = target.partition("?")
-        asked = dict(given)
         try:
             try:
                 async with asyncio.timeout(self.settings.ingest_answer_timeout_s):
@@ -143,17 +151,27 @@ class Sockets:
                 raise Unavailable(GOING_AWAY_REASON, retry_after_s=2)
             if not transport.is_closing():
                 transport.resume_reading()
-                self._admit_device(transport, connections, given, rest, device, devices)
+                self._admit_device(transport, connections, given, asked, rest, device)
         except EngineError as fault:
             self._refuse(transport, fault, path, asked)
 
     def _admit_device(
-        self, transport: asyncio.Transport, connections: set[Any], given: Pairs, rest: bytes, device: Device, devices: DevicePaths
+        self, transport: asyncio.Transport, connections: set[Any], given: Pairs, asked: dict[bytes, bytes], rest: bytes, device: Device
     ) -> None:
         """Raises `Invalid` where it is no handshake after all."""
-        ident = request_id(dict(given).get(b"x-request-id"), self.clock)
-        transport.write(switching(accept_key(given), None, ident, VERSION))
-        DeviceSocket(self, devices.door, device).begin(transport, connections, rest)
+        assert self.devices is not None
+        transport.write(switching(accept_key(given, asked), None, self._ident(asked), VERSION))
+        DeviceSocket(self, self.devices.door, device).begin(transport, connections, rest)
+
+    def _ident(self, asked: dict[bytes, bytes]) -> str:
+        """The caller's own id of this request where it is a decent one, else one of ours: a UUIDv7 that counts up in its random part (RFC 9562
+        section 6.2): asking the system for chance each time took 10 us of a handshake.
+        """
+        given = asked.get(b"x-request-id")
+        if given is not None:
+            return request_id(given, self.clock)
+        self._chance += 1
+        return uuid7_at(self.clock.now_ms(), self._chance.to_bytes(10, "big"))
 
     def _may_enter(self, method: str, version: str, asked: dict[bytes, bytes]) -> None:
         """What is asked of every upgrade. Raises `Invalid`, `Forbidden`, `Unavailable`."""
@@ -171,7 +189,7 @@ class Sockets:
         if path == DEVICE_PATH and self.devices is not None:
             status, headers, body = self.devices.problem(fault, path, asked)
         else:
-            ident = request_id(asked.get(b"x-request-id"), self.clock)
+            ident = self._ident(asked)
             problem, more = problem_of(fault, path[:INSTANCE_MAX], ident)
             status, body = fault.status, msgspec.json.encode(problem)
             headers = [(name.encode(), value.encode()) for name, value in more.items()]
@@ -256,12 +274,12 @@ class LiveSocket(Speaker, Listener):
 
     kind = "live"
 
-    def __init__(self, sockets: Sockets, speaks: str | None, offered: list[str], own: str | None) -> None:
+    def __init__(self, sockets: Sockets, speaks: str | None, offered: Sequence[str], own: str | None) -> None:
         """`speaks`: the subprotocol that the handshake chose; `offered`: all that the client named."""
         Listener.__init__(self, WIRES[SUBPROTOCOLS[speaks] if speaks else JSON], _nowhere)
         self.sockets = sockets
         self.own = own  # the channel that this path subscribes by itself, until it has
-        self.token = next((name[7:] for name in offered if name.startswith("bearer.")), None)
+        self.token = next((name[7:] for name in offered if name.startswith("bearer.")), None) if offered else None
         self.boxes = 0
         self.timer: asyncio.TimerHandle | None = None  # the wait for a token, then its end
 

@@ -74,7 +74,9 @@ class HttpProtocol(DeviceLane):
         self.connections.discard(self)
         method, version = self.parser.get_method().decode("ascii"), self.parser.get_http_version()
         target = self.url.decode("latin-1")
-        self.sockets.upgrade(self.transport, cast("set[Any]", self.connections), target, self.headers, rest, method, version)
+        self.sockets.upgrade(
+            self.transport, cast("set[Any]", self.connections), target, self.headers, dict(self.headers), rest, method, version
+        )
 
     def pause_writing(self) -> None:
         self.full_s = self.loop.time()
@@ -128,6 +130,9 @@ class Worker(uvicorn.Server):
 
     async def run_on(self, sock: socket.socket) -> None:
         """Serves until `stop`; returns when everything is closed. The socket is listening already and may be shared with other workers."""
+        lowat = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # inherited by every connection, so that none has to be asked for its socket
+        if lowat is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, lowat, self.parts.settings.socket_kernel_buffer_bytes)
         limits = asyncio.create_task(self._limits(), name="http limits")
         pings = asyncio.create_task(self.sockets.run(), name="pings")
         freeze = asyncio.create_task(self._freeze(), name="gc freeze")

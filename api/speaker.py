@@ -6,7 +6,6 @@ The frames themselves are judged by `Conversation` (api/websocket.py). Slotted, 
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from api.problems import RESTARTING, TOO_MANY
@@ -53,9 +52,6 @@ class Speaker(Conversation, asyncio.Protocol):
         self.converse(self.message_max_bytes())
         high = settings.socket_buffer_max_bytes
         transport.set_write_buffer_limits(high=high, low=min(LOW_WATER, high // 4))
-        raw = transport.get_extra_info("socket")
-        if raw is not None:  # or the kernel would take megabytes for a peer that does not read, and all of it old news
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.socket_kernel_buffer_bytes)
         transport.set_protocol(self)
         connections.add(self)
         sockets.add(self, self.kind)  # type: ignore[arg-type]
