@@ -253,7 +253,7 @@ def test_places_are_handed_out_once_over_all_generators() -> None:
     ],
 )
 def test_a_run_that_did_not_do_its_work_is_found_out(kind: type[Scenario], counts: dict[str, int], wrong: str) -> None:
-    (found,) = kind().verify(None, {"tokens": {"a": "", "b": ""}}, counts)  # type: ignore[arg-type]
+    (found,) = kind().verify(None, {"tokens": {"a": "", "b": ""}, "watched": True}, counts)  # type: ignore[arg-type]
     assert wrong in found
 
 

@@ -12,13 +12,16 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from bench.harness import processes
 from bench.harness.calls import Calls, opening, request, whole
 from bench.harness.devices import register
+from bench.harness.result import Result
 from bench.harness.scenario import Measure, Option, Scenario, Share, Target
 from bench.loads.ingest import all_said, buses_of, counted, drivers
 from bench.loads.onsale import on_sale, sold_of
 from bench.loads.roads import Bus, bus_ids, city_of, survey
 from bench.loads.seats import SERVES, Booking, Customers
+from bench.loads.steadiness import drift, memory_slope
 from bench.loads.watch import Ages, Crowd, Ledger, Wish, gathered, subscribe, until, view, watching
 
 CONNECTIONS = 64
@@ -56,7 +59,7 @@ class MixedCity(Scenario):
     def prepare(self, target: Target, options: Mapping[str, Any], rate: float, seed: int) -> Any:
         found: dict[str, Any] = {
             "city": msgspec.to_builtins(survey(target)), "tokens": register(target, bus_ids(buses_of(options, rate))),
-            "fleet": target.partner, "token": target.token, "sold": [],
+            "fleet": target.partner, "token": target.token, "sold": [], "watched": any(options[name] for name in ("watchers", "maps", "fleets")),
         }  # fmt: skip
         if options["bookings"] > 0:
             found["sold"] = msgspec.to_builtins(on_sale(target, 20))
@@ -103,7 +106,7 @@ class MixedCity(Scenario):
 
     def verify(self, target: Target, data: Any, counts: Mapping[str, int]) -> list[str]:
         wrong = all_said(data, counts)
-        if counts.get("accepted") and not counts.get("delivered"):
+        if data["watched"] and counts.get("accepted") and not counts.get("delivered"):
             wrong.append("fixes were accepted, and nobody who watches heard of one")
         return wrong
 
@@ -120,6 +123,14 @@ class Soak(MixedCity):
         if counts.get("watched buses", 0) < len(data["tokens"]):
             wrong.append(f"of {len(data['tokens'])} buses only {counts.get('watched buses', 0)} had a fix accepted")
         return wrong
+
+    def figures(self, result: Result) -> dict[str, float]:
+        """`memory_slope`: growth of the worker that grows most, % an hour; `age_drift`: of the age's p99 between the halves, %."""
+        slopes = [memory_slope(result.series, name) for name in result.server.memory_kb if processes.ours(name)]
+        found = {
+            "memory_slope": max((slope for slope in slopes if slope is not None), default=None), "age_drift": drift(result.series, "age_check"),
+        }  # fmt: skip
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Reporting:

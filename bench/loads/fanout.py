@@ -6,11 +6,15 @@ Every generator drives one bus by posting its fixes, and every watcher listens t
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from bench.harness.calls import Calls, opening, whole
+from bench.harness import processes
+from bench.harness.calls import Calls, opening, request, whole
 from bench.harness.devices import register
+from bench.harness.result import Result
 from bench.harness.scenario import Measure, Option, Scenario, Share, Target
 from bench.loads.ingest import all_said, counted
 from bench.loads.roads import Bus, Town, city_of, survey
@@ -75,8 +79,12 @@ class Fanout(Scenario):
     summary = "many watchers of one bus that reports often"
     unit = "updates"
     rate: ClassVar[float] = 5.0
-    options = (Option("watchers", 1000, "sockets that listen"), Option("stalled", 0, "sockets more, that read nothing"))
-    measures = (FANOUT, Measure("ingest", "until the post is answered"))
+    options = (
+        Option("watchers", 1000, "sockets that listen"),
+        Option("stalled", 0, "sockets more, that read nothing after the first message"),
+        Option("reads", 0.0, "requests a second beside, all generators together: how long a caller waits while all are told"),
+    )
+    measures = (FANOUT, Measure("ingest", "until the post is answered"), Measure("read", "until a request beside is answered"))
     needs = frozenset({"token"})
 
     def prepare(self, target: Target, options: Mapping[str, Any], rate: float, seed: int) -> Any:
@@ -94,7 +102,11 @@ class Fanout(Scenario):
         )
         await stalled.open()
         await crowd.open()
-        await speaker.speak()
+        reading = asyncio.create_task(read(share, f"/v1/buses/{speaker.names[0]}/location"))
+        try:
+            await speaker.speak()
+        finally:
+            reading.cancel()
         await ledger.settle(SETTLE_S)
         crowd.close()
         stalled.close()
@@ -106,17 +118,37 @@ class Fanout(Scenario):
         return wrong
 
 
+async def read(share: Share, path: str) -> None:
+    """So many requests a second, until it is cancelled; they begin with the run."""
+    rate = float(share.options["reads"]) / share.of
+    if rate <= 0:
+        return
+    due_s = await share.begun() + 1.0  # the bus has reported by then
+    calls = await Calls.open(share, 8)
+    data = request("GET", path, host=calls.host)
+    while True:
+        await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+        calls.send(due_s, data, "read")
+        due_s += 1 / rate
+
+
 class SlowClient(Fanout):
     name = "slow-client"
     summary = "watchers of one bus beside readers that stall: what the others notice, what a stalled one costs"
     rate: ClassVar[float] = 20.0
-    options = (Option("watchers", 800, "sockets that listen"), Option("stalled", 200, "sockets that read nothing after the first message"))
+    options = (Option("watchers", 800, "sockets that listen"), Option("stalled", 200, Fanout.options[1].meaning), Fanout.options[2])
 
     def verify(self, target: Target, data: Any, counts: Mapping[str, int]) -> list[str]:
         wrong = super().verify(target, data, counts)
         if not counts.get("stalled"):
             wrong.append("not one reader stalled: there is nothing to compare")
         return wrong
+
+    def figures(self, result: Result) -> dict[str, float]:
+        """Memory of the product that came with the stalled readers, while their buffers filled up: KB each."""
+        grown_kb = sum(max(0, kb[-1] - kb[0]) for name, kb in result.server.memory_kb.items() if processes.ours(name))
+        stalled = int(result.options["stalled"])
+        return {"stalled_kb": grown_kb / stalled} if stalled and result.server.memory_kb else {}
 
 
 class Stalled:
