@@ -162,11 +162,22 @@ def ratios(title: str, rows: Sequence[tuple[str, float, str]]) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def alone(drawn: str) -> str:
-    """A drawing as a file of its own: with its colours, on a ground that suits them in either theme."""
+def alone(drawn: str, names: Sequence[str] = ()) -> str:
+    """A drawing as a file of its own: with its colours and what they are (`names`), on a ground that suits them in either theme."""
     head, _, rest = drawn.partition(">")
+    row, each = 18.0, 3
+    height = float(head.partition('viewBox="0 0 ')[2].split('"')[0].split()[1])
+    room = row * -(-len(names) // each)
+    head = head.replace(f' {height:.0f}"', f' {height + room:.0f}"')
     ground = '<rect width="100%" height="100%" rx="6" fill="var(--card)"/>'
-    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{PALETTE}{MARKS}</style>{ground}{rest}\n'.replace("\n@", "@")
+    marks = ""
+    for i, name in enumerate(names):
+        x, y = 10 + i % each * (WIDTH - 10) / each, row * (i // each) + 12
+        dash = f' stroke-dasharray="{DASHES[i % COLOURS]}"' if DASHES[i % COLOURS] else ""
+        marks += f'<path d="M{x:.0f} {y:.0f}h18" stroke="var(--c{i % COLOURS})" stroke-width="3"{dash}/>'
+        marks += f'<text x="{x + 23:.0f}" y="{y + 4:.0f}">{escape(name)}</text>'
+    style = f"<style>{PALETTE}{MARKS}</style>".replace("\n", "")
+    return f'{head} xmlns="http://www.w3.org/2000/svg">{style}{ground}{marks}<g transform="translate(0 {room:.0f})">{rest.removesuffix("</svg>")}</g></svg>\n'
 
 
 def key(names: Sequence[str], *, areas: bool = False) -> str:
