@@ -218,7 +218,7 @@ def _holding(lane: int, names: list[str]) -> Script:
         start = turn * size % max(1, len(names) - size + 1)
         body = f'{{"seats":{json.dumps(names[start : start + size])},"from":"{sold.stop_id(0)}","to":"{sold.stop_id(sold.STOPS - 1)}"}}'
         path = f"/v1/trips/{sold.trip_id(trip)}/holds"
-        status, said = yield "hold", request("POST", path, body.encode(), Idempotency_Key=uuid.uuid4())  # type: ignore[misc]
+        status, said = yield "hold", request("POST", path, body.encode(), Idempotency_Key=uuid.uuid4())
         if status == 201:
             held = read.decode(said)
             yield "release", request("DELETE", f"/v1/holds/{held.id}", X_Hold_Token=held.hold_token, Idempotency_Key=uuid.uuid4())

@@ -6,8 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.peers.place import Peer, Running, folder, once, run, serving
-from deploy.servers import free_port
+from bench.peers.place import Peer, Running, folder, once, run, serving, some_port
 
 SOURCE = Path(__file__).with_name("epoll.c")
 
@@ -24,7 +23,7 @@ def _compile(where: Path) -> None:
 
 @contextlib.contextmanager
 def _start() -> Iterator[Running]:
-    port = free_port()
+    port = some_port()
     with serving([str(_program()), str(port)], port) as running:
         yield running
 

@@ -61,9 +61,8 @@ def measure(sockets: int, rounds: int, pause_s: float, told: Callable[[str], Non
     """Figures of Timepoint (first; then with ten buses a tick) and of each peer that could be had; reasons of those that could not."""
     missing: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
-        stages = [stack.enter_context(_timepoint(sockets, told))]
+        stages = stack.enter_context(_timepoint(sockets, told))
         text = b"x" * (_size_of_round(stages[0], sockets) - 4)
-        stages.append(stack.enter_context(_timepoint(sockets, told, buses=10)))
         for find in PEERS:
             try:
                 peer = find()
@@ -114,9 +113,7 @@ def _size_of_round(stage: Stage, sockets: int) -> int:
 
 
 @contextlib.contextmanager
-def _gathered(
-    name: str, running: Running, path: str, sockets: int, channel: str, settle_s: float
-) -> Iterator[tuple[CrowdProcess, float, float]]:
+def _gathered(running: Running, path: str, sockets: int, channel: str, settle_s: float) -> Iterator[tuple[CrowdProcess, float, float]]:
     """The crowd, CPU us of a handshake (with the subscription, where there is one), KB a socket once it rests."""
     with contextlib.closing(CrowdProcess(running.port, path)) as crowd:
         crowd.tell("connect", 50, channel)  # what is made once is not a socket's
@@ -130,28 +127,33 @@ def _gathered(
 
 
 @contextlib.contextmanager
-def _timepoint(sockets: int, told: Callable[[str], None], *, buses: int = 1) -> Iterator[Stage]:
-    """One worker. `buses`: that report in one tick; with more than one the crowd listens to their route."""
-    name = "Timepoint" if buses == 1 else f"Timepoint, {buses} buses a tick"
-    told(f"{name}: starting, {sockets} sockets")
-    with Product() as product:
-        area = Area(product.redis)
-        area.say([area.position(f"b{i}", 0) for i in range(buses)])
-        time.sleep(1)
-        channel = "bus:b0" if buses == 1 else "route:bench:r-4"
+def _timepoint(sockets: int, told: Callable[[str], None]) -> Iterator[list[Stage]]:
+    """One worker with two crowds: one listens to a bus, the other to a route on which ten others report in one tick."""
+    told(f"Timepoint: starting, twice {sockets} sockets")
+    with Product() as product, contextlib.ExitStack() as stack:
+        area, running = Area(product.redis), Running(product.port, (product.pid,))
 
-        def say(at: int) -> None:
-            area.say([area.position(f"b{i}", at + 1) for i in range(buses)])
+        def one(at: int) -> None:
+            position = area.position("b0", at + 1)
+            position[4] = "r-0"  # a route that nobody listens to
+            area.say([position])
 
-        running = Running(product.port, (product.pid,))
-        with _gathered(name, running, "/ws", sockets, channel, SETTLE_S) as (crowd, us, kb):
-            yield Stage(name, "this checkout", running, crowd, say, us, kb, buses)
+        def ten(at: int) -> None:
+            area.say([area.position(f"b{i}", at + 1) for i in range(1, 11)])
+
+        stages = []
+        for name, say, channel, updates in (("Timepoint", one, "bus:b0", 1), ("Timepoint, 10 buses a tick", ten, "route:bench:r-4", 10)):
+            say(0)
+            time.sleep(0.5)
+            crowd, us, kb = stack.enter_context(_gathered(running, "/ws", sockets, channel, SETTLE_S))
+            stages.append(Stage(name, "this checkout", running, crowd, say, us, kb, updates))
+        yield stages
 
 
 @contextlib.contextmanager
 def _peer(peer: Peer, sockets: int, text: bytes, told: Callable[[str], None]) -> Iterator[Stage]:
     told(f"{peer.name} {peer.version}: starting, {sockets} sockets")
-    with peer.start() as running, _gathered(peer.name, running, peer.path, sockets, "-", 1.0) as (crowd, us, kb):
+    with peer.start() as running, _gathered(running, peer.path, sockets, "-", 1.0) as (crowd, us, kb):
         line = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
 
         def say(at: int) -> None:

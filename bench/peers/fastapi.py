@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from bench.peers.place import Peer, Running, folder, from_pypi, serving
-from deploy.servers import free_port
+from bench.peers.place import Peer, Running, folder, from_pypi, serving, some_port
 
 PACKAGES = ("fastapi==0.165.0", "pydantic==2.14.3", "uvicorn==0.54.0", "httptools", "uvloop")
 SERVER = """
@@ -76,7 +75,7 @@ uvicorn.run(app, port=int(sys.argv[1]), loop="uvloop", http="httptools", access_
 
 @contextlib.contextmanager
 def _start() -> Iterator[Running]:
-    python, port = from_pypi("fastapi", *PACKAGES), free_port()
+    python, port = from_pypi("fastapi", *PACKAGES), some_port()
     (folder("fastapi") / "server.py").write_text(SERVER)
     with serving([str(python), str(folder("fastapi") / "server.py"), str(port)], port) as running:
         yield running

@@ -26,9 +26,8 @@ from bench import door, load
 from bench.lanes import Lanes, Script, request
 from bench.network.feed import write_feed
 from bench.peers import fastapi
-from bench.peers.place import Missing, Running, serving
+from bench.peers.place import Missing, Running, serving, some_port
 from bench.product import CHECKOUT, Product
-from deploy.servers import free_port
 
 TURNS = 3
 BATCH = 100
@@ -156,13 +155,13 @@ def _timepoint() -> Iterator[tuple[Stage, Senders]]:
 
 @contextlib.contextmanager
 def _asyncio_floor() -> Iterator[Stage]:
-    port = free_port()
+    port = some_port()
     with serving([sys.executable, "-m", "bench.door", "--floor", str(port)], port, where=CHECKOUT) as running:
         yield Stage("asyncio floor", "one protocol on uvloop, msgspec", running, "/ingest/telemetry", "")
 
 
 @contextlib.contextmanager
 def _asgi_floor() -> Iterator[Stage]:
-    port = free_port()
+    port = some_port()
     with serving([sys.executable, "-m", "bench.floor", str(port)], port, where=CHECKOUT) as running:
         yield Stage("bare ASGI on uvicorn", "bodies unread", running, "/ingest/telemetry", "/ingest/telemetry")

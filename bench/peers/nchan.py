@@ -11,8 +11,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 
-from bench.peers.place import Missing, Peer, Running, debian_version, folder, from_debian, serving
-from deploy.servers import free_port
+from bench.peers.place import Missing, Peer, Running, debian_version, folder, from_debian, serving, some_port
 
 CONFIG = """load_module {module};
 daemon off; master_process off; worker_processes 1; worker_rlimit_nofile 200000;
@@ -37,7 +36,7 @@ def _start() -> Iterator[Running]:
     nginx = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
     if nginx is None:
         raise Missing("there is no nginx on this machine (Debian: apt-get install nginx-light)")
-    where, port = folder("nchan"), free_port()
+    where, port = folder("nchan"), some_port()
     module = from_debian("nchan", "libnginx-mod-nchan") / "usr/lib/nginx/modules/ngx_nchan_module.so"
     (where / "nginx.conf").write_text(CONFIG.format(module=module, where=where, port=port))
     with serving([nginx, "-p", str(where), "-c", str(where / "nginx.conf")], port) as running:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import resource
 import shutil
 import socket
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 from bench.cost import tree
 from bench.product import cpu_s, memory_kb
+from deploy.servers import free_port
 
 INSTALL_LIMIT_S = 900.0
 START_LIMIT_S = 90.0
@@ -160,6 +162,11 @@ def serving(argv: Sequence[str], port: int, *, where: Path | None = None, **envi
             server.kill()
             server.wait()
         log.close()
+
+
+def some_port() -> int:
+    """A free one that others who start servers just now hardly find too."""
+    return free_port(20_000 + random.randrange(8_000))
 
 
 def _many_files() -> None:

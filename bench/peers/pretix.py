@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from bench.peers.place import Missing, Peer, Running, folder, from_pypi, once, run, serving
-from deploy.servers import NotStarted, PostgresServer, free_port
+from bench.peers.place import Missing, Peer, Running, folder, from_pypi, once, run, serving, some_port
+from deploy.servers import NotStarted, PostgresServer
 
 PACKAGES = ("pretix==2026.8.0", "gunicorn==27.0.1", "psycopg2-binary==2.9.13")
 SEATS = 4000
@@ -94,7 +94,7 @@ def shop() -> Iterator[Shop]:
         once(migrated, PACKAGES[0], lambda: _migrate(postgres, python, where, environ))
         said = run([str(python), str(where / "event.py"), str(SEATS)], where, **environ).strip().splitlines()[-1]
         event = msgspec.json.decode(said, type=_Event)
-        port = free_port()
+        port = some_port()
         argv = [str(python.parent / "gunicorn"), "pretix.wsgi", "--workers", "1", "--threads", "8", "--worker-class", "gthread",
                 "--keep-alive", "75", "--bind", f"127.0.0.1:{port}", "--timeout", "120"]  # fmt: skip
         with serving(argv, port, where=where, **environ) as running:

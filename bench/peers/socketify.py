@@ -8,8 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from bench.peers.place import Peer, Running, folder, from_pypi, serving
-from deploy.servers import free_port
+from bench.peers.place import Peer, Running, folder, from_pypi, serving, some_port
 
 VERSION = "0.0.31"
 SERVER = """
@@ -35,7 +34,7 @@ app.run()
 
 @contextlib.contextmanager
 def _start() -> Iterator[Running]:
-    python, port = from_pypi("socketify", f"socketify=={VERSION}"), free_port()
+    python, port = from_pypi("socketify", f"socketify=={VERSION}"), some_port()
     (folder("socketify") / "server.py").write_text(SERVER)
     with serving([str(python), str(folder("socketify") / "server.py"), str(port)], port) as running:
         yield running

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from bench.peers.place import Peer, Running, from_npm, run, serving
-from deploy.servers import free_port
+from bench.peers.place import Peer, Running, from_npm, run, serving, some_port
 
 VERSION = "8.23.0"
 SERVER = """
@@ -33,7 +32,7 @@ server.listen({ port: Number(process.argv[2]), host: '127.0.0.1', backlog: 4096 
 
 @contextlib.contextmanager
 def _start() -> Iterator[Running]:
-    where, port = from_npm("ws", f"ws@{VERSION}"), free_port()
+    where, port = from_npm("ws", f"ws@{VERSION}"), some_port()
     (where / "server.js").write_text(SERVER)
     with serving(["node", str(where / "server.js"), str(port)], port, where=where) as running:
         yield running
