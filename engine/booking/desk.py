@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import unicodedata
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
@@ -34,6 +35,7 @@ BEFORE_KEY: Final = frozenset(
 )  # said before the key is looked at
 FRESH_MS: Final = 500  # a trip read so lately need not be read again because somebody names a seat that it has not
 LOOKUP_S: Final = 1_800  # life of the token that a look-up answers
+MADE_MOST: Final = 2_000  # holds of this worker that it remembers until they are booked
 
 
 class Pricing(Protocol):
@@ -97,6 +99,19 @@ class Hold(msgspec.Struct, frozen=True):
     token: str
 
 
+class Row(msgspec.Struct, frozen=True):
+    """What a booking is made of: a hold as it was made here, or as the database tells it."""
+
+    id: str
+    trip_no: int
+    map: int
+    seats: list[int]
+    currency: str
+    quote: fares.Quote
+    partner_id: str = ""
+    holder: str = ""
+
+
 class Named(msgspec.Struct, frozen=True, kw_only=True):
     """A passenger as somebody wrote them down."""
 
@@ -127,6 +142,7 @@ class Desk:
     ) -> None:
         self.bookings, self.catalogue, self.pricing, self.tokens = bookings, catalogue, pricing, tokens
         self.picks, self.maps, self.room = picks, maps, room
+        self._made: OrderedDict[str, Row] = OrderedDict()
         self._clock, self._settings = clock, settings
         meter = meter or Meter()
         self._holds = meter.counter("timepoint_holds_total", "holds asked for, by what became of them", ("outcome",))
@@ -201,6 +217,12 @@ class Desk:
                 if again and attempt + 1 < TRIES:
                     continue
                 raise self._worded(refusal, trip, start, end, wish) from refusal
+            if not held.replayed:
+                self._made[booking_id] = Row(
+                    booking_id, trip.trip_no, held.map, held.seats, trip.currency, quote, trip.partner_id, caller.holder(booking_id)
+                )
+                if len(self._made) > MADE_MOST:
+                    self._made.popitem(last=False)
             if wish.pick_id is not None:
                 await self._drop_pick(trip, wish.pick_id)
             return await self._held(caller, held)
@@ -329,15 +351,10 @@ class Desk:
         asked: Sequence[Asked],
         promo_code: str | None,
     ) -> Booked:
-        rows, currency = [], set()
-        for hold_id in hold_ids:
-            shown = await self.show(caller, booking_id=hold_id)
-            row = next(row for row in shown["rows"] if row["id"] == hold_id)
-            rows.append(row)
-            currency.add(row["currency"])
-        if len(currency) > 1:
+        rows = [await self._row(caller, hold_id) for hold_id in hold_ids]
+        if len({row.currency for row in rows}) > 1:
             raise Refused("WRONG_CURRENCY", "the two trips are sold in different currencies; book them apart")
-        quotes = [fares.quote_from(row["quote"]) for row in rows]
+        quotes = [row.quote for row in rows]
         seated = [await self._seated(row, named, len(rows) > 1) for row in rows]
         if sum(len(part) for part in seated) != len(named):
             raise Invalid("a passenger names a seat that is not held", errors=_unseated(named, seated))
@@ -345,7 +362,7 @@ class Desk:
         amounts, bought = [0] * len(rows), None
         if asked or promo_code is not None or any(quote.promo is not None for quote in quotes):
             held = [
-                ExtraRow(row["id"], await self.catalogue.by_no(row["tripNo"]), {passenger.seat: number for number, passenger in part})
+                ExtraRow(row.id, await self.catalogue.by_no(row.trip_no), {passenger.seat: number for number, passenger in part})
                 for row, part in zip(rows, seated, strict=True)
             ]
             customer = caller.subject if caller.role is not None else None
@@ -353,7 +370,7 @@ class Desk:
             quotes, amounts, bought = extras.quotes, extras.amounts, extras.body
         paid = fares.net_prices(quotes, types)
         passengers = [
-            _passenger(row["id"], number, passenger, price)
+            _passenger(row.id, number, passenger, price)
             for row, part, prices in zip(rows, seated, paid, strict=True)
             for (number, passenger), price in zip(part, prices, strict=True)
         ]
@@ -370,12 +387,26 @@ class Desk:
                     raise _of_hold(refusal, ", ".join(hold_ids)) from refusal
         raise Refused("BUSY", "no reference could be given; ask again", retry_after_s=1)
 
-    async def _seated(self, row: Any, named: Sequence[Named], both_ways: bool) -> list[tuple[int, Named]]:
+    async def _row(self, caller: Caller, hold_id: str) -> Row:
+        """A hold that is theirs. What this worker remembers of one it made serves once, and while the bus is the same: the database judges
+        whether it still stands, and another try reads it. Raises `NotFound`."""
+        made = self._made.pop(hold_id, None)
+        if (
+            made is not None
+            and caller.may_open(made.partner_id, {made.holder}, {made.id})
+            and (await self.catalogue.by_no(made.trip_no)).map_version == made.map
+        ):
+            return made
+        shown = await self.show(caller, booking_id=hold_id)
+        row = next(row for row in shown["rows"] if row["id"] == hold_id)
+        return Row(row["id"], row["tripNo"], row["map"], row["seats"], row["currency"], fares.quote_from(row["quote"]))
+
+    async def _seated(self, row: Row, named: Sequence[Named], both_ways: bool) -> list[tuple[int, Named]]:
         """(seat number, passenger) of one hold's seats, in the order of its seats. Raises `Invalid` where one has none or two."""
-        trip = await self.catalogue.by_no(row["tripNo"])
-        labels = await self.catalogue.labels(trip, row["map"])
+        trip = await self.catalogue.by_no(row.trip_no)
+        labels = await self.catalogue.labels(trip, row.map)
         found = []
-        for number in row["seats"]:
+        for number in row.seats:
             label = labels[number - 1]
             mine = [one for one in named if one.seat == label and (one.trip_id == trip.trip_id or (one.trip_id is None))]
             if both_ways and len(mine) > 1:
