@@ -46,11 +46,8 @@ lock: setup ## renew the locked versions and digests of all packages
 		--custom-compile-command "make lock" deploy/$$set.in -o deploy/$$set.lock; done
 	@if [ -f api/web/package.json ]; then cd api/web && npm install --package-lock-only --ignore-scripts --no-audit --no-fund; fi
 
-BENCHES := fold history fanout idle_sockets slow_readers whole_path age seat_rush booking
-
-bench: setup ## the speed figures, one after the other (BENCHES='age fanout' for some; FEED=file.zip: import of that feed too)
-	@for one in $(BENCHES); do $(BIN)/python -m bench.$$one || echo "bench.$$one: a bar is missed or it failed ($$?)"; done
-	@$(if $(FEED),$(BIN)/python -m bench.feed_import '$(FEED)',true)
+bench: setup ## every promised speed beside its bar, in less than ten minutes (ONLY='age fan' for some; FEED=file.zip: import of that feed too)
+	@$(BIN)/python -m bench.bars $(foreach one,$(ONLY),--only $(one)) $(if $(FEED),--feed '$(FEED)') $(if $(OUT),--out '$(OUT)')
 
 clean: ## remove what can be made again; the demo's data in .dev stays
 	rm -rf .venv build dist api/web/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis test-artifacts

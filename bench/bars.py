@@ -144,7 +144,7 @@ ROWS: Final = (
     Row(name="import", what="import of the feed given (the bar is for 82,644 stop times)", source="import", ask=r"import\s+([\d.]+) s", unit="s",
         first=15, then=6, by_cpu=True),
     Row(name="start", what="`make run`, second start", source="start", ask=r"second start\s+([\d.]+) s", unit="s", first=10, then=4, by_cpu=True),
-    Row(name="page", what="2,000 buses drawn after the fix: p95", source="page", ask=r"drawn[^\n]*p95[^\d\n]*([\d.]+)", unit="ms", then=200),
+    Row(name="page", what="2,000 buses drawn after the fix: p95", source="page", ask=r"drawn after the commit, p95 ms\s+([\d.]+)", unit="ms", then=200),
 )  # fmt: skip
 
 
