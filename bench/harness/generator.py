@@ -23,12 +23,14 @@ from typing import Any, BinaryIO, Final
 import msgspec
 
 from bench.harness import catalogue
+from bench.harness.alarm import Alarm
 from bench.harness.beat import Beat, Counts, Done, Order, Ready, Said, Start
 from bench.harness.histogram import HIGHEST_NS
 
 BEAT_S: Final = 1.0
 WAKE_S: Final = 0.02  # how often the loop's own lateness is looked at
 TURN_S: Final = 0.002  # a scenario that is behind gives the loop a turn so often: answers are read in between
+WAKES_APART_S: Final = 0.0005  # at thousands a second moments are handed out several at a waking: each waking costs 10 us
 START_LIMIT_S: Final = 120.0
 
 Tell = Callable[[Said], None]
@@ -45,7 +47,7 @@ class OneShare:
         self._order, self._tell = order, tell
         self._start: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._asked = False
-        self._began_s = math.nan
+        self._began_s, self._spent_s = math.nan, 0.0  # CPU before the run: imports, connections
         self._hours = time.time() - time.monotonic()
         self._clear()
 
@@ -65,17 +67,20 @@ class OneShare:
 
     async def moments(self) -> AsyncIterator[float]:
         began_s, monotonic = await self.begun(), time.monotonic
-        schedule, turn_s = self._order.schedule, 0.0
-        for offset_s in schedule.moments(self.number, self.of, self._order.seed):
-            moment = began_s + offset_s
-            while (wait_s := moment - (now_s := monotonic())) > 0:
-                await asyncio.sleep(max(wait_s, 0.001))  # the loop's timers have milliseconds; a shorter wait would spin
-                turn_s = monotonic()
-            if now_s - turn_s > TURN_S:
-                await asyncio.sleep(0)
-                turn_s = now_s = monotonic()
-            _put(self._lag[int(offset_s)], now_s - moment)
-            yield moment
+        turn_s, alarm = 0.0, Alarm()
+        try:
+            for offset_s in self._order.schedule.moments(self.number, self.of, self._order.seed):
+                moment = began_s + offset_s
+                while moment > (now_s := monotonic()):
+                    await alarm.until(max(moment, turn_s + WAKES_APART_S))
+                    turn_s = monotonic()
+                if now_s - turn_s > TURN_S:
+                    await asyncio.sleep(0)
+                    turn_s = now_s = monotonic()
+                _put(self._lag[int(offset_s)], now_s - moment)
+                yield moment
+        finally:
+            alarm.close()
         await self.over()
 
     async def over(self) -> None:
@@ -101,7 +106,7 @@ class OneShare:
     # ---- what the process does with it
 
     def start(self, at_s: float) -> None:
-        self._began_s = at_s
+        self._began_s, self._spent_s = at_s, time.process_time()
         self._start.set_result(at_s)
 
     def woke(self, late_s: float) -> None:
@@ -109,7 +114,7 @@ class OneShare:
             _put(self._lag[self._second(time.monotonic())], late_s)
 
     def beat(self) -> None:
-        self._tell(Beat(self._latencies, self._counts, self._faults, self._lag, time.process_time()))
+        self._tell(Beat(self._latencies, self._counts, self._faults, self._lag, time.process_time() - self._spent_s))
         self._clear()
 
     @property

@@ -199,7 +199,10 @@ async def _watched(plan: Plan, crowd: list[Generator], tally: Tally, watch: Watc
         edge = schedule.phase(second) != schedule.phase(second - 1) and schedule.phase(second) in ("hold", "drain")
         await asyncio.to_thread(watch.look, second, edge)
         step = "running" if second < schedule.end_s else "draining"
-        view(Seen(step=step, at_s=float(second), second=tally.second(second - 2) if second >= 2 else None, tally=tally))
+        newest = tally.second(second - 2) if second >= 2 else None  # the one before this is not all here yet
+        if newest is not None:
+            newest.cpu = watch.cores(second - 2)
+        view(Seen(step=step, at_s=float(second), second=newest, tally=tally))
         second = max(second + 1, int(time.monotonic() - began_s))
     all_done.cancel()
 

@@ -87,6 +87,8 @@ class Shown:
             table.add_row(name, f"{count:,}/s")
         for name, p50_s in second.p50_s.items():
             table.add_row(name, f"p50 {seconds(p50_s)}  p99 {seconds(second.p99_s[name])}")
+        if second.cpu:
+            table.add_row("cores", "  ".join(f"{name} {cores:.2f}" for name, cores in second.cpu.items()))
         faults = tally.faults
         table.add_row("faults", "[red]" + ", ".join(f"{name} {n:,}" for name, n in faults.items()) if faults else "none")
         late = second.lag_s > self._plan.lag_limit_s
