@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -186,24 +187,34 @@ async def _connected(crowd: list[Generator]) -> str:
 
 
 async def _watched(plan: Plan, crowd: list[Generator], tally: Tally, watch: Watch, began_s: float, view: View) -> None:
-    """Looks at the servers at the edges of every second, until the generators are done."""
-    schedule, second = plan.schedule, 0
+    """Looks at the servers at the edges of every second, until the generators are done. A product that answers late delays no look at processes."""
+    schedule, second, phase = plan.schedule, 0, ""
     all_done = asyncio.gather(*(one.done.wait() for one in crowd))
     last_s = schedule.end_s + plan.drain_s + 5
-    while True:
-        wait_s = began_s + second - time.monotonic()
-        if wait_s > 0:
-            await asyncio.wait({all_done}, timeout=wait_s)
-        if all_done.done() or time.monotonic() - began_s > last_s:
-            break
-        edge = schedule.phase(second) != schedule.phase(second - 1) and schedule.phase(second) in ("hold", "drain")
-        await asyncio.to_thread(watch.look, second, edge)
-        step = "running" if second < schedule.end_s else "draining"
-        newest = tally.second(second - 2) if second >= 2 else None  # the one before this is not all here yet
-        if newest is not None:
-            newest.cpu = watch.cores(second - 2)
-        view(Seen(step=step, at_s=float(second), second=newest, tally=tally))
-        second = max(second + 1, int(time.monotonic() - began_s))
+    asked: list[asyncio.Future[None]] = []
+    with ThreadPoolExecutor(1) as asking:
+        while True:
+            wait_s = began_s + second - time.monotonic()
+            if wait_s > 0:
+                await asyncio.wait({all_done}, timeout=wait_s)
+            if all_done.done() or time.monotonic() - began_s > last_s:
+                break
+            before, phase = phase, schedule.phase(second)
+            await asyncio.to_thread(watch.look, second)
+            if phase != before and phase in ("hold", "drain"):
+                asked.append(asyncio.get_running_loop().run_in_executor(asking, watch.edge, second))
+            elif all(one.done() for one in asked):
+                asked = [asyncio.get_running_loop().run_in_executor(asking, watch.ask, second)]
+            newest = tally.second(second - 2) if second >= 2 else None  # the one before this is not all here yet
+            if newest is not None:
+                newest.cpu = watch.cores(second - 2)
+            step = "running" if second < schedule.end_s else "draining"
+            view(Seen(step=step, at_s=float(second), second=newest, tally=tally))
+            second = max(second + 1, int(time.monotonic() - began_s))
+        if phase == "hold":  # they were done before this tick
+            await asyncio.to_thread(watch.look, second)
+            asked.append(asyncio.get_running_loop().run_in_executor(asking, watch.edge, second))
+        await asyncio.gather(*asked)
     all_done.cancel()
 
 

@@ -49,16 +49,25 @@ class Watch:
         self._edges: list[tuple[int, Samples, dict[str, float], dict[str, float]]] = []
         self._workers = max(1, sum(name.startswith("worker") for name in target.pids))
 
-    def look(self, second: int, edge: bool) -> None:
-        """At the beginning of a second; `edge`: the hold begins or ends here."""
+    def look(self, second: int) -> None:
+        """At processes, at the beginning of a second."""
         if self.target.pids:
             self._looks[second] = (time.monotonic(), processes.look(self.target.pids))
-        fresh = self._metrics(EDGE_TRIES * self._workers if edge else 1)
+
+    def ask(self, second: int) -> None:
+        """The product's own figures; of one worker is enough."""
+        self._take(second, self._metrics(1))
+
+    def edge(self, second: int) -> None:
+        """The hold begins or ends here: the figures of everybody."""
+        fresh = self._metrics(EDGE_TRIES * self._workers)
+        self._take(second, fresh)
+        self._edges.append((second, fresh, self._redis(), self._postgres()))
+
+    def _take(self, second: int, fresh: Samples) -> None:
         grown_lags = [grown(self._newest.get(worker, {}), samples) for worker, samples in fresh.items()]
         self._lags[second - 1] = max((lag for found in grown_lags if (lag := lag_bound(found, 1.0)) is not None), default=None)
         self._newest |= fresh
-        if edge:
-            self._edges.append((second, fresh, self._redis(), self._postgres()))
 
     def _metrics(self, tries: int) -> Samples:
         """Of as many workers as answer: each connection is taken by any of them."""
