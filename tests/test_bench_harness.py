@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.harness import compare, doctor, outputs, servers, thresholds
+from bench.harness.beat import Beat
 from bench.harness.find_max import rules_of
 from bench.harness.histogram import HIGHEST_NS, Histogram, decode
 from bench.harness.result import Generators, Latency, Result, Second, Server, read
 from bench.harness.schedule import Schedule
 from bench.harness.search import Search
+from bench.harness.tally import SETTLED_S, Tally
 from bench.harness.target import Deployment
 
 SECONDS = st.floats(0, 3600, allow_nan=False)
@@ -119,6 +121,18 @@ def test_what_is_out_of_range_counts_at_the_edge_and_foreign_text_is_refused() -
     for text in ("", "AAAA", REFERENCE[:-12], "not base64!"):
         with pytest.raises(ValueError, match="HDR"):
             decode(text)
+
+
+@given(st.lists(st.tuples(st.integers(0, 400), st.floats(0.001, 5)), min_size=1, max_size=60))
+def test_a_long_run_forgets_the_histograms_of_old_seconds_and_no_latency(noted: list[tuple[int, float]]) -> None:
+    tally = Tally(Schedule(rate=1, hold_s=300, warm_up_s=10))
+    for second, latency in noted:
+        tally.add(0, Beat({"age": {second: recorded([latency]).counts}}, {}, {}, {}, 0.0))
+    held = recorded([latency for second, latency in noted if 10 <= second < 310])
+    assert tally.latency("age").counts == held.counts
+    newest = max(second for second, _ in noted)
+    assert len(tally.by_second["age"]) <= 2 * SETTLED_S + 1 or newest < SETTLED_S
+    assert all("age" in tally.second(second).p50_s for second, _ in noted)
 
 
 # ------------------------------------------------------------------------------------------------ thresholds

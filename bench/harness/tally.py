@@ -12,6 +12,7 @@ from bench.harness.scenario import Measure
 from bench.harness.schedule import Schedule
 
 SHARES = (0.5, 0.9, 0.95, 0.99, 0.999)
+SETTLED_S = 90  # a second that is so old gets no more answers to speak of: its histogram joins the whole, its percentiles stay as they are
 
 
 class Tally:
@@ -19,34 +20,47 @@ class Tally:
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
-        self.by_second: dict[str, dict[int, Histogram]] = defaultdict(lambda: defaultdict(Histogram))
+        self.by_second: dict[str, dict[int, Histogram]] = defaultdict(lambda: defaultdict(Histogram))  # those not settled
+        self.settled: dict[str, Histogram] = defaultdict(Histogram)  # of the hold
+        self.told: dict[str, dict[int, tuple[float, float]]] = defaultdict(dict)  # p50 and p99 of settled seconds
         self.counted: dict[str, Counter[int]] = defaultdict(Counter)
         self.faulted: dict[str, Counter[int]] = defaultdict(Counter)
-        self.lags: dict[int, Histogram] = defaultdict(Histogram)
+        self.lag = Histogram()  # of the hold
         self.slowest: dict[int, float] = defaultdict(float)  # worst lag of any generator
         self.cpu_s: dict[int, float] = {}  # of the generators, by number
 
     def add(self, number: int, beat: Beat) -> None:
         for measure, seconds in beat.latencies.items():
             for second, counts in seconds.items():
-                self.by_second[measure][second].add(counts)
+                if second not in self.told[measure]:
+                    self.by_second[measure][second].add(counts)
+                elif self.held(second):
+                    self.settled[measure].add(counts)
+            self._settle(measure, max(seconds, default=0) - SETTLED_S)
         for found, told in ((self.counted, beat.counts), (self.faulted, beat.faults)):
             for name, by in told.items():
                 found[name].update(by)
         for second, counts in beat.lag.items():
-            self.lags[second].add(counts)
+            if self.held(second):
+                self.lag.add(counts)
             self.slowest[second] = max(self.slowest[second], Histogram(counts).max_s)
         self.cpu_s[number] = beat.cpu_s
+
+    def _settle(self, measure: str, until: int) -> None:
+        """A soak of hours keeps a minute and a half of histograms."""
+        for second in [second for second in self.by_second[measure] if second < until]:
+            found = self.by_second[measure].pop(second)
+            p50, p99 = found.percentiles((0.5, 0.99))
+            self.told[measure][second] = p50, p99
+            if self.held(second):
+                self.settled[measure].add(found.counts)
 
     def held(self, second: int) -> bool:
         return self.schedule.phase(second) == "hold"
 
     def latency(self, measure: str) -> Histogram:
-        return total(found for second, found in self.by_second.get(measure, {}).items() if self.held(second))
-
-    @property
-    def lag(self) -> Histogram:
-        return total(found for second, found in self.lags.items() if self.held(second))
+        new = (found for second, found in self.by_second.get(measure, {}).items() if self.held(second))
+        return total([self.settled.get(measure, Histogram()), *new])
 
     @property
     def counts(self) -> dict[str, int]:
@@ -79,7 +93,9 @@ class Tally:
         """One second, as far as it is known; without what the servers spent in it."""
         p50, p99 = {}, {}
         for measure, found in self.by_second.items():
-            if found.get(at):
+            if at in self.told[measure]:
+                p50[measure], p99[measure] = self.told[measure][at]
+            elif at in found:
                 p50[measure], p99[measure] = found[at].percentiles((0.5, 0.99))
         counts = {name: found[at] for name, found in self.counted.items() if found[at]}
         return Second(
