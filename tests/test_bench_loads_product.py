@@ -39,7 +39,7 @@ def target(product: Product) -> Deployment:
 
 
 async def test_gateways_post_batches_and_every_fix_is_answered(target: Deployment) -> None:
-    share, wrong = await run(IngestBatch, target, 200, 0.5, buses=40, batch=30)
+    share, wrong = await run(IngestBatch, target, 200, 0.5, buses=20, batch=30)
     assert not wrong and not share.faults
     assert share.counts["accepted"] == share.counts["sent"] == share.offered == 100
     assert len(share.notes["ingest"]) == share.counts["requests"] == 4 and min(share.notes["ingest"]) > 0
