@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import threading
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from api import cli
-from bench.harness import catalogue
+from bench.harness import catalogue, target
 from bench.harness.histogram import decode
 from bench.harness.result import Result, read
 
@@ -156,6 +157,24 @@ def test_a_generator_that_falls_over_says_where(stub: Stub, tmp_path: Path, caps
 def test_bad_input_is_a_sentence_and_exit_code_2(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench(*words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_running_demo_is_the_target_and_its_admin_the_one_who_asks(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    said = {
+        "baseUrl": stub.url,
+        "logins": {"PARTNER_ADMIN": {"token": "t"}},
+        "pids": {"worker0": 7},
+        "redisUrl": "redis://x",
+        "mqttUrl": "",
+    }
+    (tmp_path / "run/info.json").write_text(json.dumps(said))
+    monkeypatch.chdir(tmp_path)
+    with target.find(catalogue.find("ingest-http"), {}) as found:
+        assert (found.url, found.token, found.pids, found.where) == (stub.url, "t", {"worker0": 7}, "the running demo")
+        assert found.has() == {"token", "local", "redis"} and found.call("GET", "/healthz") == {}
+    with pytest.raises(target.NoTarget, match="--mqtt-url"), target.find(catalogue.find("ingest-mqtt"), {}):
+        pass
 
 
 def test_every_scenario_of_the_list_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:

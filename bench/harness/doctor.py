@@ -22,6 +22,7 @@ import psycopg
 import redis
 
 from bench.harness import machine
+from bench.harness.scenario import CallFailed
 from bench.harness.target import Deployment
 
 State = Literal["ok", "note", "bad"]
@@ -179,7 +180,7 @@ def answers(target: Deployment) -> Finding:
 
 
 def version(target: Deployment) -> Finding:
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(CallFailed, KeyError, TypeError):
         info = target.call("GET", "/schema/openapi.json")["info"]
         return Finding("version", "ok", f"{info['title']} {info['version']}")
     return Finding(
@@ -194,7 +195,7 @@ def credentials(target: Deployment) -> Finding:
         )
     try:
         target.call("GET", "/v1/admin/devices?limit=1")
-    except Exception as fault:
+    except CallFailed as fault:
         return Finding("token", "bad", str(fault)[:200], "make a new one: `timepoint user token PARTNER_ADMIN --partner ID --hours 2`")
     return Finding("token", "ok", "may register devices")
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +24,15 @@ def described() -> dict[str, str]:
         "load": f"{os.getloadavg()[0]:.2f}",
     }
     return {name: value for name, value in found.items() if value}
+
+
+def version() -> str:
+    """Of the product that stands in this checkout, with its commit where there is one."""
+    found = metadata.version("timepoint")
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        asked = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--exclude=*"]
+        found += " " + subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return found
 
 
 def cores() -> int:

@@ -18,9 +18,10 @@ import redis
 from psycopg.rows import dict_row
 
 from bench.checks import statements
-from bench.harness import processes
+from bench.harness import machine, processes
 from bench.harness.result import Server
-from bench.harness.target import Deployment
+from bench.harness.scenario import CallFailed
+from bench.harness.target import OWN, Deployment
 
 METRICS_LIMIT_S: Final = 2.0
 SERVER_LIMIT_S: Final = 2
@@ -146,7 +147,9 @@ class Watch:
     def product(self) -> dict[str, str]:
         """Version, workers and where, with no names of hosts."""
         found = {"where": self.target.where, "on": "this machine" if self.target.pids else "elsewhere, or unknown"}
-        with contextlib.suppress(Exception):
+        if self.target.where == OWN:
+            return found | {"version": machine.version(), "workers": str(self._workers)}
+        with contextlib.suppress(CallFailed, KeyError, TypeError):
             found["version"] = str(self.target.call("GET", "/schema/openapi.json")["info"]["version"])
         workers = sum(name.startswith("worker") for name in self.target.pids)
         if workers:

@@ -26,6 +26,7 @@ from deploy.servers import MosquittoServer, children, throw_away_folder
 CALL_LIMIT_S: Final = 60.0
 INFO: Final = Path("run/info.json")
 ROLES: Final = "api,track,history"
+OWN: Final = "its own"
 
 
 class NoTarget(Exception):
@@ -147,4 +148,4 @@ def _own(kind: type[Scenario], workers: int) -> Iterator[Deployment]:
             "mqttUrl": broker.url if broker is not None else "", "redisUrl": product.redis.url, "databaseUrl": product.postgres.url,
             "pids": {name: pid for name, pid in pids.items() if pid},
         }  # fmt: skip
-        yield Deployment(f"http://127.0.0.1:{product.port}", product.token, where="its own", info=info)
+        yield Deployment(f"http://127.0.0.1:{product.port}", product.token, where=OWN, info=info)
