@@ -27,6 +27,7 @@ from bench.harness import report_plots as plots
 from bench.product import CHECKOUT
 
 KNEE_TIMES, KNEE_COST = 4.0, 2.0
+LEAST_MS = 1.0  # below it a p99 is the machine's
 FULL = 0.85  # of a core: a process on one thread has no more to give
 DOCS = CHECKOUT / "docs"
 
@@ -39,11 +40,15 @@ class Curve(msgspec.Struct):
     machine: dict[str, str] = {}
 
 
-def knee(points: Sequence[Point]) -> int | None:
-    """Which point is the first beyond it; None: there is none in sight."""
+def knee(points: Sequence[Point], *, in_rounds: bool = False) -> int | None:
+    """Which point is the first beyond it; None: there is none in sight. `in_rounds`: p99 is taken for each of those that a round reaches."""
+
+    def late(one: Point) -> float:
+        return one.p99_ms / one.x if in_rounds else max(LEAST_MS, one.p99_ms)
+
     for i in range(2, len(points)):
         before = points[:i]
-        if points[i].p99_ms > KNEE_TIMES * max(1.0, statistics.median(one.p99_ms for one in before)):
+        if late(points[i]) > KNEE_TIMES * statistics.median(late(one) for one in before):
             return i
         if points[i].unit_us > KNEE_COST * min(one.unit_us for one in before):
             return i
@@ -64,11 +69,11 @@ def drawn(curve: Curve) -> str:
     """Two panels' worth of one axis as an SVG file: CPU a unit by process (lines), p99 dashed on the same decades."""
     axis, points = AXES[curve.axis], curve.points
     names = [name for name in points[-1].us if max(one.us.get(name, 0.0) for one in points) > 0]
-    lines = [plots.Line("all processes" if len(names) > 1 else names[0], [(one.x, one.unit_us) for one in points])]
-    lines += [plots.Line(name, [(one.x, one.us.get(name) or None) for one in points]) for name in names if len(names) > 1]
+    lines = [plots.Line("us, all processes" if len(names) > 1 else f"us, {names[0]}", [(one.x, one.unit_us) for one in points])]
+    lines += [plots.Line(f"us, {name}", [(one.x, one.us.get(name) or None) for one in points]) for name in names if len(names) > 1]
     lines.append(plots.Line("p99, us" if axis.in_us else "p99, ms", [(one.x, one.p99_ms * (1e3 if axis.in_us else 1)) for one in points]))
     values = [value for line in lines for _, value in line.points if value is not None]
-    at = knee(points)
+    at = knee(points, in_rounds=axis.in_rounds)
     x = plots.log([one.x for one in points], axis.label)
     marks = [] if at is None else [(points[at].x, "knee")]
     y = plots.log([max(value, 0.05) for value in values])
@@ -87,7 +92,7 @@ def table(curve: Curve) -> str:
         ]
         for one in points
     ]  # fmt: skip
-    at = knee(points)
+    at = knee(points, in_rounds=axis.in_rounds)
     if at is None:
         said = f"No knee up to {plots.number(points[-1].x)}."
     else:
@@ -143,7 +148,7 @@ def needs(curves: dict[str, Curve]) -> str:
 
 def _sound(curve: Curve) -> Point:
     """The last point before the knee."""
-    at = knee(curve.points)
+    at = knee(curve.points, in_rounds=AXES[curve.axis].in_rounds)
     return curve.points[-1 if at is None else at - 1]
 
 

@@ -55,6 +55,7 @@ class Axis(NamedTuple):
     about: str
     measure: Callable[[], Iterable[Point]]
     in_us: bool = False  # its p99 is plotted in microseconds
+    in_rounds: bool = False  # its p99 is of a round to all, which grows with them of itself
 
 
 # -- fixes -------------------------------------------------------------------------------------------------------------------------------
@@ -66,7 +67,7 @@ def fixes() -> Iterator[Point]:
     options = {one.name: one.default for one in kind.options} | {"watchers": 50, "maps": 2, "fleets": 1, "reads": 0.0, "bookings": 0.0}
     with target.find(kind, {}, own=True) as found:
         for rate in RATES:
-            schedule = Schedule(rate=float(rate), hold_s=8.0, warm_up_s=4.0)
+            schedule = Schedule(rate=float(rate), hold_s=6.0, warm_up_s=3.0)
             plan = Plan(scenario="mixed-city", schedule=schedule, options=options, drain_s=5.0, lag_limit_s=10.0)
             result = uvloop.run(run(plan, found, lambda seen: None))
             done = max(1, result.counts.get("accepted", 0))
@@ -229,9 +230,9 @@ AXES: Final = {
     "fixes": Axis(
         "Fixes a second", "fixes/s", "Buses at 1 Hz, one fix a request, accepted, tracked, published and written; p99 is the age at a watcher.", fixes
     ),
-    "watchers": Axis("Watchers of one bus", "watchers", "One update to each; a unit is a delivery, p99 that of a round to all.", watchers),
+    "watchers": Axis("Watchers of one bus", "watchers", "One update to each; a unit is a delivery, p99 that of a round to all.", watchers, in_rounds=True),
     "channels": Axis(
-        "Channels, a watcher each", "channels", "As many buses as watchers, all move at once; a unit is a delivery, p99 that of a round.", channels
+        "Channels, a watcher each", "channels", "As many buses as watchers, all move at once; a unit is a delivery, p99 of a round.", channels, in_rounds=True
     ),
     "fences": Axis("Fences of an operator", "fences", "All steps of a fix with so many fences; a unit is a fix, p99 of one call.", fences, in_us=True),
     "trips": Axis("Sold-out trips beside", "trips of 200 seats", "A unit is a hold of three seats and its release; p99 of the hold, eight callers.", trips),

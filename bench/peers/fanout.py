@@ -154,11 +154,11 @@ def _timepoint(sockets: int, told: Callable[[str], None]) -> Iterator[list[Stage
 def _peer(peer: Peer, sockets: int, text: bytes, told: Callable[[str], None]) -> Iterator[Stage]:
     told(f"{peer.name} {peer.version}: starting, {sockets} sockets")
     with peer.start() as running, _gathered(running, peer.path, sockets, "-", 1.0) as (crowd, us, kb):
-        line = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
 
         def say(at: int) -> None:
-            line.request("POST", "/pub", text, {"Content-Type": "text/plain"})
+            line = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)  # a new one: servers close those that rest
+            line.request("POST", "/pub", text, {"Content-Type": "text/plain", "Connection": "close"})
             line.getresponse().read()
+            line.close()
 
         yield Stage(peer.name, peer.version, running, crowd, say, us, kb)
-        line.close()
