@@ -33,7 +33,7 @@ def say(text: str) -> None:
 
 
 def fanned(args: argparse.Namespace) -> tuple[list[Peer], list[Row], dict[str, str]]:
-    found, missing = fanout.measure(args.sockets, args.rounds, 0.02, say)
+    found, missing = fanout.measure(args.sockets, args.rounds, args.turns, 0.02, say)
     ours, ten = found[0], found[1]
     rows: list[Row] = [
         (
@@ -157,7 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("part", nargs="*", choices=[*PARTS, []], help="which comparisons (default: all)")
     parser.add_argument("--sockets", type=int, default=5000, metavar="N", help="of the crowd on each server (default 5000)")
-    parser.add_argument("--rounds", type=int, default=8, metavar="N", help="messages a turn (default 8)")
+    parser.add_argument("--rounds", type=int, default=8, metavar="N", help="messages a turn of fanout (default 8)")
+    parser.add_argument("--turns", type=int, default=4, metavar="N", help="of each server of fanout, there and back (default 4)")
     parser.add_argument("--rate", type=int, default=1500, metavar="N", help="requests a second with one fix (default 1500)")
     parser.add_argument("--seconds", type=float, default=6.0, metavar="S", help="of each turn of ingest and booking (default 6)")
     parser.add_argument("--callers", type=int, default=16, metavar="N", help="booking at once (default 16)")

@@ -22,7 +22,6 @@ from bench.peers.place import Missing, Peer, Running
 from bench.product import Area, Product
 
 PEERS = (nchan.peer, ws.peer, socketify.peer, epoll.peer)
-TURNS = 4
 SETTLE_S = 8.0  # Timepoint looks every 5 s whether a crowd came, collects and freezes
 
 
@@ -57,7 +56,7 @@ class Stage(NamedTuple):
     updates: int = 1
 
 
-def measure(sockets: int, rounds: int, pause_s: float, told: Callable[[str], None]) -> tuple[list[Figures], dict[str, str]]:
+def measure(sockets: int, rounds: int, turns: int, pause_s: float, told: Callable[[str], None]) -> tuple[list[Figures], dict[str, str]]:
     """Figures of Timepoint (first; then with ten buses a tick) and of each peer that could be had; reasons of those that could not."""
     missing: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
@@ -69,16 +68,16 @@ def measure(sockets: int, rounds: int, pause_s: float, told: Callable[[str], Non
                 stages.append(stack.enter_context(_peer(peer, sockets, text, told)))
             except Missing as fault:
                 missing[find.__module__.rpartition(".")[2]] = str(fault)
-        found = _in_turn(stages, sockets, rounds, pause_s, told)
+        found = _in_turn(stages, sockets, rounds, turns, pause_s, told)
     return found, missing
 
 
-def _in_turn(stages: list[Stage], sockets: int, rounds: int, pause_s: float, told: Callable[[str], None]) -> list[Figures]:
+def _in_turn(stages: list[Stage], sockets: int, rounds: int, turns: int, pause_s: float, told: Callable[[str], None]) -> list[Figures]:
     us: dict[str, list[float]] = {stage.name: [] for stage in stages}
     late: dict[str, list[float]] = {stage.name: [] for stage in stages}
     size: dict[str, int] = {}
-    for turn in range(TURNS):
-        told(f"turn {turn + 1} of {TURNS}")
+    for turn in range(turns):
+        told(f"turn {turn + 1} of {turns}")
         for stage in stages if turn % 2 == 0 else stages[::-1]:
             began = stage.running.cpu_s()
             for at in range(rounds):
