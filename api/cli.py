@@ -58,6 +58,7 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes on the one listening socket (default 1)")
     parser.add_argument("--fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--number", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--share", help=argparse.SUPPRESS)
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -68,7 +69,7 @@ def serve(args: argparse.Namespace) -> int:
 
     settings = _settings()
     if args.fd is not None:
-        return uvloop.run(run_worker(settings, socket.socket(fileno=args.fd)))
+        return uvloop.run(run_worker(settings, socket.socket(fileno=args.fd), (args.share, args.number) if args.share else None))
     if args.workers < 1:
         raise Invalid("--workers must be at least 1")
     return uvloop.run(supervise(settings, args.workers))
@@ -265,7 +266,9 @@ def simulate(args: argparse.Namespace) -> int:
 
 
 def bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="`timepoint bench COMMAND --help` says what each needs")
+    parser.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="`timepoint bench COMMAND --help` says what each needs"
+    )
 
 
 def bench(args: argparse.Namespace) -> int:

@@ -32,8 +32,11 @@ log = logging.getLogger("timepoint")
 DRAIN_STEP_S: Final = 15.0  # longest wait for one step of a drain
 
 
-async def run_worker(settings: Settings, sock: socket.socket) -> int:
-    """One worker: every part in the order in which it depends on the others, until SIGTERM or SIGINT; then the drain. The exit code."""
+async def run_worker(settings: Settings, sock: socket.socket, share: tuple[str, int] | None = None) -> int:
+    """One worker: every part in the order in which it depends on the others, until SIGTERM or SIGINT; then the drain. The exit code.
+
+    `share`: of several workers on the socket, what they share (`api/share.py`) and which of them this is.
+    """
     from api import asyncapi, pages
     from api.app import make_app
     from api.auth import Tokens, may_listen
@@ -43,6 +46,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     from api.parts import Parts
     from api.routers import ROOTS, ROUTERS
     from api.server import Worker
+    from api.share import Share
     from api.sse import Streams
     from engine.booking.sales import Opener
     from engine.live.advice import trip_incident
@@ -136,7 +140,7 @@ async def run_worker(settings: Settings, sock: socket.socket) -> int:
     app = make_app(parts, ROUTERS, roots=(*ROOTS, *pages.ROOTS, asyncapi.asyncapi, streams.handler))
 
     sockets = parts.sockets = Sockets(hub, settings, clock, tokens.principal, meter, device_paths, guest_of)
-    worker = Worker(app, sockets, parts, streams, device_paths)
+    worker = Worker(app, sockets, parts, streams, device_paths, Share(*share, clock.steady_s) if share is not None else None)
 
     # what runs for ever
     shares = Shares(redis, plans, clock=clock, settings=settings, meter=meter, rules=rulebooks)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from api.handshake import plain_upgrade
 from api.live import Sockets
+from api.share import Share
 
 DOORS: Final = (b"GET /ws", b"GET /ingest/ws")
 UPGRADE_MAX: Final = 8_192  # bytes; browsers send about 500. A longer head is for the HTTP protocol and its limit
@@ -26,6 +27,7 @@ class Gate(asyncio.Protocol):
 
     sockets: Sockets
     http: Callable[..., asyncio.Protocol]
+    share: Share | None = None  # of several workers on one socket
 
     def __init__(self, config: Any, server_state: Any, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None) -> None:
         """As uvicorn makes its protocols."""
@@ -35,6 +37,8 @@ class Gate(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: asyncio.Transport = transport  # type: ignore[assignment]
+        if self.share is not None and self.share.pass_on(transport):
+            return
         self.began_s = self.loop.time()
         self.server_state.connections.add(self)
 

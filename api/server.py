@@ -19,6 +19,7 @@ from api.app import Edge
 from api.gate import Gate
 from api.live import Sockets
 from api.parts import Parts
+from api.share import Share
 from api.sse import Streams
 from ingest.http import DevicePaths
 from ingest.lane import DeviceLane
@@ -106,12 +107,18 @@ class Worker(uvicorn.Server):
     """uvicorn's server with our drain in front of its own, run inside the loop of `api/compose.py` (which owns the signals)."""
 
     def __init__(
-        self, edge: Edge, sockets: Sockets, parts: Parts, streams: Streams | None = None, device_paths: DevicePaths | None = None
+        self,
+        edge: Edge,
+        sockets: Sockets,
+        parts: Parts,
+        streams: Streams | None = None,
+        device_paths: DevicePaths | None = None,
+        share: Share | None = None,
     ) -> None:
         http = type("WorkerHttp", (HttpProtocol,), {"sockets": sockets, "device_paths": device_paths})
         config = uvicorn.Config(
             edge,
-            http=type("WorkerGate", (Gate,), {"__slots__": (), "sockets": sockets, "http": http}),
+            http=type("WorkerGate", (Gate,), {"__slots__": (), "sockets": sockets, "http": http, "share": share}),
             ws=asyncio.Protocol,  # only says that upgrades are wanted: `upgrade_to_socket` is ours
             loop="none",
             lifespan="on",
@@ -123,7 +130,7 @@ class Worker(uvicorn.Server):
             timeout_graceful_shutdown=GRACE_S,
         )
         super().__init__(config)
-        self.sockets, self.parts, self.streams = sockets, parts, streams
+        self.sockets, self.parts, self.streams, self.share = sockets, parts, streams, share
         self.slow_requests = (
             parts.meter.counter("timepoint_http_late_total", "requests cut because they did not arrive in time") if parts.meter else None
         )
@@ -142,11 +149,21 @@ class Worker(uvicorn.Server):
             for task in (limits, pings, freeze):
                 task.cancel()
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Once it serves, the other workers may pass connections on to it."""
+        await super().startup(sockets)
+        if self.share is not None and self.started:
+            passed = type("PassedGate", (self.config.http_protocol_class,), {"__slots__": (), "share": None})
+            state = self.server_state
+            self.share.begin(lambda: passed(self.config, state, self.lifespan.state), lambda: len(state.connections))
+
     async def stop(self) -> None:
         """The drain. Idempotent."""
         if self.parts.draining:
             return
         self.parts.draining = True
+        if self.share is not None:
+            self.share.end()
         for server in self.servers:
             server.close()
         if self.streams is not None:

@@ -1,6 +1,7 @@
 """N worker processes on one inherited listening socket: started, watched, restarted with a growing pause, drained together.
 
-One socket is shared (not SO_REUSEPORT), so a worker that drains loses no connection that waits to be accepted.
+One socket is shared (not SO_REUSEPORT), so a worker that drains loses no connection that waits to be accepted. What one of them takes too many
+of, it passes on (share.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import socket
 import sys
 from typing import Final
 
+from api.share import Pairs
 from engine.errors import Unavailable
 from engine.settings import Settings
 
@@ -42,18 +44,21 @@ def listen(settings: Settings) -> socket.socket:
 async def supervise(settings: Settings, count: int) -> int:
     """Runs `count` workers until SIGINT or SIGTERM, then drains them. Returns the exit code: 0 after an orderly end."""
     sock = listen(settings)
+    pairs = Pairs(count) if count > 1 else None
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(sig, stopping.set)
     try:
-        codes = await asyncio.gather(*(_keep(settings, sock, number, stopping) for number in range(count)))
+        codes = await asyncio.gather(*(_keep(settings, sock, number, stopping, pairs) for number in range(count)))
     finally:
         sock.close()
+        if pairs is not None:
+            pairs.close()
     return max(codes)
 
 
-async def _keep(settings: Settings, sock: socket.socket, number: int, stopping: asyncio.Event) -> int:
+async def _keep(settings: Settings, sock: socket.socket, number: int, stopping: asyncio.Event, pairs: Pairs | None) -> int:
     pause_s = RESTART_FIRST_S
     lived = False
     while True:
@@ -67,7 +72,8 @@ async def _keep(settings: Settings, sock: socket.socket, number: int, stopping: 
             str(sock.fileno()),
             "--number",
             str(number),
-            pass_fds=(sock.fileno(),),
+            *(("--share", pairs.words) if pairs is not None else ()),
+            pass_fds=(sock.fileno(), *(pairs.fds if pairs is not None else ())),
             env=os.environ | {"TIMEPOINT_SUPERVISOR": str(os.getpid())},
             start_new_session=True,  # Ctrl-C reaches the supervisor alone, which then drains every worker in order
         )
@@ -75,6 +81,8 @@ async def _keep(settings: Settings, sock: socket.socket, number: int, stopping: 
         stop = asyncio.ensure_future(stopping.wait())
         await asyncio.wait({ended, stop}, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
+        if pairs is not None and ended.done():
+            pairs.gone(number)
         if stopping.is_set():
             return await _end(process, ended, settings.drain_s + GRACE_S)
         code = ended.result()
