@@ -13,7 +13,7 @@ from typing import Final
 
 from engine.live import frames
 from engine.live.listener import BBOX, Listener
-from engine.live.table import Foreseen
+from engine.live.table import Foreseen, Seen
 from engine.live.updates import Moved, Pending, Update, gone_update
 from engine.live.viewports import OnMap, Viewports
 
@@ -89,19 +89,19 @@ class Audience:
             for name, held in channels.items():
                 if area_of(name) in pending.resets:
                     touched[name] = snapshot(held)
-        for bus_id, (before, now, version) in pending.moved.items():
+        for bus_id, (heard_of, now, version) in pending.moved.items():
             if now.area not in pending.resets:
                 moved = None
                 for name in now.names:
                     if name in channels:
                         if moved is None:
-                            moved = Moved(before, now, version, self._epoch_of(now.area))
+                            moved = Moved(now, version, self._epoch_of(now.area))
                         touched.setdefault(name, []).append(moved)
-            if before is not None and before.names is not now.names:
-                left = [name for name in before.names if name not in now.names]
+            if heard_of and (heard_of[0].names is not now.names or len(heard_of) > 1):
+                left = [name for name in _names_of(heard_of) if name not in now.names]
                 say(gone_update(bus_id, self._epoch_of(now.area), now.n, version), left)
-        for bus_id, (seen, version) in pending.gone.items():
-            say(gone_update(bus_id, self._epoch_of(seen.area), seen.n, version), seen.names)
+        for bus_id, (heard_of, seen, version) in pending.gone.items():
+            say(gone_update(bus_id, self._epoch_of(seen.area), seen.n, version), _names_of(heard_of))
         for found, version in pending.forecasts.values():
             self._foresee(found, version, say)
         for key, (change, event, version) in pending.stops.items():
@@ -130,12 +130,19 @@ class Audience:
     def on_maps(self, pending: Pending) -> list[OnMap]:
         """The vehicles of a round that a map may show, or showed."""
         found = []
-        for was, now, version in pending.moved.values():
+        for heard_of, now, version in pending.moved.values():
             if now.area not in pending.resets:
-                found.append(OnMap(now if was is None else was, now, version, self._epoch_of(now.area), is_gone=False))
-        for seen, version in pending.gone.values():
-            found.append(OnMap(seen, seen, version, self._epoch_of(seen.area), is_gone=True))
+                epoch = self._epoch_of(now.area)
+                found.append(OnMap(heard_of[0] if heard_of else now, now, version, epoch, is_gone=False, is_again=False))
+                found += [OnMap(was, now, version, epoch, is_gone=False, is_again=True) for was in heard_of[1:]]
+        for heard_of, seen, version in pending.gone.values():
+            found += [OnMap(was, seen, version, self._epoch_of(seen.area), is_gone=True, is_again=False) for was in heard_of]
         return found
+
+
+def _names_of(heard_of: tuple[Seen, ...]) -> Iterable[str]:
+    """The channels that carried it, each once."""
+    return heard_of[0].names if len(heard_of) == 1 else dict.fromkeys(name for seen in heard_of for name in seen.names)
 
 
 def belongs_later(listener: Listener) -> bool:

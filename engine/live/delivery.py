@@ -17,7 +17,7 @@ from engine.live.listener import BBOX, Listener
 from engine.live.updates import Part, Update, framed, merged
 from engine.meter import Meter
 
-SLICE: Final = 25  # sockets written between two yields: about 0.2 ms where a write costs 7 us. With 100 HTTP p50 was twice as long, and 10 cost CPU
+SLICE: Final = 25  # sockets written between two yields, 0.2-0.4 ms: with 100, HTTP p50 was twice as long; 10 cost CPU
 PARTS_SLICE: Final = 100  # updates encoded between two yields: about 0.5 ms
 NEVER: Final = 1 << 62
 

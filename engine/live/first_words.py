@@ -80,7 +80,7 @@ class FirstWords:
         version = self._version()
         gone = [gone_update(bus_id, area.epoch, area.n, version) for bus_id in left]
         changed = sorted((seen for seen in self.table.on_channel(name) if seen.n > offset), key=lambda seen: seen.n)
-        moved = [Moved(None, seen, version, self.epoch(seen.area)) for seen in changed]
+        moved = [Moved(seen, version, self.epoch(seen.area)) for seen in changed]
         updates = [*gone, *moved, *self._forecasts(name, offset), *(self.trouble(one) for one in said), *self._notices(name)]
         return [(update, (name,)) for update in updates]
 

@@ -138,6 +138,7 @@ class Hub:
         listener.channels[BBOX] = self.version
         self._settle(listener)
         self._audience(listener).viewports.put(listener, (west, south, east, north))
+        self._audience(listener).pending.cut = self.version
         listener.subscribed(ident, BBOX, "", 0, False)
         self.delivery.give(listener, [(self.first.box_snapshot(listener), (BBOX,))])
 
@@ -202,6 +203,7 @@ class Hub:
                 self.later.join(listener, name)
                 listener.channels[name] = self.version
         listener.is_later = True
+        self.later.pending.cut = self.version
         box = listener.box
         if box is not None:
             self.now.viewports.drop(listener)
@@ -211,6 +213,7 @@ class Hub:
     def _begin(self, listener: Listener, channel: Channel, since: Since | None, ident: Any) -> None:
         """The reply, then a snapshot, or what changed since."""
         name = channel.name
+        self._audience(listener).pending.cut = self.version
         epoch, offset = self.first.mark(name)
         parts: list[Part] | None = None
         if since is not None and epoch and since.epoch == epoch:
@@ -223,6 +226,7 @@ class Hub:
 
     def _anew(self, listener: Listener, name: str) -> list[Update]:
         """All that a channel of a listener has to say now; nothing where it has left it."""
+        self._audience(listener).pending.cut = self.version
         if name == BBOX:
             return [self.first.box_snapshot(listener)] if listener.row >= 0 else []
         held = self._audience(listener).channels.get(name)

@@ -49,12 +49,12 @@ class Update:
 
 
 class Moved(Update):
-    """A vehicle that has something new: its `pos`. `before` is what its listeners heard last, None where they heard nothing."""
+    """A vehicle that has something new: its `pos`."""
 
-    __slots__ = ("before", "now")
+    __slots__ = ("now",)
 
-    def __init__(self, before: Seen | None, now: Seen, version: int, epoch: str) -> None:
-        self.before, self.now = before, now
+    def __init__(self, now: Seen, version: int, epoch: str) -> None:
+        self.now = now
         self.key, self.kind, self.epoch, self.n, self.version = now.position.bus_id, "pos", epoch, now.n, version
         self._pushes = None
 
@@ -91,11 +91,12 @@ class Pending:
     """What the table said since its audience's last round, as far as that hears it; at most one entry per vehicle, per forecast, per stop
     served, and per incident and alert that passengers hear of."""
 
-    __slots__ = ("forecasts", "gone", "moved", "notices", "resets", "stops", "troubles")
+    __slots__ = ("cut", "forecasts", "gone", "moved", "notices", "resets", "stops", "troubles")
 
     def __init__(self) -> None:
-        self.moved: dict[str, tuple[Seen | None, Seen, int]] = {}  # (what was heard last, now, version)
-        self.gone: dict[str, tuple[Seen, int]] = {}
+        self.cut = -1  # version at which somebody was given a picture last: what stood then has been heard, though it was pending
+        self.moved: dict[str, tuple[tuple[Seen, ...], Seen, int]] = {}  # (what was heard of it, the oldest first, now, version)
+        self.gone: dict[str, tuple[tuple[Seen, ...], Seen, int]] = {}
         self.forecasts: dict[str, tuple[Foreseen, int]] = {}
         self.stops: dict[tuple[str, str, str, int], tuple[Change, StopEvent, int]] = {}
         self.resets: dict[str, None] = {}
@@ -116,19 +117,14 @@ class Pending:
                 before is None or before.names is names or not _any_of(before.names, heard)
             ):
                 continue
-            held = moved.pop(bus_id, None)  # popped and put back: the dict stays in order of version
-            left = self.gone.pop(bus_id, None)
-            heard_last = held[0] if held is not None else left[0] if left is not None else before
-            moved[bus_id] = (heard_last, now, version)
+            heard_of = self._heard_of(bus_id, before)  # popped and put back: the dict stays in order of version
+            moved[bus_id] = (heard_of, now, version)
         for seen in change.gone:
             bus_id = seen.position.bus_id
-            held = moved.pop(bus_id, None)
             self.forecasts.pop(bus_id, None)
-            if held is None:
-                self.gone[bus_id] = (seen, version)
-            elif held[0] is not None:
-                last = held[0]
-                self.gone[bus_id] = (Seen(seen.area, seen.n, last.position, last.names, last.cell), version)
+            heard_of = self._heard_of(bus_id, seen)
+            if heard_of:  # else it came and went between two rounds
+                self.gone[bus_id] = (heard_of, seen, version)
         for found in change.forecasts:
             self.forecasts.pop(found.bus_id, None)
             if found.trip in heard or _any_of(found.ahead, heard):
@@ -137,6 +133,13 @@ class Pending:
             key = (event.bus_id, event.trip_id, event.start_date, event.stop_sequence)
             self.stops.pop(key, None)
             self.stops[key] = (change, event, version)
+
+    def _heard_of(self, bus_id: str, before: Seen | None) -> tuple[Seen, ...]:
+        """Takes the vehicle's entry out; answers what its listeners heard of it, and who was given a picture since saw `before` as well."""
+        held = self.moved.pop(bus_id, None) or self.gone.pop(bus_id, None)
+        if held is None:
+            return () if before is None else (before,)
+        return (*held[0], before) if before is not None and held[2] <= self.cut else held[0]
 
 
 def _any_of(names: tuple[str, ...], heard: Container[str]) -> bool:

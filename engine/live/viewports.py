@@ -18,16 +18,18 @@ CHUNK: Final = 500_000  # comparisons of viewports with vehicles between two yie
 class OnMap:
     """A vehicle of a round, as maps may have to tell of it. Its updates are made when the first map does."""
 
-    __slots__ = ("_epoch", "_left", "_shown", "before", "is_gone", "now", "version")
+    __slots__ = ("_epoch", "_left", "_shown", "before", "is_again", "is_gone", "now", "version")
 
-    def __init__(self, before: Seen, now: Seen, version: int, epoch: str, *, is_gone: bool) -> None:
-        self.before, self.now, self.version, self.is_gone, self._epoch = before, now, version, is_gone, epoch
+    def __init__(self, before: Seen, now: Seen, version: int, epoch: str, *, is_gone: bool, is_again: bool) -> None:
+        """`is_again`: only for who saw it at `before` and does not now; another entry shows it."""
+        self.before, self.now, self.version, self._epoch = before, now, version, epoch
+        self.is_gone, self.is_again = is_gone, is_again
         self._shown: Update | None = None
         self._left: Update | None = None
 
     def shown(self) -> Update:
         if self._shown is None:
-            self._shown = Moved(self.before, self.now, self.version, self._epoch)
+            self._shown = Moved(self.now, self.version, self._epoch)
         return self._shown
 
     def left(self) -> Update:
@@ -74,6 +76,7 @@ class Viewports:
         time. Maps that show the same part of a town share it. Whoever iterates may yield to the loop between two."""
         places, before = [one.now.position for one in vehicles], [one.before.position for one in vehicles]
         is_going_on = ~np.array([one.is_gone for one in vehicles])
+        is_first = ~np.array([one.is_again for one in vehicles])
         lons, lats = np.array([p.lon for p in places]), np.array([p.lat for p in places])
         old_lons, old_lats = np.array([p.lon for p in before]), np.array([p.lat for p in before])
         size, step = self.columns.shape[1], max(1, CHUNK // len(places))
@@ -81,6 +84,7 @@ class Viewports:
             rows = slice(start, min(size, start + step))
             here = self.inside(rows, lons, lats) & is_going_on
             left = self.inside(rows, old_lons, old_lats) & ~here
+            here &= is_first
             alike: dict[tuple[bytes, bytes], list[int]] = {}
             for row in np.nonzero((here | left).any(axis=1))[0].tolist():
                 alike.setdefault((here[row].tobytes(), left[row].tobytes()), []).append(row)
