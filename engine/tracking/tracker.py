@@ -280,8 +280,12 @@ class Tracker:
         """What follows from the area's clock for one vehicle, after a fix or a tick."""
         self._settle(vehicle)
         self._foretell(vehicle, forecast_every_ms)
-        self._miss(vehicle)
-        self._show(vehicle)
+        state = vehicle.newest
+        silent_ms = silence_due_ms(vehicle.silence, state, self._area.rules.watch)
+        if silent_ms is not None and self._now_ms >= silent_ms:
+            self._miss(vehicle)
+            silent_ms = silence_due_ms(vehicle.silence, state, self._area.rules.watch)
+        self._show(vehicle, silent_ms)
 
     def _remember(self, vehicle: Vehicle, key: tuple[str, int, int, int], place: Place) -> None:
         if len(self._seen) >= SEEN_MAX:
@@ -390,9 +394,6 @@ class Tracker:
     def _miss(self, vehicle: Vehicle) -> None:
         """A bus on its trip of which nothing is heard."""
         config, now_ms, state = self._area.rules.watch, self._now_ms, vehicle.newest
-        due_ms = silence_due_ms(vehicle.silence, state, config)
-        if due_ms is None or now_ms < due_ms:
-            return
         found = self._area.of(state.ride) if state.ride is not None else None
         told = vehicle.silence or state.ride
         driver = self._area.driven.get((told.trip_id, told.start_date)) if told is not None else None
@@ -456,8 +457,8 @@ class Tracker:
             vehicle.forecast_trip, vehicle.next_stop, vehicle.forecast_stop = None, None, -1
             self._changed[bus_id] = self._moved[bus_id] = None
 
-    def _show(self, vehicle: Vehicle) -> None:
-        """What watchers should see now, and when to look again."""
+    def _show(self, vehicle: Vehicle, silent_ms: int | None) -> None:
+        """What watchers should see now, and when to look again. `silent_ms`: when its silence is to be looked at, if no fix comes."""
         now_ms, state = self._now_ms, vehicle.newest
         bus_id = state.bus_id
         if state.motion is None:
@@ -481,7 +482,6 @@ class Tracker:
             due_ms = min(due_ms, vehicle.pending[0].fix.fixed_at_ms + SETTLE_MS + REST_MS + 1)
         if vehicle.forecast_trip is not None or (state.ride is not None and age_ms < SILENT_MS):
             due_ms = min(due_ms, vehicle.forecast_at_ms + FORECAST_SILENT_MS)
-        silent_ms = silence_due_ms(vehicle.silence, state, self._area.rules.watch)
         if silent_ms is not None and silent_ms > now_ms:
             due_ms = min(due_ms, silent_ms)
         vehicle.due_ms = due_ms
