@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from xml.etree.ElementTree import fromstring
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.harness import compare, doctor, outputs, servers, thresholds
+from bench.harness import command, compare, doctor, outputs, servers, thresholds
 from bench.harness.beat import Beat
 from bench.harness.find_max import rules_of
 from bench.harness.histogram import HIGHEST_NS, Histogram, decode
@@ -283,6 +284,15 @@ def test_four_runs_a_side_are_samples_themselves() -> None:
     with pytest.raises(ValueError, match="one scenario"):
         compare.compare(before, [other])
     assert any("seed" in note for note in compare.compare([run_of([1] * 9)], [result(seed=2, series=run_of([1] * 9).series)]).notes)
+
+
+def test_a_comparison_with_a_refused_run_is_no_evidence_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noisy = [10 + (at * 7919 % 13) for at in range(40)]
+    for name, run in (("a", run_of(noisy)), ("b", run_of([ms * 2 for ms in noisy])), ("c", run_of(noisy))):
+        run.refused = "it lagged" if name == "c" else ""
+        (tmp_path / f"{name}.json").write_bytes(outputs.as_json(run))
+    codes = [command.main(["compare", str(tmp_path / "a.json"), str(tmp_path / f"{other}.json")]) for other in "abc"]
+    assert codes == [0, 1, 3] and "it lagged" in capsys.readouterr().out
 
 
 def test_the_rank_sum_test_is_exact() -> None:

@@ -183,11 +183,14 @@ def compare(args: argparse.Namespace) -> int:
     afters = [*([args.after] if args.after else []), *args.afters]
     if not befores or not afters:
         raise ValueError("two results: compare A.json B.json, or compare --before A1.json A2.json ... --after B1.json B2.json ...")
-    found = comparing.compare(results_of(befores), results_of(afters))
+    sides = results_of(befores), results_of(afters)
+    found = comparing.compare(*sides)
     if args.json:
         print(msgspec.json.encode(found).decode())
     else:
         OUT.print(outputs.comparison_text(found), markup=False, soft_wrap=True)
+    if any(result.refused for side in sides for result in side):
+        return REFUSED
     return MISSED if any(line.verdict == "worse" for line in found.lines) else HELD
 
 
