@@ -193,8 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             points.append(point)
             us = ", ".join(f"{part} {each:.1f}" for part, each in point.us.items())
             print(f"  {point.x:>9,.0f}  {us} us; p99 {point.p99_ms:.3g} ms", file=sys.stderr, flush=True)
-        curves = read(file) | {name: Curve(name, points, machine.described())}
-        file.write_bytes(msgspec.json.format(msgspec.json.encode(curves), indent=1) + b"\n")
+            curves = read(file) | {name: Curve(name, points, machine.described())}  # after each: an axis that is cut off keeps what it has
+            file.write_bytes(msgspec.json.format(msgspec.json.encode(curves), indent=1) + b"\n")
     print(draw(read(file), args.docs))
     return 0
 
