@@ -17,7 +17,7 @@ from bench.harness.calls import Calls, opening, request, whole
 from bench.harness.devices import register
 from bench.harness.result import Result
 from bench.harness.scenario import Measure, Option, Scenario, Share, Target
-from bench.loads.ingest import all_said, buses_of, counted, drivers
+from bench.loads.ingest import all_said, buses_of, counted, drivers, took_all
 from bench.loads.onsale import on_sale, sold_of
 from bench.loads.roads import Bus, bus_ids, city_of, survey
 from bench.loads.seats import SERVES, Booking, Customers
@@ -120,8 +120,8 @@ class Soak(MixedCity):
 
     def verify(self, target: Target, data: Any, counts: Mapping[str, int]) -> list[str]:
         wrong = super().verify(target, data, counts)
-        if counts.get("watched buses", 0) < len(data["tokens"]):
-            wrong.append(f"of {len(data['tokens'])} buses only {counts.get('watched buses', 0)} had a fix accepted")
+        if counts.get("followed", 0) < counts.get("accepted", 0):
+            wrong.append(f"{counts.get('accepted')} fixes were accepted, only {counts.get('followed', 0)} were followed")
         return wrong
 
     def figures(self, result: Result) -> dict[str, float]:
@@ -155,8 +155,9 @@ class Reporting:
 
         def heard(status: int, body: bytes) -> None:
             counted(self.share, status, body, 1)
-            if status == 202:
+            if took_all(status, body):
                 self.ledger.accepted(bus.bus_id, at_ms)
+                self.share.count("followed")
 
         self.share.count("sent")
         self.calls.send(moment, whole(self._heads[at], bus.fix(moment, at_ms)), "ingest", heard)

@@ -16,7 +16,7 @@ from bench.harness.calls import Calls, opening, request, whole
 from bench.harness.devices import register
 from bench.harness.result import Result
 from bench.harness.scenario import Measure, Option, Scenario, Share, Target
-from bench.loads.ingest import all_said, counted
+from bench.loads.ingest import all_said, counted, took_all
 from bench.loads.roads import Bus, Town, city_of, survey
 from bench.loads.socket import Socket
 from bench.loads.watch import Ages, Crowd, Ledger, Wish, subscribe
@@ -61,7 +61,7 @@ class Speaker:
 
             def heard(status: int, body: bytes, at_ms: int = at_ms) -> None:
                 counted(share, status, body, 1)
-                if status == 202:
+                if took_all(status, body):
                     self.ledger.accepted(bus_id, at_ms)
 
             share.count("sent")

@@ -247,5 +247,4 @@ class Ledger:
         left = self.behind()
         for _ in left:
             self.share.fault("lost")
-        self.share.count("watched buses", len(self._accepted))
         return left
