@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import unquote
@@ -31,7 +32,7 @@ from engine.live.listener import Listener
 from engine.meter import Meter
 from engine.office.accounts import Device
 from engine.settings import Settings
-from ingest.http import DevicePaths
+from ingest.http import HEAD, DevicePaths
 
 SUBPROTOCOLS: Final = {"timepoint.v1.json": JSON, "timepoint.v1.msgpack": MSGPACK}
 DEVICE_PATH: Final = "/ingest/ws"
@@ -187,19 +188,18 @@ class Sockets:
         """The problem document, on this connection's last breath: a device's as on every device path, with the time to set its clock by."""
         self.refused.add(1, str(fault.status))
         if path == DEVICE_PATH and self.devices is not None:
-            status, headers, body = self.devices.problem(fault, path, asked)
+            status, lines, body = self.devices.problem(fault, path, asked)
         else:
             ident = self._ident(asked)
             problem, more = problem_of(fault, path[:INSTANCE_MAX], ident)
             status, body = fault.status, msgspec.json.encode(problem)
-            headers = [(name.encode(), value.encode()) for name, value in more.items()]
-            headers += [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", b"%d" % len(body))]
-            headers += [(b"x-request-id", ident.encode()), (b"x-api-version", VERSION)]
+            lines = b"".join(b"%s: %s\r\n" % (name.encode(), value.encode()) for name, value in more.items())
+            lines += HEAD % (MEDIA_TYPE.encode(), len(body), ident.encode())
         if isinstance(fault, NoUpgrade):
-            headers += [(b"upgrade", b"websocket"), (b"sec-websocket-version", b"13")]  # RFC 6455 section 4.4
-        head = [b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode()), b"connection: close"]
-        head += [name + b": " + value for name, value in headers]
-        transport.write(b"\r\n".join(head) + b"\r\n\r\n" + body)
+            lines += b"upgrade: websocket\r\nsec-websocket-version: 13\r\n"  # RFC 6455 section 4.4
+        first = b"HTTP/1.1 %d %s\r\nconnection: close\r\n" % (status, HTTPStatus(status).phrase.encode())
+        date = b"date: %s\r\n\r\n" % formatdate(self.clock.now_ms() / 1000, usegmt=True).encode()
+        transport.write(first + lines + date + body)
         transport.close()
 
     def add(self, socket: LiveSocket | DeviceSocket, kind: str) -> None:

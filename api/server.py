@@ -47,14 +47,19 @@ class HttpProtocol(DeviceLane):
         super().connection_made(transport)
         self.began_s = self.loop.time()  # of what is awaited now; 0.0: nothing is
         self.in_head, self.head_bytes = True, 0
+        self.idle_s = 0.0  # since when the last answer is given and nothing more was asked
         self.full_s = 0.0  # since when the peer reads nothing of our answer; 0.0: it reads
 
-    def data_received(self, data: bytes) -> None:
+    def parse(self, data: bytes) -> None:
+        """The limits of a head; a request that the lane knows by heart is whole and has none to keep."""
         if self.in_head:
             if self.began_s == 0.0:
                 self.began_s = self.loop.time()
             self.head_bytes += len(data)
-        super().data_received(data)
+            if self.head_bytes == len(data) > HEAD_MAX and not 0 <= data.find(b"\r\n\r\n") <= HEAD_MAX:  # all of it in one segment
+                self._cut(431, b"Request Header Fields Too Large")
+                return
+        super().parse(data)
         if self.in_head and self.head_bytes > HEAD_MAX and not self.transport.is_closing():
             self._cut(431, b"Request Header Fields Too Large")
 
@@ -79,6 +84,18 @@ class HttpProtocol(DeviceLane):
             self.transport, cast("set[Any]", self.connections), target, self.headers, dict(self.headers), rest, method, version
         )
 
+    def on_response_complete(self) -> None:
+        """No timer an answer: the sweep looks who says nothing for too long."""
+        if self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        self.idle_s = self.loop.time()
+
+    def _unset_keepalive_if_required(self) -> None:
+        self.idle_s = 0.0
+
     def pause_writing(self) -> None:
         self.full_s = self.loop.time()
         super().pause_writing()
@@ -88,10 +105,15 @@ class HttpProtocol(DeviceLane):
         super().resume_writing()
 
     def late(self, now_s: float) -> bool:
-        """Whether the rest of a head or body is overdue (answers 408 and cuts), or the peer does not read its answer (cuts)."""
+        """Whether the rest of a head or body is overdue (answers 408 and cuts), or the peer does not read its answer (cuts). Who just says
+        nothing more is let go.
+        """
         if self.full_s and now_s - self.full_s > READ_TIMEOUT_S:
             self.transport.abort()
             return True
+        if self.idle_s and now_s - self.idle_s > KEEP_ALIVE_S:
+            self.transport.close()
+            return False
         if self.began_s == 0.0 or now_s - self.began_s < (HEAD_TIMEOUT_S if self.in_head else BODY_TIMEOUT_S):
             return False
         self._cut(408, b"Request Timeout")

@@ -15,8 +15,10 @@ import asyncio
 import hashlib
 import hmac
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 import msgspec
 
@@ -56,6 +58,9 @@ class Streams(Protocol):
         ...
 
 
+Done = Callable[[Unavailable | None], None]  # called on the loop, once; what it raises is logged
+
+
 class Receipt(msgspec.Struct, frozen=True, gc=False):
     """What became of a request: `accepted` fixes are appended, the others refused."""
 
@@ -73,7 +78,7 @@ class Lane:
         self._queue_max = settings.ingest_queue_max
         self._limit_s = settings.ingest_answer_timeout_s / 2  # one append may be ahead of ours
         self._gather_s = settings.ingest_gather_max_ms / 1000
-        self._waiting: list[tuple[list[Fix], asyncio.Future[None]]] = []
+        self._waiting: list[tuple[list[Fix], Done]] = []
         self._held = 0  # fixes waiting or in flight
         self._task: asyncio.Task[None] | None = None
         self._last_s = float("-inf")
@@ -84,15 +89,15 @@ class Lane:
         self._full = meter.counter("timepoint_ingest_queue_full_total", "requests refused because an area's queue is full", ("area",))
         self._failed = meter.counter("timepoint_ingest_append_faults_total", "appends that failed; their devices saw 503", ("area",))
 
-    def put(self, fixes: list[Fix]) -> asyncio.Future[None]:
-        """Raises `Unavailable` where the queue is full. The future fails with `Unavailable` where the append does."""
-        self.check(len(fixes))
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.append((fixes, future))
-        self._held += len(fixes)
+    def put(self, fixes: list[Fix], done: Done) -> None:
+        """`done(None)` is called once they are appended, `done(fault)` where that failed. Raises `Unavailable` where the queue is full."""
+        count = len(fixes)
+        if self._held:
+            self.check(count)
+        self._waiting.append((fixes, done))
+        self._held += count
         if self._task is None:
             self._task = self._loop.create_task(self._run())
-        return future
 
     def check(self, count: int) -> None:
         """Raises `Unavailable` where so many fixes more are too many. An empty queue takes any request."""
@@ -106,17 +111,18 @@ class Lane:
                 if self._gather_s and self._clock.steady_s() - self._last_s < BUSY_S:
                     await asyncio.sleep(self._gather_s)
                 batch, self._waiting = self._waiting, []
-                fault = await self._write([fix for fixes, _ in batch for fix in fixes])
+                fixes = [fix for some, _ in batch for fix in some]
+                fault = await self._write(fixes)
                 self._last_s = self._clock.steady_s()
-                for fixes, future in batch:
-                    self._held -= len(fixes)
-                    if fault is None:
-                        self._accepted.add(len(fixes), fixes[0].source)
-                    if not future.done():  # done: its device hung up
-                        if fault is None:
-                            future.set_result(None)
-                        else:
-                            future.set_exception(fault)
+                self._held -= len(fixes)
+                if fault is None:
+                    for source, count in Counter([fix.source for fix in fixes]).items():
+                        self._accepted.add(count, source)
+                for _, done in batch:
+                    try:
+                        done(fault)
+                    except Exception:  # of one sender: the others are waiting
+                        log.exception("area %s: a sender could not be told", self.area)
         finally:
             self._task = None
 
@@ -143,6 +149,32 @@ class Lane:
         """Returns when nothing waits any more."""
         while self._task is not None:
             await asyncio.wait([self._task])
+
+
+class _Joint:
+    """Several areas' appends that are one request."""
+
+    __slots__ = ("done", "fault", "left")
+
+    def __init__(self, left: int, done: Done) -> None:
+        self.left, self.done = left, done
+        self.fault: Unavailable | None = None
+
+    def __call__(self, fault: Unavailable | None) -> None:
+        self.left -= 1
+        self.fault = self.fault or fault
+        if not self.left:
+            self.done(self.fault)
+
+
+def settle(future: asyncio.Future[None], fault: Unavailable | None) -> None:
+    """A `Done` for who awaits; nothing where its sender hung up meanwhile."""
+    if future.done():
+        return
+    if fault is None:
+        future.set_result(None)
+    else:
+        future.set_exception(fault)
 
 
 class Door:
@@ -218,17 +250,19 @@ class Door:
         Raises `TooMany` for a device over its rate (nothing is taken then), and `Unavailable`: some of the fixes may be appended then, and
         come again.
         """
-        appended = self.begin(device, fixes, refused, source=source)
-        if appended is not None:
+        appended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.begin(device, fixes, refused, partial(settle, appended), source=source):
             await appended
         return Receipt(len(fixes), refused)
 
-    def begin(self, device: Device, fixes: list[Fix], refused: Sequence[Refused] = (), *, source: str = "") -> asyncio.Future[Any] | None:
-        """`accept` without its wait: done when all fixes are appended, failed as `accept` would fail then; None: there is none."""
+    def begin(self, device: Device, fixes: list[Fix], refused: Sequence[Refused], done: Done, *, source: str) -> bool:
+        """`accept` without its wait: `done` is called when all fixes are appended, or with the fault. False: there is none, so it is not."""
         self.meter_out(device, len(fixes) + len(refused))
         if refused:
             self.keep(device, refused, source)
-        return self.submit(device, fixes) if fixes else None
+        if fixes:
+            self.submit(device, fixes, done)
+        return bool(fixes)
 
     def meter_out(self, device: Device, count: int) -> None:
         """Let so many fixes of the device pass, or raise `TooMany`. A virtual clock per device (GCRA, ITU-T I.371): it runs ahead of ours by
@@ -246,20 +280,27 @@ class Door:
             )
         self._ahead_s[device.device_id] = now_s + ahead_s + count / rate
 
-    def submit(self, device: Device, fixes: list[Fix]) -> asyncio.Future[Any]:
-        """Done when all of them are appended; fails with `Unavailable`. Raises `Unavailable` at once where a queue is full."""
+    def submit(self, device: Device, fixes: list[Fix], done: Done) -> None:
+        """`done` is called when all of them are appended, or with the fault. Raises `Unavailable` at once where a queue is full."""
         self.devices.heard(device.device_id, fixes[0].received_at_ms)
-        if len(device.buses) == 1 or len(fixes) == 1:
-            return self.lane(device.buses[fixes[0].bus_id]).put(fixes)
+        if len(fixes) == 1 or len(device.buses) == 1:
+            self.lane(device.buses[fixes[0].bus_id]).put(fixes, done)
+            return
         by_area: dict[str, list[Fix]] = {}
         for fix in fixes:
             by_area.setdefault(device.buses[fix.bus_id], []).append(fix)
-        if len(by_area) == 1:
-            return self.lane(next(iter(by_area))).put(fixes)
         lanes = [(self.lane(area), some) for area, some in by_area.items()]
         for lane, some in lanes:
             lane.check(len(some))
-        return asyncio.gather(*(lane.put(some) for lane, some in lanes))
+        joint = done if len(lanes) == 1 else _Joint(len(lanes), done)
+        for lane, some in lanes:
+            lane.put(some, joint)
+
+    def appended(self, device: Device, fixes: list[Fix]) -> asyncio.Future[None]:
+        """`submit` for who awaits: fails with `Unavailable`. Raises it at once where a queue is full."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.submit(device, fixes, partial(settle, future))
+        return future
 
     def keep(self, device: Device, refused: Sequence[Refused], source: str) -> None:
         """Count them all; the first 32 go to the quarantine soon. One that cannot be written is counted and holds nothing up."""

@@ -19,15 +19,14 @@ import math
 import re
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
-from email.utils import formatdate
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
 
-from engine.errors import BodyTimeout, EngineError, Invalid, MalformedBody, NotFound, TooLarge, Unauthenticated
+from engine.errors import BodyTimeout, EngineError, Invalid, MalformedBody, NotFound, TooLarge, Unauthenticated, Unavailable
 from engine.meter import Meter
-from engine.office.accounts import Device
+from engine.office.accounts import NEVER_MS, Device
 from ingest.door import Door, Receipt
 from ingest.wire import Decoded, Refused, WireError, telemetry
 from ingest.wire_phones import osmand, overland, owntracks, traccar
@@ -36,7 +35,7 @@ log = logging.getLogger(__name__)
 
 DISCARD_MAX_BYTES = 33_554_432  # of a body that is refused for its size
 JSON = b"application/json"
-VERSION = (b"x-api-version", b"1")
+HEAD = b"content-type: %s\r\ncontent-length: %d\r\nx-request-id: %s\r\nx-api-version: 1\r\n"
 PROBLEM = b"application/problem+json"
 REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{8,64}$")  # of the caller: fit for a log line
 _encode = msgspec.json.Encoder().encode
@@ -48,8 +47,10 @@ class MethodNotAllowed(Invalid):
 
 
 class Answer(NamedTuple):
+    """`lines`: its header lines, each with its end; without Date, which is the server's."""
+
     status: int
-    headers: list[tuple[bytes, bytes]]
+    lines: bytes
     body: bytes
 
 
@@ -76,18 +77,8 @@ class Request(msgspec.Struct, gc=False):
     device: Device | None = None  # None: it is signed, and known once the body is there
     user: str | None = None  # the name of Basic credentials
     body: bytes = b""
-
-    @property
-    def content_type(self) -> str:
-        return self.headers.get(b"content-type", b"").decode("latin-1").lower()
-
-
-class Started(NamedTuple):
-    """A request whose fixes are on their way into the stream."""
-
-    request: Request
-    receipt: Receipt
-    appended: asyncio.Future[Any]
+    content_type: str = ""
+    version: int = 0  # of the registry that its device is from
 
 
 def _quarantined(receipt: Receipt) -> bytes:
@@ -149,7 +140,7 @@ class DevicePaths:
         self._exact: dict[str, tuple[Route, str | None]] = {
             f"/ingest/{name}": (route, None) for name, route in ROUTES.items() if name != "buses"
         }
-        self._prefix, self._count = self.clock.uuid7(), 0
+        self._prefix, self._count = self.clock.uuid7().encode(), 0
 
     # --- the request as a whole ---
 
@@ -166,6 +157,8 @@ class DevicePaths:
             if length.isdigit() and int(length[:20]) > self.settings.ingest_body_max_bytes:
                 raise self.too_large()
             request = Request(route, method, path, headers, query, rest)
+            request.content_type = headers.get(b"content-type", b"").decode("latin-1").lower()
+            request.version = self.door.devices.version
             if b"x-signature" not in headers:
                 request.device, request.user = self._sender(request)
         except EngineError as fault:
@@ -179,42 +172,44 @@ class DevicePaths:
                 request.device = await self._signed(request.method, request.path, request.headers, request.query, body)
         except EngineError as fault:
             return self.problem(fault, request.path, request.headers)
-        started = self.start(request, body)
-        if isinstance(started, Answer):
-            return started
-        await asyncio.wait([started.appended])
-        return self.finish(started)
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        said = self.start(request, body, lambda answer: None if answered.done() else answered.set_result(answer))
+        return said if said is not None else await answered
 
-    def start(self, request: Request, body: bytes) -> Started | Answer:
-        """All that needs no waiting, of a request whose device is known: once `appended` is done, `finish` has the answer. Never raises."""
+    def again(self, known: Request) -> Request | None:
+        """A request whose head is byte for byte that of `known`, which was opened before; None: its credentials have to be looked at again."""
+        device = known.device
+        if known.version != self.door.devices.version or device is None or device.until_ms != NEVER_MS:
+            return None
+        return Request(
+            known.route, known.method, known.path, known.headers, known.query, known.rest, device, known.user, b"", known.content_type,
+            known.version,
+        )  # fmt: skip
+
+    def start(self, request: Request, body: bytes, done: Callable[[Answer], None]) -> Answer | None:
+        """All that needs no waiting, of a request whose device is known: the answer, or None: `done` is called with it once the fixes are
+        appended. Never raises.
+        """
         request.body = body
         device = request.device
         assert device is not None
         try:
             decoded = self._decoded(request, device)
-            appended = self.door.begin(device, decoded.fixes, decoded.refused, source=request.route.name)
+            on_its_way = self.door.begin(
+                device, decoded.fixes, decoded.refused, _Landing(self, request, decoded, done), source=request.route.name
+            )
         except EngineError as fault:
             return self.problem(fault, request.path, request.headers)
         except Exception as fault:
             return self._unexpected(request, fault)
-        receipt = Receipt(len(decoded.fixes), decoded.refused)
-        return self._done(request, receipt) if appended is None else Started(request, receipt, appended)
+        return None if on_its_way else self.done(request, decoded)
 
-    def finish(self, started: Started) -> Answer:
-        """Never raises."""
-        request = started.request
-        try:
-            started.appended.result()
-        except EngineError as fault:
-            return self.problem(fault, request.path, request.headers)
-        except Exception as fault:
-            return self._unexpected(request, fault)
-        return self._done(request, started.receipt)
-
-    def _done(self, request: Request, receipt: Receipt) -> Answer:
-        said = request.route.said(receipt)
-        self._answers.add(1, _TEXT[request.route.status])
-        return Answer(request.route.status, self._headers(request.headers, said), said)
+    def done(self, request: Request, decoded: Decoded) -> Answer:
+        """All of it is appended."""
+        route = request.route
+        said = route.said(Receipt(len(decoded.fixes), decoded.refused))
+        self._answers.add(1, _TEXT[route.status])
+        return Answer(route.status, HEAD % (JSON, len(said), self.request_id(request.headers)), said)
 
     def _unexpected(self, request: Request, fault: Exception) -> Answer:
         """Ours: the device comes back later, and the log has the trace."""
@@ -333,18 +328,10 @@ class DevicePaths:
         if given and REQUEST_ID.match(given):
             return given
         self._count += 1
-        return b"%s-%x" % (self._prefix.encode(), self._count)
-
-    def _headers(self, headers: Mapping[bytes, bytes], body: bytes) -> list[tuple[bytes, bytes]]:
-        return [
-            (b"content-type", JSON),
-            (b"content-length", str(len(body)).encode()),
-            (b"x-request-id", self.request_id(headers)),
-            VERSION,
-        ]
+        return b"%s-%x" % (self._prefix, self._count)
 
     def problem(self, fault: EngineError, path: str, headers: Mapping[bytes, bytes]) -> Answer:
-        """RFC 9457, as every error of the product. 401 and 403 carry the server's time, so that a clock can be set."""
+        """RFC 9457, as every error of the product. 401 and 403 carry the server's time, so that a clock can be set (beside Date)."""
         self._answers.add(1, str(fault.status))
         request_id = self.request_id(headers)
         code = str(fault.facts.get("reason", fault.code))
@@ -359,24 +346,37 @@ class DevicePaths:
             "retryable": fault.retryable,
             "errors": fault.errors,
         }
-        more: list[tuple[bytes, bytes]] = []
+        more = b""
         if fault.status in (401, 403):
-            now_ms = self.clock.now_ms()
-            said["serverTimeMs"] = now_ms
-            more.append((b"date", formatdate(now_ms / 1000, usegmt=True).encode()))
+            said["serverTimeMs"] = self.clock.now_ms()
         if isinstance(fault, Unauthenticated):
-            more.append((b"www-authenticate", b'Bearer realm="timepoint", Basic realm="timepoint"'))
+            more += b'www-authenticate: Bearer realm="timepoint", Basic realm="timepoint"\r\n'
         if "allow" in fault.facts:
-            more.append((b"allow", fault.facts["allow"].encode()))
+            more += b"allow: %s\r\n" % fault.facts["allow"].encode()
         if fault.status in (429, 503):
             wait_s = max(1, math.ceil(fault.retry_after_s or 1))
-            more.append((b"retry-after", b"%d" % wait_s))
+            more += b"retry-after: %d\r\n" % wait_s
             if "quota" in fault.facts:  # draft-ietf-httpapi-ratelimit-headers; the quota counts fixes
-                more.append((b"ratelimit-policy", b'"fixes";q=%d;w=%d' % (fault.facts["quota"], math.ceil(fault.facts["window_s"]))))
-                more.append((b"ratelimit", b'"fixes";r=0;t=%d' % wait_s))
+                more += b'ratelimit-policy: "fixes";q=%d;w=%d\r\n' % (fault.facts["quota"], math.ceil(fault.facts["window_s"]))
+                more += b'ratelimit: "fixes";r=0;t=%d\r\n' % wait_s
         body = _encode(said)
-        sized = [(b"content-type", PROBLEM), (b"content-length", str(len(body)).encode()), (b"x-request-id", request_id), VERSION]
-        return Answer(fault.status, sized + more, body)
+        return Answer(fault.status, HEAD % (PROBLEM, len(body), request_id) + more, body)
+
+
+class _Landing:
+    """What waits for an append, and answers then."""
+
+    __slots__ = ("decoded", "done", "paths", "request")
+
+    def __init__(self, paths: DevicePaths, request: Request, decoded: Decoded, done: Callable[[Answer], None]) -> None:
+        self.paths, self.request, self.decoded, self.done = paths, request, decoded, done
+
+    def __call__(self, fault: Unavailable | None) -> None:
+        request = self.request
+        if fault is None:
+            self.done(self.paths.done(request, self.decoded))
+        else:
+            self.done(self.paths.problem(fault, request.path, request.headers))
 
 
 def _credentials(given: bytes) -> tuple[bytes, str | None]:
@@ -399,8 +399,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 async def _respond(send: Send, said: Answer) -> None:
-    headers = said.headers if said.status < 400 else [pair for pair in said.headers if pair[0] != b"date"]  # uvicorn says it by itself
-    await send({"type": "http.response.start", "status": said.status, "headers": headers})
+    pairs = [line.partition(b": ") for line in said.lines.splitlines()]
+    await send({"type": "http.response.start", "status": said.status, "headers": [(name, value) for name, _, value in pairs]})
     await send({"type": "http.response.body", "body": said.body})
 
 
@@ -427,7 +427,7 @@ class DeviceApp:
                     await _respond(send, await self.paths.close(said, body))
                 return
         if said.status == 408 or (said.status == 413 and (b"expect" in headers or not await self._discarded(receive))):
-            said.headers.append((b"connection", b"close"))  # the rest of the body is still on its way
+            said = said._replace(lines=said.lines + b"connection: close\r\n")  # the rest of the body is still on its way
         await _respond(send, said)
 
     async def _discarded(self, receive: Receive) -> bool:

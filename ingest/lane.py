@@ -4,20 +4,27 @@ A fix of a phone is one small segment, head and body together: nearly every devi
 Expect: 100-continue, a signature, pipelined requests, a peer that does not read) goes to the ASGI application behind, byte for byte as if the
 lane were not there; so limits on size and time stand there alone. Both answer through the same `DevicePaths`. docs/decisions/0030-device-lane.md
 has what it saves.
+
+A device says the same head with every fix, but for its Content-Length. So a connection remembers the last head that the parser has read and
+that was taken here; a segment that begins with it, byte for byte, and ends where its Content-Length says is that request again, and the parser
+need not see it. Nothing is judged anew but what can change: the credentials (`DevicePaths.again`), size and rate.
+docs/decisions/0060-gate-and-lane.md.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+import re
+from typing import Final
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from ingest.http import Answer, DevicePaths, Request, Started
+from ingest.http import Answer, DevicePaths, Request
 
 METHODS: Final = (b"POST", b"PUT", b"GET")
 NOT_HERE: Final = (b"x-signature", b"transfer-encoding")  # signed: Redis is asked; chunked: the length is not known beforehand
+LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,7})\r\n", re.I)
 
 
 class _Nobody:
@@ -28,52 +35,75 @@ class _Nobody:
     def set(self) -> None: ...
 
 
+class Known:
+    """The head of a connection's last request, cut out of it the digits of its Content-Length."""
+
+    __slots__ = ("after", "before", "request")
+
+    def __init__(self, before: bytes, after: bytes, request: Request) -> None:
+        self.before, self.after, self.request = before, after, request
+
+    @classmethod
+    def of(cls, segment: bytes, request: Request) -> Known | None:
+        """From a segment in which the parser found just this request; None: where its body begins is not plain to see."""
+        start = segment.find(b"\r\n\r\n") + 4
+        lengths = list(LENGTH.finditer(segment, 0, start))
+        if len(lengths) != 1 or not 0 < int(lengths[0][1]) == len(segment) - start:
+            return None
+        request.body = b""
+        return cls(segment[: lengths[0].start(1)], segment[lengths[0].end(1) : start], request)
+
+    def body(self, segment: bytes, most: int) -> bytes | None:
+        """The body, where the segment is the same request with another body of at most so many bytes, and nothing else."""
+        if not segment.startswith(self.before):
+            return None
+        start = len(self.before)
+        end = segment.find(b"\r", start, start + 8)
+        length = segment[start:end]
+        if end < 0 or not length.isdigit() or not segment.startswith(self.after, end):
+            return None
+        size, at = int(length), end + len(self.after)
+        return segment[at:] if 0 < size == len(segment) - at and size <= most else None
+
+
 class DeviceCycle:
     """One request in the lane. The first five names are what uvicorn's protocol looks at in whatever request is under way."""
 
-    __slots__ = ("body", "disconnected", "keep_alive", "message_event", "method", "paths", "protocol", "response_complete", "started")
+    __slots__ = ("body", "disconnected", "keep_alive", "message_event", "method", "opened", "paths", "protocol", "response_complete")
 
     def __init__(self, protocol: DeviceLane, paths: DevicePaths, method: bytes, keep_alive: bool) -> None:
-        self.body = bytearray()
+        self.body = b""
         self.disconnected = self.response_complete = False
         self.keep_alive = keep_alive
         self.message_event = NOBODY
         self.protocol, self.paths, self.method = protocol, paths, method
-        self.started: Started | None = None
+        self.opened: Request | None = None
 
     def begin(self) -> None:
         """The body is there."""
         protocol, paths = self.protocol, self.paths
         path, _, query = protocol.url.partition(b"?")
-        said: Request | Started | Answer = paths.open(self.method.decode("ascii"), path.decode("latin-1"), dict(protocol.headers), query)
-        if isinstance(said, Request):
-            said = paths.start(said, bytes(self.body))
+        said = paths.open(self.method.decode("ascii"), path.decode("latin-1"), dict(protocol.headers), query)
         if isinstance(said, Answer):
             self.answer(said)
         else:
-            self.started = said
-            said.appended.add_done_callback(self.appended)
+            self.opened = said
+            self.take(said, self.body)
 
-    def appended(self, future: asyncio.Future[Any]) -> None:
-        assert self.started is not None
-        self.answer(self.paths.finish(self.started))
+    def take(self, request: Request, body: bytes) -> None:
+        said = self.paths.start(request, body, self.answer)
+        if said is not None:
+            self.answer(said)
 
     def answer(self, said: Answer) -> None:
         """Writes it in one piece; nothing where the device hung up."""
         self.response_complete = True
-        self.body, self.started = bytearray(), None  # a kept connection keeps its last request, but not what was in it
+        self.body = b""  # a kept connection keeps its last request, but not what was in it
         protocol = self.protocol
         if self.disconnected or protocol.transport.is_closing():
             return
-        content = [STATUS_LINE[said.status]]
-        for name, value in protocol.server_state.default_headers:
-            content += (name, b": ", value, b"\r\n")
-        for name, value in said.headers:
-            if name != b"date":  # uvicorn's is there already
-                content += (name, b": ", value, b"\r\n")
-        content.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
-        content.append(said.body)
-        protocol.transport.write(b"".join(content))
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        protocol.transport.write(b"".join((STATUS_LINE[said.status], protocol.stamp(), said.lines, end, said.body)))
         if not self.keep_alive:
             protocol.transport.close()
         protocol.on_response_complete()
@@ -86,19 +116,54 @@ class DeviceLane(HttpToolsProtocol):
     """uvicorn's HTTP protocol with the lane in it. Subclassed to know its `device_paths`; None: it has no lane."""
 
     device_paths: DevicePaths | None = None
+    stamped: tuple[object, bytes] = (None, b"")  # of all connections: uvicorn's headers, which it makes anew each second, and their lines
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.arriving: DeviceCycle | None = None  # its head is there, its body not yet
+        self.known: Known | None = None
+        self.between = True  # no request is half read
+        self.begun = 0  # requests of the bytes that are being read
 
     def data_received(self, data: bytes) -> None:
-        self._parse(data)
+        if self.known is not None and self.between and self._known_again(self.known, data):
+            return
+        alone, self.begun = self.between, 0
+        self.parse(data)
         if self.arriving is not None:
             body, self.arriving = self.arriving.body, None
             if not self.transport.is_closing():
                 self._hand_over(body)
+        elif alone and self.begun == 1 and self.between and isinstance(self.cycle, DeviceCycle):
+            opened = self.cycle.opened
+            self.known = Known.of(data, opened) if opened is not None and self.cycle.keep_alive else None
 
-    def _parse(self, data: bytes) -> None:
+    def _known_again(self, known: Known, data: bytes) -> bool:
+        """Takes the segment where it is the last request with another body, and nothing is under way."""
+        cycle, paths = self.cycle, self.device_paths
+        if paths is None or not cycle.response_complete or self.flow.write_paused or self.transport.is_closing():
+            return False
+        body = known.body(data, paths.settings.ingest_body_max_bytes)
+        if body is None:
+            return False
+        request = paths.again(known.request)
+        if request is None:
+            self.known = None
+            return False
+        self._unset_keepalive_if_required()
+        again = DeviceCycle(self, paths, b"", True)
+        self.cycle = again  # type: ignore[assignment]  # of uvicorn's own it has what is looked at
+        again.take(request, body)
+        return True
+
+    def stamp(self) -> bytes:
+        """The header lines that every answer of this server has: Date."""
+        headers, kept = self.server_state.default_headers, DeviceLane.stamped
+        if kept[0] is not headers:
+            kept = DeviceLane.stamped = headers, b"".join([b"%s: %s\r\n" % pair for pair in headers])
+        return kept[1]
+
+    def parse(self, data: bytes) -> None:
         """As uvicorn's, but what came behind an upgrade is not dropped."""
         self._unset_keepalive_if_required()
         try:
@@ -116,6 +181,11 @@ class DeviceLane(HttpToolsProtocol):
         """An upgrade whose head is parsed; `rest` came behind it."""
         raise NotImplementedError
 
+    def on_message_begin(self) -> None:
+        self.between = False
+        self.begun += 1
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         cycle = self._admitted(self.device_paths) if self.device_paths is not None and self.url.startswith(b"/ingest/") else None
         if cycle is None:
@@ -130,6 +200,7 @@ class DeviceLane(HttpToolsProtocol):
             self.arriving.body += body
 
     def on_message_complete(self) -> None:
+        self.between = True
         if self.arriving is None:
             super().on_message_complete()
         else:
@@ -146,9 +217,9 @@ class DeviceLane(HttpToolsProtocol):
             return None
         return DeviceCycle(self, paths, method, self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive())
 
-    def _hand_over(self, body: bytearray) -> None:
+    def _hand_over(self, body: bytes) -> None:
         """The body comes in pieces: from here on the request is the application's."""
         self.cycle = None  # type: ignore[assignment]
         super().on_headers_complete()
         if body:
-            super().on_body(bytes(body))
+            super().on_body(body)

@@ -206,7 +206,7 @@ class MqttReader:
             left: list[_Message] = []
             for message in batch:
                 try:
-                    waits.append((message, self.door.submit(message.device, message.fixes)))
+                    waits.append((message, self.door.appended(message.device, message.fixes)))
                 except Unavailable:
                     left.append(message)
             for message, future in waits:

@@ -20,6 +20,7 @@ import msgspec
 
 from engine.errors import TooMany, Unavailable
 from engine.office.accounts import Device
+from engine.tracking.fix import Fix
 from ingest.door import Door
 from ingest.wire import Refused, WireError, is_msgpack, telemetry
 
@@ -29,13 +30,23 @@ RESTARTING, BAD_MESSAGE, NOT_AUTHENTICATED, TOO_MANY = 1012, 4400, 4401, 4429
 _json, _pack = msgspec.json.Encoder().encode, msgspec.msgpack.Encoder().encode
 
 
-class _Flight(msgspec.Struct, gc=False):
-    """One frame's fixes on their way. `seq`: the highest of them; `bare`: how many carry none."""
+class _Flight:
+    """One frame's fixes on their way, called when they are appended. `seq`: the highest of them; `bare`: how many carry none."""
 
-    future: asyncio.Future[Any]
-    count: int
-    seq: int | None
-    bare: int
+    __slots__ = ("bare", "count", "landed", "seq", "session")
+
+    def __init__(self, session: IngestSession, fixes: list[Fix]) -> None:
+        self.session, self.landed, self.count = session, False, len(fixes)
+        if self.count == 1:
+            self.seq = fixes[0].seq
+            self.bare = 1 if self.seq is None else 0
+        else:
+            numbers = [fix.seq for fix in fixes if fix.seq is not None]
+            self.seq, self.bare = max(numbers, default=None), self.count - len(numbers)
+
+    def __call__(self, fault: Unavailable | None) -> None:
+        self.landed = True
+        self.session._landed(fault)
 
 
 class IngestSession:
@@ -69,7 +80,7 @@ class IngestSession:
         self.device = device
         self._packed = not is_text and is_msgpack(body, "")
         try:
-            decoded = telemetry(body, "", self.device, "socket", self.door.clock.now_ms())
+            decoded = telemetry(body, "", device, "socket", self.door.clock.now_ms())
         except WireError as fault:
             self._refuse([Refused(0, "MALFORMED", fault.detail)])
             return
@@ -84,16 +95,14 @@ class IngestSession:
         if decoded.refused:
             self._refuse(decoded.refused)
         if decoded.fixes:
+            flight = _Flight(self, decoded.fixes)
             try:
-                future = self.door.submit(self.device, decoded.fixes)
+                self.door.submit(device, decoded.fixes, flight)
             except Unavailable as fault:
                 self._end(RESTARTING, fault.detail)
                 return
-            numbers = [fix.seq for fix in decoded.fixes if fix.seq is not None]
-            count = len(decoded.fixes)
-            self._flights.append(_Flight(future, count, max(numbers, default=None), count - len(numbers)))
-            self._held += count
-            future.add_done_callback(self._landed)
+            self._flights.append(flight)
+            self._held += flight.count
 
     def closed(self) -> None:
         """The socket is gone: nothing is sent any more. What was taken is still appended."""
@@ -104,38 +113,37 @@ class IngestSession:
         for one in refused:
             self._say({"quarantined": {"seq": one.seq, "reason": one.reason}})
 
-    def _landed(self, future: asyncio.Future[Any]) -> None:
+    def _landed(self, fault: Unavailable | None) -> None:
         """Acknowledge in the order of the frames: areas differ in speed, and an ack speaks for all before it."""
-        failed = future.cancelled() or future.exception() is not None
         if self._ended:
             return
-        if failed:
+        if fault is not None:
             self._end(RESTARTING, "the fixes could not be stored: send again what was not acknowledged")
             return
         was_paused = self.paused
-        while self._flights and self._flights[0].future.done():
+        while self._flights and self._flights[0].landed:
             flight = self._flights.popleft()
-            if flight.future.cancelled() or flight.future.exception() is not None:
-                return  # its own callback ends the session; nothing after it may be acknowledged
             self._held -= flight.count
             self._ack_bare += flight.bare
             if flight.seq is not None:
                 self._ack_seq = flight.seq if self._ack_seq is None else max(self._ack_seq, flight.seq)
-            if not self._ack_due:
-                self._ack_due = True
-                asyncio.get_running_loop().call_soon(self._acknowledge)
+        if not self._flights:
+            self._acknowledge()
+        elif not self._ack_due:
+            self._ack_due = True
+            asyncio.get_running_loop().call_soon(self._acknowledge)
         if was_paused and not self.paused and self.on_resume is not None:
             self.on_resume()
 
     def _acknowledge(self) -> None:
-        """All that landed in one turn of the loop, in one frame (two where some fixes have a seq and some none)."""
+        """All that landed in one turn of the loop, or the last that was in flight, in one frame (two where some fixes have a seq and some none)."""
         self._ack_due = False
         if self._ended:
             return
         seq, bare = self._ack_seq, self._ack_bare
         self._ack_seq, self._ack_bare = None, 0
         if seq is not None:
-            self._say({"ack": seq})
+            self._send(_pack({"ack": seq}), False) if self._packed else self._send(b'{"ack":%d}' % seq, True)
         if bare:
             self._say({"ack": None, "n": bare})
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -103,6 +104,7 @@ def whole(value: float | None, low: int, high: int) -> int | None:
     return int(value) if value is not None and low <= value <= high else None
 
 
+@lru_cache(4096)  # a bus says the same trip with every fix
 def trip_of(area: str, trip_id: str | None, start_date: str | None) -> tuple[str | None, str | None]:
     """(GTFS trip_id, yyyymmdd) from what a device said: the feed's own id, `{feed}:{trip_id}` or `{feed}:{trip_id}:{yyyymmdd}`.
 
@@ -213,12 +215,13 @@ def telemetry_fix(said: Telemetry, device: Device, source: str, received_at_ms: 
     trip_id, start_date = said.trip_id, said.start_date
     if trip_id is not None or start_date is not None:
         trip_id, start_date = trip_of(area, trip_id, start_date)
+    heading, altitude, passengers, fuel = motion.heading, motion.altitude, status.passengers, status.fuel
     return screened(
         Fix(
             bus_id, int(said.timestamp), where.latitude, where.longitude, received_at_ms, device.device_id, source,
-            where.accuracy, None if motion.speed is None else motion.speed * KMH, within(motion.heading, 0, 360), said.seq,
-            trip_id, start_date, within(motion.altitude, -1000, 20_000), status.ignition, status.door_open,
-            whole(status.passengers, 0, 1000), within(status.fuel, 0, 100),
+            where.accuracy, None if motion.speed is None else motion.speed * KMH, None if heading is None else within(heading, 0, 360), said.seq,
+            trip_id, start_date, None if altitude is None else within(altitude, -1000, 20_000), status.ignition, status.door_open,
+            None if passengers is None else whole(passengers, 0, 1000), None if fuel is None else within(fuel, 0, 100),
         )
     )  # fmt: skip
 
@@ -239,6 +242,11 @@ def telemetry(body: bytes, content_type: str, device: Device, source: str, recei
             said = [_JSON_ONE.decode(body)]
     except (*_FAULTS, IndexError):
         said = _elements(body, packed=packed, lines=content_type.startswith(_LINE_TYPES))
+    if len(said) == 1 and type(one := said[0]) is Telemetry:  # nearly all: a phone says one at a time
+        try:
+            return Decoded([telemetry_fix(one, device, source, received_at_ms, only_bus)], [])
+        except Unusable as fault:
+            return Decoded([], [Refused(0, fault.reason, clean(fault.detail), fault.bus_id, _seq_of(one))])
     return take_each(said, lambda one: telemetry_fix(_typed(one), device, source, received_at_ms, only_bus))
 
 

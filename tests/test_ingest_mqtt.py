@@ -175,7 +175,7 @@ async def test_a_device_over_its_rate_is_refused_once_and_its_neighbours_are_not
 class Thorny(Door):
     """Breaks in a way that nobody expects."""
 
-    def submit(self, device: Device, fixes: list[Fix]) -> Any:
+    def appended(self, device: Device, fixes: list[Fix]) -> Any:
         raise ZeroDivisionError("a thorn")
 
 
