@@ -7,13 +7,16 @@
 
 A row is one promise: where its figure comes from (a load scenario on a product of its own, or a bench with private servers and a floor), the bar
 that the first form of the product had to reach, and the one that counts now. Bars on CPU and on rates that CPU bounds were set on a machine where a
-bare ASGI request costs 23 us; what one costs here is measured first, and a row that holds only by that measure says `pass here`. One row after the
+bare ASGI request costs 23 us; what one costs here is measured before each, and a row that holds only by that measure says `pass here`. One row after the
 other on the cores that generator and product share: what is SHORT on a busy machine may not be on a quiet one. Exit code 1 where a row is SHORT.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -37,6 +40,7 @@ from deploy.servers import free_port
 
 BARE_US: Final = 23.0  # CPU of a bare ASGI request where the bars were set
 COMMAND_LIMIT_S: Final = 240.0
+START_LIMIT_S: Final = 30.0
 PASS, HERE, SHORT, NONE = "pass", "pass here", "SHORT", "no figure"
 
 
@@ -160,6 +164,7 @@ class Found(msgspec.Struct, kw_only=True):
     first: float | None
     then: float | None
     ratio: float | None  # to the floor of the same run
+    machine: float  # what a bare request cost just before, in what it cost where the bars were set
     peer: str
     first_holds: str
     then_holds: str
@@ -201,7 +206,7 @@ def found(row: Row, stories: Mapping[str, Story], factor: float) -> Found:
     how = f"bench run {source.scenario}" if isinstance(source, Load) else "python -m " + " ".join(source.argv)
     return Found(
         name=row.name, what=row.what, how=how, figure=figure, unit=row.unit, sign=row.sign, first=row.first, then=row.then,
-        ratio=figure / floor if figure is not None and floor else None, peer=row.peer, why=why,
+        ratio=figure / floor if figure is not None and floor else None, machine=factor, peer=row.peer, why=why,
         first_holds=verdict(row, figure, row.first, factor, why), then_holds=verdict(row, figure, row.then, factor, why),
     )  # fmt: skip
 
@@ -244,30 +249,42 @@ def asked(bench: Bench, feed: str) -> Story:
     return Story(text=done.stdout, fault=" ".join(fault)[:200])
 
 
-def bare_us(seconds: float = 2.0) -> float:
-    """CPU of a bare ASGI request on this machine, now."""
+class Bare:
+    """A bare ASGI application beside everything: what a request costs on this machine, at this moment, with whatever else it does."""
 
-    def asking() -> Script:
-        while True:
-            yield "post", request("POST", "/", b"{}" * 150)
-            yield None
+    def __init__(self) -> None:
+        self.port = free_port(28_000 + os.getpid() % 4_000)  # two runs at once do not meet
+        self.server = subprocess.Popen([sys.executable, "-m", "bench.floor", str(self.port)], cwd=CHECKOUT)
 
-    async def measure(port: int, pid: int) -> float:
-        lanes = Lanes(port, 8, lambda _: asking())
-        await lanes.open()
-        await lanes.run(0.5)
-        begun = cpu_s(pid)
+    def factor(self, seconds: float = 1.0) -> float:
+        """How many times what it cost where the bars were set; never below 1."""
+        return max(1.0, uvloop.run(self._us(seconds)) / BARE_US)
+
+    async def _us(self, seconds: float) -> float:
+        lanes = Lanes(self.port, 8, lambda _: _asking())
+        until_s = time.monotonic() + START_LIMIT_S
+        while not lanes.lanes:
+            try:
+                await lanes.open()
+            except OSError:
+                if time.monotonic() > until_s:
+                    raise
+                await asyncio.sleep(0.1)
+        await lanes.run(0.3)
+        begun = cpu_s(self.server.pid)
         tally = await lanes.run(seconds)
         lanes.close()
-        return (cpu_s(pid) - begun) / max(1, tally.rounds) * 1e6
+        return (cpu_s(self.server.pid) - begun) / max(1, tally.rounds) * 1e6
 
-    port = free_port()
-    with subprocess.Popen([sys.executable, "-m", "bench.floor", str(port)], cwd=CHECKOUT) as server:
-        try:
-            time.sleep(2)
-            return uvloop.run(measure(port, server.pid))
-        finally:
-            server.terminate()
+    def close(self) -> None:
+        self.server.terminate()
+        self.server.wait(10)
+
+
+def _asking() -> Script:
+    while True:
+        yield "post", request("POST", "/", b"{}" * 150)
+        yield None
 
 
 # --- the run ---
@@ -283,23 +300,22 @@ def product_for(loads: Sequence[Load]) -> Iterator[Deployment | None]:
         yield deployment
 
 
-def measure(rows: Sequence[Row], feed: str) -> tuple[list[Found], float]:
-    """The figures, and how much more a bare request costs here."""
+def measure(rows: Sequence[Row], feed: str) -> list[Found]:
+    """The figures, row by row."""
     wanted = {name for row in rows for name in (row.source, row.over) if name}
     names = [name for name in SOURCES if name in wanted]
     begun_s = time.monotonic()
-    say("what a bare request costs here")
-    factor = max(1.0, bare_us() / BARE_US)
     stories: dict[str, Story] = {}
     results: list[Found] = []
     loads = [name for name in names if isinstance(SOURCES[name], Load)]
-    with ExitStack() as stack:
+    with contextlib.closing(Bare()) as bare, ExitStack() as stack:
         if loads:
             say("starting a product for the load scenarios")
         product = stack.enter_context(product_for([one for name in loads if isinstance(one := SOURCES[name], Load)]))
         for number, name in enumerate(names):
             source = SOURCES[name]
             say(f"{number + 1} of {len(names)}, {time.monotonic() - begun_s:.0f} s: {name}")
+            factor = bare.factor()
             if isinstance(source, Load):
                 assert product is not None
                 stories[name] = played(source, product)
@@ -311,7 +327,7 @@ def measure(rows: Sequence[Row], feed: str) -> tuple[list[Found], float]:
                     results.append(found(row, stories, factor))
                     say("  " + as_line(results[-1]))
     say(f"{time.monotonic() - begun_s:.0f} s in all")
-    return results, factor
+    return results
 
 
 def say(text: str) -> None:
@@ -331,10 +347,10 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def as_markdown(results: Sequence[Found], factor: float) -> str:
+def as_markdown(results: Sequence[Found]) -> str:
     lines = [
-        f"A bare ASGI request costs {factor:.2f} times here what it cost where the bars were set; `pass here`: the bar is held by that measure.", "",
-        "| what | figure | first | now | ratio to the floor | peer | command |", "|---|---|---|---|---|---|---|",
+        "Machine: what a bare ASGI request cost just before, in what it cost where the bars were set; `pass here`: the bar is held by that measure.", "",
+        "| what | figure | first | now | ratio to the floor | machine | peer | command |", "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for one in results:
         bars = [
@@ -343,7 +359,9 @@ def as_markdown(results: Sequence[Found], factor: float) -> str:
         ]
         ratio = f"{one.ratio:.2f}" if one.ratio is not None else ""
         why = f" ({one.why})" if one.why else ""
-        lines.append(f"| {one.what} | {number(one.figure)} {one.unit}{why} | {bars[0]} | {bars[1]} | {ratio} | {one.peer} | `{one.how}` |")
+        lines.append(
+            f"| {one.what} | {number(one.figure)} {one.unit}{why} | {bars[0]} | {bars[1]} | {ratio} | {one.machine:.1f} | {one.peer} | `{one.how}` |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -361,11 +379,11 @@ def main() -> None:
         width = max(len(row.name) for row in rows)
         print("\n".join(f"{row.name:<{width}}  {row.what}" for row in rows))
         return
-    results, factor = measure(rows, args.feed)
-    text = as_markdown(results, factor)
+    results = measure(rows, args.feed)
+    text = as_markdown(results)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "bars.json").write_bytes(msgspec.json.format(msgspec.json.encode({"machine": factor, "rows": results})))
+        (args.out / "bars.json").write_bytes(msgspec.json.format(msgspec.json.encode(results)))
         (args.out / "bars.md").write_text(text)
     print(text)
     sys.exit(1 if any(SHORT in (one.first_holds, one.then_holds) for one in results) else 0)

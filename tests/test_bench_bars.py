@@ -62,12 +62,12 @@ def test_figures_are_read_out_of_what_a_bench_prints_and_divided_by_their_floor(
     assert figure_of(story, r"took\s+([\d.,]+)", "us") == 1234.5 and figure_of(story, r"nothing ([\d.]+)", "us") is None
     one = found(row(floor=r"took here ([\d.]+)", first=2000, then=1000), {"door": story}, 1.0)
     assert one.ratio == 2.0 and (one.first_holds, one.then_holds) == (PASS, SHORT)
-    assert "| w | 1,234 us | <= 2,000: pass | <= 1,000: SHORT | 2.00 |" in as_markdown([one], 1.0)
+    assert "| w | 1,234 us | <= 2,000: pass | <= 1,000: SHORT | 2.00 | 1.0 |" in as_markdown([one])
 
 
 def test_a_bench_that_fails_is_a_row_that_says_why() -> None:
     (one,) = [found(row(then=1), {"door": Story(fault="no end within 240 s")}, 1.0)]
-    assert one.then_holds == NONE and one.why == "no end within 240 s" and "no end within" in as_markdown([one], 1.0)
+    assert one.then_holds == NONE and one.why == "no end within 240 s" and "no end within" in as_markdown([one])
 
 
 def test_the_rows_can_be_listed_without_measuring() -> None:
