@@ -212,6 +212,15 @@ async def _play(acts: list[tuple[Any, ...]]) -> None:
                     await asyncio.sleep(0)
             case ("client", number, what, channel):
                 world.act(world.clients[number], what, channel)
+            case ("check",):
+                await _check(world)
+    await _check(world)
+    running.cancel()
+
+
+async def _check(world: World) -> None:
+    """Everybody reads, everything arrives, and is what it should be."""
+    hub = world.desk.hub
     for client in world.clients:
         assert client.socket is not None
         hub.resume(client.socket)
@@ -219,7 +228,6 @@ async def _play(acts: list[tuple[Any, ...]]) -> None:
         world.desk.clock.advance(60)
         hub._wake.set()
         await asyncio.sleep(0)
-    running.cancel()
     assert hub._broken.total() == 0
     world.check()
 
@@ -231,7 +239,7 @@ def slices_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.live.listener.MAILBOX_PARTS", 3)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(acts=st.lists(ACTS, max_size=40))
 def test_nothing_is_lost_said_twice_or_turned_around(slices_of_one: None, acts: list[tuple[Any, ...]]) -> None:
     asyncio.run(_play(acts))
@@ -242,11 +250,12 @@ def test_nor_in_a_long_day(slices_of_one: None, seed: int) -> None:
     chance = random.Random(seed)
     acts: list[tuple[Any, ...]] = []
     for _ in range(2_500):
-        kind = chance.choice(["move"] * 6 + ["go", "tick", "turn", "turn", "client", "client", "client"])
+        kind = chance.choice(["move"] * 6 + ["go", "tick", "turn", "client", "client", "client", "check"])
         acts.append({
             "move": ("move", chance.randrange(4), chance.randrange(4), chance.randrange(2), chance.random() < 0.3),
             "go": ("go", chance.randrange(4)),
             "tick": ("tick",),
+            "check": ("check",),
             "turn": ("turn", chance.randrange(1, 7)),
             "client": ("client", chance.randrange(4), chance.choice(DOINGS), chance.choice(CHANNELS)),
         }[kind])  # fmt: skip

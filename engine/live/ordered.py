@@ -20,7 +20,7 @@ from engine.errors import EngineError, Unavailable
 from engine.live import frames
 from engine.live.channels import spoken
 from engine.live.delivery import SLICE
-from engine.live.frames import ENCODE, JSON
+from engine.live.frames import ENCODE, JSON, Wire
 from engine.live.hub import Hub, Since
 from engine.live.listener import Listener
 from engine.meter import Meter
@@ -77,13 +77,20 @@ class Said(msgspec.Struct, gc=False):
 
 
 class Push:
-    """One message on its way: the encoded push per encoding."""
+    """One message on its way: the encoded push per encoding, and its frame per wire, which all listeners share."""
 
-    __slots__ = ("_made", "message")
+    __slots__ = ("_frames", "_made", "message")
 
     def __init__(self, message: Message) -> None:
         self.message = message
         self._made: list[bytes | None] = [None, None]
+        self._frames: dict[Wire, bytes] = {}
+
+    def frame(self, wire: Wire) -> bytes:
+        made = self._frames.get(wire)
+        if made is None:
+            made = self._frames[wire] = wire.frame(self.bytes(wire.encoding), f"{self.message.epoch}:{self.message.offset}")
+        return made
 
     def bytes(self, encoding: int) -> bytes:
         made = self._made[encoding]
@@ -287,14 +294,17 @@ class OrderedChannels:
 
     def _give(self, listener: Listener, push: Push) -> None:
         try:
-            part = push.bytes(listener.wire.encoding)
+            if listener.mailbox is None:
+                frame = push.frame(listener.wire)
+            elif listener.mailbox.keep_ordered(push.bytes(listener.wire.encoding)):
+                return
+            else:
+                self.hub.send_away(listener)
+                return
         except (msgspec.DecodeError, msgspec.ValidationError) as fault:
             self._undecodable(push.message, fault)
             return
-        if listener.mailbox is None:
-            listener.write(listener.wire.frame(part, f"{push.message.epoch}:{push.message.offset}"))
-        elif not listener.mailbox.keep_ordered(part):
-            self.hub.send_away(listener)
+        listener.write(frame)
 
     def _snapshot(self, listener: Listener, held: OrderedChannel, picture: Any) -> None:
         encoding = listener.wire.encoding
