@@ -33,7 +33,7 @@ from engine.store.redis import Redis
 from engine.tracking.fix import Fix
 from ingest.door import Door
 from ingest.http import ROUTES, DeviceApp, DevicePaths, Request
-from ingest.lane import DeviceLane
+from ingest.lane import DeviceLane, Known
 from ingest.wire import Decoded
 from tests.raw_redis import raw
 
@@ -486,3 +486,66 @@ async def test_a_chunked_body_is_taken_and_a_signature_in_its_trailer_is_judged(
     chunks = b"%x\r\n%s\r\n0\r\n" % (len(body), body)
     assert await statuses(house, head.encode() + chunks + b"\r\n", answers=1) == ([202], False)
     assert await statuses(house, head.encode() + chunks + b"X-Signature: 00\r\n\r\n", answers=1) == ([401], False)
+
+
+# --- a head that is known by heart ---
+
+
+def segment(length: object = 3, body: bytes = b"abc", *more: bytes) -> bytes:
+    lines = [
+        b"POST /ingest/telemetry HTTP/1.1",
+        b"Host: x",
+        b"Content-Length: %s" % str(length).encode(),
+        b"Authorization: Bearer t",
+        *more,
+    ]
+    return b"\r\n".join((*lines, b"", b"")) + body
+
+
+def known(segment: bytes) -> Known | None:
+    return Known.of(segment, Request(ROUTES["telemetry"], "POST", "/ingest/telemetry", {}, b""))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        segment(2), segment(4), segment("03", b"abcd"), segment("3 "), segment("+3"), segment("3, 3"), segment(""), segment(0, b""), segment("-3"),
+        segment(3, b"abc") + b"\r\n", segment(3, b"abc") + segment(), segment(3, b"abc", b"X-Y: 1"), segment().replace(b"Bearer t", b"Bearer u"),
+        segment().replace(b"POST", b"PUT"), b"\r\n" + segment(), segment().replace(b"\r\n", b"\n"), segment()[:-1], segment(1001, b"x" * 1001),
+        segment("3\r\nTransfer-Encoding: chunked"), segment("0000000003"),
+    ],
+)  # fmt: skip
+def test_only_the_same_head_with_another_length_is_known_again(other: bytes) -> None:
+    heart = known(segment())
+    assert heart is not None
+    assert heart.body(segment(5, b"other"), 1000) == b"other" and heart.body(segment("007", b"another"), 1000) == b"another"
+    assert heart.body(other, 1000) is None
+
+
+def test_a_head_is_learnt_only_where_its_end_and_length_are_plain() -> None:
+    for wound in (segment(4), segment(0, b""), segment(3, b"abc", b"content-length: 3"), segment() + b"\r\n", b"\r\n\r\n" + segment()):
+        assert known(wound) is None
+
+
+async def test_a_known_head_is_judged_again_where_something_else_may_have_changed(house: House) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+
+    async def post(body: bytes, *more: str) -> int:
+        writer.write(asked(house, body, *more))
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r")[0]))
+        return int(head.split()[1])
+
+    good = [msgspec.json.encode(telemetry(seq=seq)) for seq in range(12)]
+    assert [await post(body) for body in good[:3]] == [202] * 3
+    assert await post(b"{") == 400 and await post(good[3]) == 202
+    assert await post(good[4], "X-Request-Id: other-head") == 202 and await post(good[5]) == 202
+    house.door._rate, house.door._burst = 1.0, 1
+    assert [await post(body) for body in good[6:8]] == [202, 429]
+    devices = house.door.devices
+    device = devices.by_token(house.issued["B1"].token or "")
+    assert device is not None
+    devices._forget(device.device_id)
+    devices.version += 1
+    assert await post(good[8]) == 401
+    writer.close()
