@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +28,7 @@ COLUMNS: Final = (
 ROW: Final = np.dtype(
     [("fields", ">i2"), *((f"{part}{name}", kind) for name, size in COLUMNS for part, kind in (("size ", ">i4"), ("", ">" + size)))]
 )
+AT: Final = {name: found[1] for name, found in (ROW.fields or {}).items()}  # where each begins in a row
 
 
 def copied(rows: Sequence[TrackRow], names: Mapping[str, int]) -> bytes:
@@ -38,30 +38,27 @@ def copied(rows: Sequence[TrackRow], names: Mapping[str, int]) -> bytes:
     for name, size in COLUMNS:
         out["size " + name] = int(size[1])
     kept = np.ones((len(rows), ROW.itemsize), dtype=bool)
-    (
-        buses, fixed, lats, lons, received, devices, sources, verdicts, accuracies, speeds, bearings, seqs, trips, start_dates, alongs, offsets,
-        states,
-    ) = zip(*map(msgspec.structs.astuple, rows), strict=True)  # fmt: skip
-    fixed_ms = np.array(fixed, dtype=np.int64)
+    fixed_ms = np.array([row.fixed_at_ms for row in rows], dtype=np.int64)
     out["ts"] = (fixed_ms - EPOCH_2000_MS) * 1000
-    out["latency_ms"] = np.clip(np.array(received, dtype=np.int64) - fixed_ms, -(2**31), 2**31 - 1)
-    out["bus_no"], out["device_no"], out["source_no"] = _numbers(buses, names), _numbers(devices, names), _numbers(sources, names)
-    out["lat_e6"], out["lon_e6"] = np.rint(np.array(lats) * 1e6), np.rint(np.array(lons) * 1e6)
-    out["late"] = [verdict == "LATE" for verdict in verdicts]
-    for name, values, times in (
-        ("speed_cms", speeds, 100), ("bearing_ddeg", bearings, 10), ("accuracy_dm", accuracies, 10), ("offset_dm", offsets, 10), ("along_m", alongs, 1),
-    ):  # fmt: skip
-        _put_scaled(out, kept, name, values, times)
-    _put(out, kept, "state_no", [None if state is None else names[state] for state in states])
-    _put(out, kept, "trip_no", [None if trip is None else names[trip] for trip in trips])
-    _put(out, kept, "start_date", [None if day is None else int(day) for day in start_dates])
-    _put(out, kept, "seq", [None if seq is None or abs(seq) >= 2**63 else seq for seq in seqs])
-    flat = out.view(np.uint8).reshape(len(rows), ROW.itemsize)
-    return HEADER + flat[kept].tobytes() + TRAILER
-
-
-def _numbers(values: Sequence[str], names: Mapping[str, int]) -> NDArray[Any]:
-    return np.fromiter(map(names.__getitem__, values), dtype=np.int32, count=len(values))
+    out["latency_ms"] = np.clip(np.array([row.received_at_ms for row in rows], dtype=np.int64) - fixed_ms, -(2**31), 2**31 - 1)
+    out["bus_no"] = [names[row.bus_id] for row in rows]
+    out["device_no"] = [names[row.device_id] for row in rows]
+    out["source_no"] = [names[row.source] for row in rows]
+    out["lat_e6"] = np.rint(np.array([row.lat for row in rows]) * 1e6)
+    out["lon_e6"] = np.rint(np.array([row.lon for row in rows]) * 1e6)
+    out["late"] = [row.verdict == "LATE" for row in rows]
+    _put_scaled(out, kept, "speed_cms", [row.speed_mps for row in rows], 100)
+    _put_scaled(out, kept, "bearing_ddeg", [row.bearing_deg for row in rows], 10)
+    _put_scaled(out, kept, "accuracy_dm", [row.accuracy_m for row in rows], 10)
+    _put_scaled(out, kept, "offset_dm", [row.offset_m for row in rows], 10)
+    _put_scaled(out, kept, "along_m", [row.along_m for row in rows], 1)
+    _put(out, kept, "state_no", [None if row.state is None else names[row.state] for row in rows])
+    _put(out, kept, "trip_no", [None if row.trip_id is None else names[row.trip_id] for row in rows])
+    _put(out, kept, "start_date", [None if row.start_date is None else int(row.start_date) for row in rows])
+    _put(out, kept, "seq", [None if row.seq is None or abs(row.seq) >= 2**63 else row.seq for row in rows])
+    if kept.all():
+        return HEADER + out.tobytes() + TRAILER
+    return HEADER + out.view(np.uint8).reshape(len(rows), ROW.itemsize)[kept].tobytes() + TRAILER
 
 
 def _put(out: NDArray[Any], kept: NDArray[Any], name: str, values: list[int | None]) -> None:
@@ -86,5 +83,5 @@ def _put_scaled(out: NDArray[Any], kept: NDArray[Any], name: str, values: Sequen
 
 def _cut(out: NDArray[Any], kept: NDArray[Any], name: str, null: NDArray[Any]) -> None:
     out["size " + name][null] = -1
-    _, at = ROW.fields[name][:2] if ROW.fields is not None else (None, 0)
+    at = AT[name]
     kept[null, at : at + ROW[name].itemsize] = False

@@ -33,6 +33,7 @@ from engine.store.timescale import Batch, HistoryWriter, Moved
 log = logging.getLogger(__name__)
 
 READ_COUNT: Final = 200  # stream entries a read
+TURN_MAX: Final = 8  # full transactions of one area before the others have their turn
 TELL_S: Final = 5.0  # an idle reader tells its cursors again: a Redis that lost them would hold its stream for ever
 TICK_S: Final = 60.0
 AREAS_S: Final = 1.0  # how often new areas are looked for
@@ -124,11 +125,37 @@ class History:
         await self._write(Batch(area, stream, cursor, START))
 
     async def _carry(self, area: str) -> bool:
-        """One transaction of each stream of an area, if there is anything; whether there was."""
+        """What there is of each stream of an area, in transactions of the out stream; whether there was more than fits one."""
         store, settings = self._areas[area], self._settings
-        cursor = self._cursors.get((area, "out"))
-        batch = Batch(area, "out", cursor, cursor or START, [], [], forecasts=[])
-        while len(batch.rows) < settings.history_batch_max:
+        batch = await self._gather(store, self._cursors.get((area, "out")))
+        behind = False
+        for turn in range(TURN_MAX):
+            if batch.then == (batch.cursor or START):
+                break
+            behind = len(batch.rows) >= settings.history_batch_max
+            # the next batch is read and decoded while the database writes this one: each takes about half of the time
+            ahead = (
+                asyncio.create_task(self._gather(store, batch.then), name=f"history of {area} reads ahead")
+                if behind and turn + 1 < TURN_MAX
+                else None
+            )
+            try:
+                await self._write(batch)
+            except BaseException:
+                if ahead is not None:
+                    ahead.cancel()
+                raise
+            await store.tell_cursor("history", batch.then)
+            self._behind.set(max(0.0, (self._clock.now_ms() - id_order(batch.then)[0]) / 1000), area)
+            if ahead is None:
+                break
+            batch = await ahead
+        return await self._carry_refusals(store) or behind
+
+    async def _gather(self, store: AreaStore, cursor: str | None) -> Batch:
+        """The next fixes of an area after `cursor`, as many as a transaction takes."""
+        batch = Batch(store.area, "out", cursor, cursor or START, [], [], forecasts=[])
+        while len(batch.rows) < self._settings.history_batch_max:
             entries = await store.read_out(batch.then, READ_COUNT, 0)
             for entry_id, payload in entries:
                 try:
@@ -140,16 +167,12 @@ class History:
                     batch.events += out.events
                     batch.forecasts += out.forecasts
                 batch.then = entry_id
-                if len(batch.rows) >= settings.history_batch_max:
+                if len(batch.rows) >= self._settings.history_batch_max:
                     break
             if len(entries) < READ_COUNT:
                 break
-        if batch.then != (cursor or START):
-            await self._write(batch)
-            await store.tell_cursor("history", batch.then)
-            self._behind.set(max(0.0, (self._clock.now_ms() - id_order(batch.then)[0]) / 1000), area)
-        refused = await self._carry_refusals(store)
-        return refused or len(batch.rows) >= settings.history_batch_max
+            await asyncio.sleep(0)
+        return batch
 
     async def _carry_refusals(self, store: AreaStore) -> bool:
         cursor = self._cursors.get((store.area, "quarantine"))
