@@ -62,7 +62,9 @@ def cause(point: Point) -> str:
         return " and ".join(f"{name} is full ({busy:.2f} of a core)" for name, busy in sorted(full.items(), key=lambda one: -one[1]))
     total = sum(point.cores.values())
     most = max(point.cores, key=lambda name: point.cores[name], default="")
-    return f"nothing is full: {total:.2f} cores busy in all, most of it {most}" if most else "one call's own work"
+    if not most:
+        return "one call's own work, or whatever else the machine did"
+    return f"no process of the product is full ({total:.2f} cores busy in all, most of it {most}), so it waited for others on these cores"
 
 
 def drawn(curve: Curve) -> str:
@@ -97,6 +99,8 @@ def table(curve: Curve) -> str:
         said = f"No knee up to {plots.number(points[-1].x)}."
     else:
         said = f"Knee between {plots.number(points[at - 1].x)} and {plots.number(points[at].x)}: {cause(points[at])}."
+    if busy := curve.machine.get("load"):
+        said += f" Load of the machine after it: {busy}."
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
     return f"### {axis.title}\n\n{axis.about} {said}\n\n![{axis.title}](growth-{curve.axis}.svg)\n\n" + "\n".join(lines) + "\n"
 
