@@ -41,7 +41,7 @@ from deploy.servers import free_port
 BARE_US: Final = 23.0  # CPU of a bare ASGI request where the bars were set
 COMMAND_LIMIT_S: Final = 240.0
 START_LIMIT_S: Final = 30.0
-PASS, HERE, SHORT, NONE = "pass", "pass here", "SHORT", "no figure"
+PASS, HERE, SHORT, NONE, WEAK = "pass", "pass here", "SHORT", "no figure", "no evidence"
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -203,22 +203,24 @@ def found(row: Row, stories: Mapping[str, Story], factor: float) -> Found:
     why = story.fault or (story.result.refused if story.result is not None else "") or ("" if figure is not None else NONE)
     if story.result is not None and story.result.broken:
         why = "; ".join(story.result.broken)
+    refused, broken = (bool(story.result.refused), bool(story.result.broken)) if story.result is not None else (False, False)
     how = f"bench run {source.scenario}" if isinstance(source, Load) else "python -m " + " ".join(source.argv)
     return Found(
         name=row.name, what=row.what, how=how, figure=figure, unit=row.unit, sign=row.sign, first=row.first, then=row.then,
         ratio=figure / floor if figure is not None and floor else None, machine=factor, peer=row.peer, why=why,
-        first_holds=verdict(row, figure, row.first, factor, why), then_holds=verdict(row, figure, row.then, factor, why),
+        first_holds=verdict(row, figure, row.first, factor, broken=broken, refused=refused),
+        then_holds=verdict(row, figure, row.then, factor, broken=broken, refused=refused),
     )  # fmt: skip
 
 
-def verdict(row: Row, figure: float | None, bar: float | None, factor: float, why: str = "") -> str:
-    """Of a bar; "" where there is none. A run that is no evidence cannot pass."""
+def verdict(row: Row, figure: float | None, bar: float | None, factor: float, *, broken: bool = False, refused: bool = False) -> str:
+    """Of a bar; "" where there is none. What broke a promise cannot pass, and a run whose generators lagged says nothing."""
     if bar is None:
         return ""
     if figure is None:
         return NONE
-    if why:
-        return SHORT
+    if refused or broken:
+        return SHORT if broken else WEAK
     over = row.sign == ">="
     if (figure >= bar) if over else (figure <= bar):
         return PASS

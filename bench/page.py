@@ -3,7 +3,7 @@
     python -m bench.page [--buses 2000] [--seconds 20] [--theme dark]
 
 A fix counts as drawn at the first frame that the map has rendered after its source had taken it. From the moment at which the area's owner says the
-batch (what comes before that is bench.age's) until then: hub, gathering, socket, script and map. Also: errors on the console, requests to
+batch (what comes before that is mixed-city's) until then: hub, gathering, socket, script and map. Also: errors on the console, requests to
 anywhere but the product, and what axe finds serious, where the front-end's own packages have it. Needs Chromium; its frames are drawn in software
 where there is no graphics card, on the same cores as all the rest.
 """

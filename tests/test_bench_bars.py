@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import bars
-from bench.bars import HERE, NONE, PASS, ROWS, SHORT, SOURCES, Bench, Load, Row, Story, as_markdown, figure_of, found, verdict
+from bench.bars import HERE, NONE, PASS, ROWS, SHORT, SOURCES, WEAK, Bench, Load, Row, Story, as_markdown, figure_of, found, verdict
 from bench.harness import catalogue, thresholds
 
 BENCH = Path(bars.__file__).parent
@@ -54,7 +54,7 @@ def test_a_bar_on_cpu_may_be_held_by_the_measure_of_this_machine_and_says_so() -
     assert verdict(row(by_cpu=True), 81.0, 40.0, 2.0) == SHORT
     assert verdict(row(by_cpu=True, sign=">="), 600.0, 1000.0, 2.0) == HERE and verdict(row(sign=">="), 600.0, 1000.0, 2.0) == SHORT
     assert verdict(row(), None, 1.0, 1.0) == NONE and verdict(row(), 1.0, None, 1.0) == ""
-    assert verdict(row(), 1.0, 2.0, 1.0, why="its generators lagged") == SHORT
+    assert verdict(row(), 1.0, 2.0, 1.0, broken=True) == SHORT and verdict(row(), 1.0, 2.0, 1.0, refused=True) == WEAK
 
 
 def test_figures_are_read_out_of_what_a_bench_prints_and_divided_by_their_floor() -> None:
