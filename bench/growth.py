@@ -6,8 +6,8 @@
 
 Each axis is measured on one product of its own, one worker, from small to large; generator and watchers are on the same cores. CPU is that of
 each process as the kernel counts it. A knee is the first point at which p99 is four times what it was on the median of those before, or the
-CPU of a unit twice the least before it; its cause is the process that is full there, where one is. From CPU a unit at the point before the
-knee the last table says what deployments of 10,000 buses and more need, if cost stays as it is a unit: what areas and shards are for.
+CPU of a unit twice the least before it; its cause is the process that is full there, where one is. From CPU a unit where it
+was least the last table says what deployments of 10,000 buses and more need, if it stays so: what areas and shards are for.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def drawn(curve: Curve) -> str:
     """Two panels' worth of one axis as an SVG file: CPU a unit by process (lines), p99 dashed on the same decades."""
     axis, points = AXES[curve.axis], curve.points
     names = [name for name in points[-1].us if max(one.us.get(name, 0.0) for one in points) > 0]
-    lines = [plots.Line("us, all processes" if len(names) > 1 else f"us, {names[0]}", [(one.x, one.unit_us) for one in points])]
+    lines = [plots.Line("us, all" if len(names) > 1 else f"us, {names[0]}", [(one.x, one.unit_us) for one in points])]
     lines += [plots.Line(f"us, {name}", [(one.x, one.us.get(name) or None) for one in points]) for name in names if len(names) > 1]
     lines.append(plots.Line("p99, us" if axis.in_us else "p99, ms", [(one.x, one.p99_ms * (1e3 if axis.in_us else 1)) for one in points]))
     values = [value for line in lines for _, value in line.points if value is not None]
@@ -113,10 +113,10 @@ UPDATES_PER_FIX = 1.0  # one watcher for each bus
 
 
 def needs(curves: dict[str, Curve]) -> str:
-    """Cores, Redis, PostgreSQL and network of fleets that report once a second, one watcher a bus, from CPU a unit at the last point before the knee."""
+    """Cores, Redis, PostgreSQL and network of fleets that report once a second, one watcher a bus, from CPU a unit where it was least."""
     if "fixes" not in curves or "watchers" not in curves:
         return ""
-    fix, update = _sound(curves["fixes"]), _sound(curves["watchers"])
+    fix, update = _cheapest(curves["fixes"]), _cheapest(curves["watchers"])
     worker, redis, postgres = fix.us.get("worker", 0.0), fix.us.get("redis", 0.0), fix.us.get("postgres", 0.0)
     send = update.us.get("worker", 0.0) * UPDATES_PER_FIX
     head = [
@@ -144,16 +144,16 @@ def needs(curves: dict[str, Curve]) -> str:
         f"{send:.1f} us a delivery (at {plots.number(update.x)} watchers)"
     )
     return (
-        f"### What 10,000, 100,000 and 1,000,000 buses need\n\nReckoned from {of_what}, one watcher a bus, on cores like this machine's and at "
-        "100 % of them: add a half for peaks. A fix every ten seconds is a tenth of it. An area is owned by one worker, so a fleet is split into "
+        f"### What 10,000, 100,000 and 1,000,000 buses need\n\nReckoned from where a unit was cheapest, {of_what}, one watcher a bus, "
+        "on cores like this machine's and at 100 % of them: add a half for peaks. A fix every ten seconds is a tenth of it. "
+        "An area is owned by one worker, so a fleet is split into "
         "as many feeds at least; a shard of Redis is one core.\n\n" + "\n".join(lines) + "\n"
     )
 
 
-def _sound(curve: Curve) -> Point:
-    """The last point before the knee."""
-    at = knee(curve.points, in_rounds=AXES[curve.axis].in_rounds)
-    return curve.points[-1 if at is None else at - 1]
+def _cheapest(curve: Curve) -> Point:
+    """Where a unit cost least: with few of them most of it is the product at rest, beyond the knee it is waiting."""
+    return min(curve.points, key=lambda one: one.unit_us)
 
 
 # -- files ---------------------------------------------------------------------------------------------------------------------------------

@@ -46,8 +46,8 @@ def test_every_axis_becomes_a_plot_with_a_ground_of_its_own_and_a_table(tmp_path
     assert (tmp_path / "growth.md").read_text().endswith(text)
 
 
-def test_what_a_fleet_needs_is_reckoned_from_the_point_before_the_knee() -> None:
-    curves = {name: Curve(name, points([5.0, 6.0, 8.0, 400.0])) for name in ("fixes", "watchers")}
+def test_what_a_fleet_needs_is_reckoned_from_where_a_unit_is_cheapest() -> None:
+    curves = {name: Curve(name, points([5.0, 6.0, 8.0, 400.0], [900.0, 300.0, 400.0, 500.0])) for name in ("fixes", "watchers")}
     row = next(line for line in needs(curves).splitlines() if line.startswith("| 100,000"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1] == "36.0", "180 us of the worker a fix and 180 a delivery"
