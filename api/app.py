@@ -123,9 +123,9 @@ class Edge:
         chunked = False
         for name, value in scope["headers"]:
             if name == b"host":
-                host = value
+                host = host or value  # of several the first, as the framework reads them
             elif name == b"content-length":
-                length = value
+                length = length or value
             elif name == b"accept":
                 wants = value
             elif name == b"x-request-id":

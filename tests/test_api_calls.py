@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from litestar import Request, Response, delete, get, post
 from litestar.params import FromPath, FromQuery, JSONBody
@@ -118,7 +118,7 @@ BODIES = st.one_of(
 )  # fmt: skip
 PATHS = st.sampled_from(
     ["/v1/orders/a", "/api/v1/orders/a", "/v1/orders/none", "/v1/orders/away", "/v1/orders/broken", "/v1/orders/a/", "//v1/orders//a", "/v1/orders",
-     "/v1/orders/a b", "/v1/orders/é", "/v1/texts/t", "/v1/numbers/7", "/v1/numbers/304", "/v1/numbers/x", "/v1/nowhere", "/"]
+     "/v1/orders/a b", "/v1/orders/é", "/v1/orders/\ufffd", "/v1/texts/t", "/v1/numbers/7", "/v1/numbers/304", "/v1/numbers/x", "/v1/nowhere", "/"]
 )  # fmt: skip
 
 
@@ -130,8 +130,14 @@ async def test_the_same_requests_get_the_same_answers(edges: tuple[Edge, Edge]) 
         st.sampled_from([b"", b"limit=5", b"limit=x", b"since=a&since=b"]),
         st.lists(st.sampled_from([
             (b"content-type", b"text/plain"), (b"accept", b"application/vnd.timepoint.envelope+json"), (b"host", b"not a host!"),
+            (b"if-none-match", b'"1"'), (b"content-length", b"x"), (b"content-length", b"99999999"),
         ]), max_size=2),
     )  # fmt: skip
+    @example("POST", "/v1/orders/a", b'{"countOf":3}', "length", b"", [])
+    @example("POST", "/v1/orders/a", b"x" * (BODY_MAX + 1), "chunked", b"", [])
+    @example("POST", "/v1/orders/a", b'{"countOf":"3"}', "chunked", b"limit=5", [(b"accept", b"application/vnd.timepoint.envelope+json")])
+    @example("GET", "/v1/orders/away", b"", "length", b"", [])
+    @example("HEAD", "/v1/orders/broken", b"", "length", b"", [])
     @settings(max_examples=300, deadline=None, derandomize=True)
     def check(method: str, path: str, body: bytes, how: str, query: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         half = len(body) // 2

@@ -86,7 +86,7 @@ class Bookings:
 
     async def hold(self, key: Key | None, new: NewHold) -> Held:
         """With those that others ask for on this trip meanwhile. Raises `Refused` SEAT_TAKEN (fact `seats`: numbers), STALE_MAP,
-        SALES_CLOSED, HOLD_LIMIT, INVALID, TRIP_NOT_FOUND."""
+        SALES_CLOSED, HOLD_LIMIT, INVALID, TRIP_NOT_FOUND. Whoever leaves meanwhile has the hold all the same, until it ends by itself."""
         said = await self._holds.ask((new.partner_id, new.trip_no, new.ttl_s), (key, new))
         if said == ALONE:
             said = await self._hold_alone(key, new)
