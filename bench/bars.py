@@ -86,8 +86,8 @@ SOURCES: Final[dict[str, Load | Bench]] = {
     "batches": Load("ingest-batch", 2000.0, {"batch": 100, "buses": 1000}),
     "singles": city(300.0, 0),
     "reads": Load("reads", 500.0),
-    "readers": Load("slow-client", 8.0, {"watchers": 1600, "stalled": 0}, seconds=8, warm_up=3),
-    "stalled": Load("slow-client", 8.0, {"watchers": 1600, "stalled": 400}, seconds=8, warm_up=3),
+    "readers": Load("slow-client", 20.0, {"watchers": 800, "stalled": 0}, seconds=12),
+    "stalled": Load("slow-client", 20.0, {"watchers": 800, "stalled": 200}, seconds=12),
     "broadcasts": Load("fanout", 2.0, {"watchers": 5000, "reads": 50.0}),
     "city of 2,000": city(2000.0, 1000),
     "city of 5,000": city(5000.0, 2000),
@@ -111,7 +111,7 @@ ROWS: Final = (
         peer="seeds 50 ms"),
     Row(name="reads uncached", what="API reads at 500/s, the others: p95", source="reads", ask="uncached.p95", unit="ms", first=100, then=100,
         peer="seeds 200 ms"),
-    Row(name="slow others", what="400 of 2,000 readers stall: the others' p99 / with none stalled", source="stalled", ask="fanout.p99", over="readers",
+    Row(name="slow others", what="200 of 1,000 readers stall: the others' p99 / with none stalled", source="stalled", ask="fanout.p99", over="readers",
         unit="x", first=1.1, then=1.1),
     Row(name="slow memory", what="memory of a stalled reader", source="stalled", ask="figure.stalled_kb", unit="KB", first=256, then=256),
     Row(name="broadcast", what="HTTP p99 on the same worker during 5,000-wide broadcasts", source="broadcasts", ask="read.p99", unit="ms", then=5,
@@ -200,7 +200,9 @@ def found(row: Row, stories: Mapping[str, Story], factor: float) -> Found:
         below = figure_of(stories[row.over], row.ask, row.unit)
         figure = figure / below if below else None
     floor = figure_of(story, row.floor, row.unit) if row.floor else None
-    why = story.fault or (story.result.refused if story.result is not None else "") or ("" if figure is not None else NONE)
+    why = (
+        story.fault or (story.result.refused.partition(": ")[0] if story.result is not None else "") or ("" if figure is not None else NONE)
+    )
     if story.result is not None and story.result.broken:
         why = "; ".join(story.result.broken)
     refused, broken = (bool(story.result.refused), bool(story.result.broken)) if story.result is not None else (False, False)
