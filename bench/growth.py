@@ -1,4 +1,4 @@
-"""How cost grows: CPU a unit of work and p99 over three decades of fixes a second, watchers, channels, fences, trips and seats, plotted.
+"""How cost grows: CPU a unit of work and p99 over three decades of fixes a second, watchers, channels, fences and trips, and over all sizes of a bus.
 
     python -m bench.growth                      all six: about eight minutes; figures go to docs/growth.json, plots and tables beside it
     python -m bench.growth fixes watchers       some; the others keep the figures that the file has

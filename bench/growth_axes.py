@@ -31,7 +31,7 @@ RATES: Final = (5, 15, 50, 150, 500, 1500, 5000)
 CROWDS: Final = (10, 30, 100, 300, 1000, 3000, 10_000)
 FENCES: Final = (1, 10, 100, 1000)
 TRIPS: Final = (3, 30, 300, 3000)
-ROWS: Final = (1, 10, 100, 1000)  # of four seats
+ROWS: Final = (1, 4, 16, 64)  # of four seats; a layout has no more rows
 CALLERS: Final = 8
 
 
