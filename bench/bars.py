@@ -104,10 +104,10 @@ SOURCES: Final[dict[str, Load | Bench]] = {
 }
 
 ROWS: Final = (
-    Row(name="path batch", what="whole path CPU of the worker per fix, batches of 100", source="batches", ask="cost.accepted.worker-0", unit="us", first=80, then=40,
-        peer="FastAPI's bare accept 6.9 us", by_cpu=True),
-    Row(name="path single", what="whole path CPU of the worker per fix, single requests", source="singles", ask="cost.accepted.worker-0", unit="us", first=150, then=80,
-        peer="FastAPI's bare accept 111-166 us", by_cpu=True),
+    Row(name="path batch", what="whole path CPU of the worker per fix, batches of 100", source="batches",
+        ask="cost.accepted.worker-0", unit="us", first=80, then=40, peer="FastAPI's bare accept 6.9 us", by_cpu=True),
+    Row(name="path single", what="whole path CPU of the worker per fix, single requests", source="singles",
+        ask="cost.accepted.worker-0", unit="us", first=150, then=80, peer="FastAPI's bare accept 111-166 us", by_cpu=True),
     Row(name="reads cached", what="API reads at 500/s, from memory: p95", source="reads", ask="cached.p95", unit="ms", first=20, then=20,
         peer="seeds 50 ms"),
     Row(name="reads uncached", what="API reads at 500/s, the others: p95", source="reads", ask="uncached.p95", unit="ms", first=100, then=100,
