@@ -11,13 +11,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -27,9 +23,8 @@ import uvloop
 from websockets.speedups import apply_mask
 
 from bench.network.feed import write_feed
-from bench.product import Product, cpu_s, table, verdict
+from bench.product import Product, cpu_s, floor_server, table, verdict
 from bench.simulate import register
-from deploy.servers import free_port
 
 BAR_POST_FLOORS = 2.2
 BAR_SOCKET_FLOORS = 1.13  # 1.1 times the gate of the prototype, which took 1.02 floors
@@ -112,19 +107,6 @@ class Floor(asyncio.Protocol):
 async def serve_floor(port: int) -> None:
     server = await asyncio.get_running_loop().create_server(Floor, "127.0.0.1", port, backlog=1024)
     await server.serve_forever()
-
-
-@contextlib.contextmanager
-def floor_server() -> Iterator[tuple[int, int]]:
-    """(port, process) of the floor."""
-    port = free_port()
-    server = subprocess.Popen([sys.executable, "-m", "bench.door", "--floor", str(port)])
-    try:
-        time.sleep(1.5)
-        yield port, server.pid
-    finally:
-        server.kill()
-        server.wait()
 
 
 # --- the devices ---
@@ -216,7 +198,7 @@ def measured(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
     with tempfile.TemporaryDirectory() as folder:
         feed = Path(folder) / "demo.zip"
         write_feed(feed, date.today())
-        with Product(feed=feed) as product, floor_server() as (floor_port, floor_pid):
+        with Product(feed=feed) as product, floor_server("bench.door") as (floor_port, floor_pid):
             tokens = register(f"http://127.0.0.1:{product.port}", product.token, bus_ids)
             time.sleep(5)  # credentials are good within that
             for name, by_socket in (("post", False), ("socket", True)):

@@ -13,16 +13,12 @@ import asyncio
 import contextlib
 import socket
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 
 import uvloop
 
 from bench.crowd import CrowdProcess, raise_limit
-from bench.product import Area, Product, cpu_s, table, verdict
-from deploy.servers import free_port
+from bench.product import Area, Product, cpu_s, floor_server, table, verdict
 
 BAR_US = 9.0  # CPU of the product per delivery, where the floor took 6.4
 BAR_FLOORS = 1.4
@@ -87,21 +83,8 @@ def measure_product(sockets: int, rounds: int, pause_s: float) -> tuple[float, i
             crowd.close()
 
 
-@contextlib.contextmanager
-def floor_server() -> Iterator[tuple[int, int]]:
-    """(port, process) of the floor."""
-    port = free_port()
-    server = subprocess.Popen([sys.executable, "-m", "bench.fanout", "--floor", str(port)])
-    try:
-        time.sleep(1.5)
-        yield port, server.pid
-    finally:
-        server.kill()
-        server.wait()
-
-
 def measure_floor(sockets: int, rounds: int, pause_s: float, size: int) -> tuple[float, float]:
-    with floor_server() as (port, pid), contextlib.closing(CrowdProcess(port)) as crowd:
+    with floor_server("bench.fanout") as (port, pid), contextlib.closing(CrowdProcess(port)) as crowd:
         crowd.tell("connect", sockets, "-")
         late = []
         with socket.create_connection(("127.0.0.1", port), timeout=10) as control:

@@ -13,8 +13,7 @@ import contextlib
 import time
 
 from bench.crowd import CrowdProcess, raise_limit
-from bench.fanout import floor_server
-from bench.product import Area, Product, cpu_s, memory_kb, table, verdict
+from bench.product import Area, Product, cpu_s, floor_server, memory_kb, table, verdict
 
 BAR_KB = 4.0
 BAR_FLOORS = 1.2  # 40 us where the floor, a bare uvloop protocol, took 33 and Nchan 25
@@ -37,7 +36,7 @@ def measure(product: Product, sockets: int, channel: str) -> tuple[float, float]
 
 def measure_floor(sockets: int) -> float:
     """CPU us a handshake."""
-    with floor_server() as (port, pid), contextlib.closing(CrowdProcess(port)) as crowd:
+    with floor_server("bench.fanout") as (port, pid), contextlib.closing(CrowdProcess(port)) as crowd:
         began = cpu_s(pid)
         crowd.tell("connect", sockets, "-")
         return (cpu_s(pid) - began) / sockets * 1e6

@@ -6,6 +6,7 @@ way the area's owner does, so that fan-out is measured alone (ROLES=api: the wor
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -137,6 +139,19 @@ class Area:
             bus_id, "demo", self.area, "trip-17", "r-4", "20260216", lat, lon, 91.5, 8.25, 1204.5, 3.2, "IN_TRIP", 45, ahead,
             1_771_250_709_250 + at, 1_771_250_709_500 + at, 13, None,
         ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def floor_server(module: str) -> Iterator[tuple[int, int]]:
+    """(port, process) of the floor that `python -m MODULE --floor PORT` serves."""
+    port = free_port()
+    server = subprocess.Popen([sys.executable, "-m", module, "--floor", str(port)])
+    try:
+        time.sleep(1.5)
+        yield port, server.pid
+    finally:
+        server.kill()
+        server.wait()
 
 
 def table(title: str, rows: list[tuple[str, str, str, str, str]]) -> None:

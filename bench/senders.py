@@ -10,7 +10,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import ssl
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from zlib import crc32
 
 import msgspec
 
+from bench.loads.socket import Address
 from bench.receiver import Reading
 
 QUEUE_MAX = 400  # requests waiting on one connection
@@ -103,7 +103,7 @@ class _Request(msgspec.Struct, gc=False):
 class Line(asyncio.Protocol):
     """One kept HTTP/1.1 connection: one request under way, the others queued behind it. Connects again by itself."""
 
-    def __init__(self, where: Where, tally: Tally) -> None:
+    def __init__(self, where: Address, tally: Tally) -> None:
         self._where, self._tally = where, tally
         self.queue: deque[_Request] = deque()
         self.now: _Request | None = None
@@ -236,32 +236,12 @@ def _count(tally: Tally, body: bytes, fixes: int) -> None:
     tally.quarantined.update(one["reason"] for one in said["quarantined"])
 
 
-class Where(msgspec.Struct, frozen=True):
-    """A base URL taken apart."""
-
-    host: str
-    port: int
-    ssl: ssl.SSLContext | None
-    prefix: str
-
-    @classmethod
-    def of(cls, base_url: str) -> Where:
-        """Raises ValueError for anything but http:// and https://."""
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{base_url!r} is not an http:// or https:// address")
-        secure = parts.scheme == "https"
-        return cls(
-            parts.hostname, parts.port or (443 if secure else 80), ssl.create_default_context() if secure else None, parts.path.rstrip("/")
-        )
-
-
 class HttpSender:
     """telemetry, osmand or owntracks over `connections` kept connections; a bus always uses the same one, so its fixes keep their order."""
 
     def __init__(self, base_url: str, tokens: Callable[[str], str], *, protocol: str = "telemetry", connections: int = 8) -> None:
         self.tally = Tally()
-        self._where = Where.of(base_url)
+        self._where = Address.of(base_url)
         self._tokens, self._protocol = tokens, protocol
         self._lines = [Line(self._where, self.tally) for _ in range(connections)]
         self._heads: dict[str, bytes] = {}

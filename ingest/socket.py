@@ -1,4 +1,4 @@
-"""/ingest/ws: telemetry objects as frames in, acknowledgements out. No I/O: the host gives frames and takes frames (api/live.py is one).
+"""/ingest/ws: telemetry objects as frames in, acknowledgements out. No I/O: the host gives frames and takes frames (api/device_socket.py).
 
 Promises: `{"ack": seq}` goes out after the append, in the order of the frames, and says the highest seq so far stored: everything the
 device sent before it is stored or was named in a `quarantined`. Fixes without a seq are acknowledged by number, `{"ack": null, "n": 3}`.

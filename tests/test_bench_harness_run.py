@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import pytest
 
 from api import cli
 from bench.harness import catalogue, target
+from bench.harness.arguments import option_arguments
+from bench.harness.command import COMMANDS, parser_of
 from bench.harness.histogram import decode
 from bench.harness.result import Result, read
 
@@ -192,6 +195,22 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
     with pytest.raises(SystemExit) as ended:
         bench(command, "--help")
     assert ended.value.code == 0 and f"timepoint bench {command}" in capsys.readouterr().out.partition("examples:")[2]
+
+
+def examples() -> list[str]:
+    """Those of the commands' own help, and those of the pages, which begin a line and end before two spaces."""
+    pages = "\n".join((CHECKOUT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/bench.md"))
+    found = re.findall(r"^(?:\$ \.venv/bin/)?(timepoint bench (?!COMMAND).+?)(?:  .*)?$", pages, re.M)
+    return [*found, *(line for command in COMMANDS for line in command.examples.splitlines())]
+
+
+@pytest.mark.parametrize("example", examples())
+def test_every_example_can_be_said(example: str) -> None:
+    name, *words = shlex.split(example.removeprefix("timepoint bench "))
+    parser = parser_of(next(one for one in COMMANDS if one.name == name))
+    if name in ("run", "find-max") and words[0] in catalogue.LISTED:
+        option_arguments(parser, catalogue.find(words[0]))
+    parser.parse_args(words)  # ends with exit code 2 where an option is not there
 
 
 def test_help_of_a_scenario_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,10 +31,10 @@ def default_processes() -> int:
 def load_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scenario", metavar="SCENARIO", help="a name of `timepoint bench list`, my_scenario.py, or package.module:Class")
     target_arguments(parser)
-    load = parser.add_argument_group("load")
-    add = load.add_argument
-    add("--own", action="store_true", help="against a product of its own even where a demo runs")
-    add("--workers", type=int, default=1, metavar="N", help="of a product of its own (default 1)")
+    add = parser.add_argument_group("a product of its own").add_argument
+    add("--own", action="store_true", help="even where a demo runs")
+    add("--workers", type=int, default=1, metavar="N", help="how many it has (default 1)")
+    add = parser.add_argument_group("load").add_argument
     add("--rate", type=float, metavar="R", help="units a second, all generators together (default: the scenario's)")
     add("--seconds", type=int, default=20, metavar="S", help="measured time (default 20)")
     add("--warm-up", type=int, default=5, metavar="S", help="before it, not measured (default 5)")

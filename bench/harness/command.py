@@ -233,7 +233,7 @@ COMMANDS: Final = (
     Command(
         "run", "drive one scenario and say what was found",
         "timepoint bench run ingest-http --rate 1000 --seconds 30 --threshold 'answer.p99<20ms' --out out\n"
-        "timepoint bench run fanout --url https://bus.example --token T --subscribers 5000\n"
+        "timepoint bench run fanout --url https://bus.example --token T --watchers 5000\n"
         "timepoint bench run my_scenario.py --processes 2", run_arguments, run_one,
     ),
     Command("list", "which scenarios there are", "timepoint bench list\ntimepoint bench list fanout", list_arguments, list_all),
