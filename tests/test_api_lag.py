@@ -17,7 +17,7 @@ async def test_a_loop_that_is_held_and_a_full_collection_are_counted_and_nothing
     running = asyncio.create_task(lag.run())
     await asyncio.sleep(0)
     gc.collect()
-    time.sleep(2 * LAG_EVERY_S)  # holds the loop
+    time.sleep(2 * LAG_EVERY_S)  # noqa: ASYNC251  # holds the loop
     await asyncio.sleep(0.01)
     assert lag.newest_s > LAG_EVERY_S / 2
     assert 'timepoint_gc_seconds_count{generation="2"} 1' in meter.text()
