@@ -112,11 +112,12 @@ class Share:
         self._beat()
 
     def end(self) -> None:
-        """Nobody passes to us any more. What is in the pair already goes to others, or waits for our successor."""
+        """Nobody passes to us any more. What is in the pair already is served; what still comes waits for our successor."""
         if self._factory is None:
             return
-        self._factory = None
         self._say(0.0)
+        self._take()
+        self._factory = None
         asyncio.get_running_loop().remove_reader(self._inbox.fileno())
 
     def _beat(self) -> None:

@@ -128,3 +128,14 @@ async def test_what_was_passed_to_a_worker_that_died_first_is_served_by_its_succ
     successor = Side(house.pairs, 1, house.clock)
     successor.begin()
     assert (await waiting).count(b"1") == first.share.passed
+
+
+async def test_what_was_passed_before_a_drain_is_served(house: SimpleNamespace) -> None:
+    first, second, _ = house.sides
+    first.begin()
+    second.begin()
+    asyncio.get_running_loop().remove_reader(second.share._inbox.fileno())
+    waiting = asyncio.ensure_future(call(house, 20))
+    await until(lambda: _true(first.share.passed >= 5), 5)
+    second.share.end()
+    assert (await waiting).count(b"1") == first.share.passed

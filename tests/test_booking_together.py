@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.booking.desk import Wish
 from engine.booking.refusals import Refused
-from engine.errors import Unavailable
+from engine.errors import Invalid, Unavailable
 from engine.store.gathered import Gathered
 from tests.booking_rush import SEATS, STOPS, WORLD
 from tests.booking_world import World
@@ -181,6 +181,15 @@ async def test_an_unfinished_claim_of_a_stranger_sends_everybody_singly(world: W
         assert await world.overlaps() == 0 and len(await world.claims()) == 4
     finally:
         await world.pool.pool.release(line)
+
+
+async def test_what_cannot_be_stored_for_one_is_stored_for_the_others(world: World) -> None:
+    first, second = await world.hold("1A"), await world.hold("1B")
+    asks = [
+        world.bookings.release(world.key(), held.held.booking, actor, "r") for held, actor in ((first, "guest:\0"), (second, "guest:x"))
+    ]
+    bad, good = await asyncio.gather(*asks, return_exceptions=True)
+    assert isinstance(bad, Invalid) and good["status"] == "RELEASED"  # type: ignore[index]
 
 
 # --- who goes with whom

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.events import SKIPPED, LiveBatch, StopForecast
 from engine.live.table import LEFT_MAX, LiveTable
-from tests.live_house import batch, forecast, position, served
+from engine.meter import Meter
+from engine.settings import Settings
+from engine.store.redis import Redis, keys_of
+from tests.crash_house import until
+from tests.live_house import Owner, batch, forecast, position, served
 
 
 def table_with(*first: LiveBatch) -> LiveTable:
@@ -185,3 +191,88 @@ def test_an_area_that_a_bus_has_left_does_not_bring_it_back() -> None:
     table.hear(batch(4, position("17", at_ms=10_000)))
     back = table.position("17")
     assert back is not None and back.feed_id == "demo", "with a newer fix it does"
+
+
+BROKEN = msgspec.Raw(b"\x91\xc1")
+BAD = "timepoint_live_undecodable_total"
+
+
+def broken_stops(bus_id: str, *stops: str) -> msgspec.Raw:
+    """A forecast whose head is whole."""
+    whole = msgspec.to_builtins(forecast(bus_id, *stops))
+    whole[5] = [[stop[0], "third", *stop[2:]] for stop in whole[5]]
+    return msgspec.Raw(msgspec.msgpack.encode(whole))
+
+
+def counted(meter: Meter) -> float:
+    return sum(float(line.split()[-1]) for line in meter.text().splitlines() if line.startswith(BAD))
+
+
+def test_what_does_not_decode_is_counted_and_left_out_and_the_picture_is_read_again() -> None:
+    meter = Meter()
+    table = LiveTable(meter)
+    table.learn(batch(0))
+    said = batch(1, position("17"), forecasts=(forecast("17", "a"),))
+    said.positions.insert(0, BROKEN)
+    said.forecasts.insert(0, BROKEN)
+    change = table.hear(said)
+    assert change is not None and [now.position.bus_id for _, now in change.moved] == ["17"]
+    assert len(change.forecasts) == 1 and counted(meter) == 2 and not table.wanted
+    table.heed_doubts()
+    assert list(table.wanted) == ["demo"]
+    (change,) = table.learn(batch(1, position("17"), position("18"), forecasts=(forecast("17", "a"),)))
+    assert [now.position.bus_id for _, now in change.moved] == ["18"] and not table.wanted
+    table.heed_doubts()
+    assert not table.wanted
+
+
+def test_a_picture_keeps_what_of_it_decodes_and_is_not_read_for_ever() -> None:
+    meter = Meter()
+    table = LiveTable(meter)
+    picture = batch(3, position("17"), forecasts=(forecast("17", "a"),))
+    picture.positions.insert(0, BROKEN)
+    picture.forecasts.insert(0, BROKEN)
+    picture.incidents.append(BROKEN)
+    (change,) = table.learn(picture)
+    assert [now.position.bus_id for _, now in change.moved] == ["17"] and table.at_stop("demo:a")
+    table.heed_doubts()
+    assert counted(meter) == 3 and not table.wanted
+
+
+def test_a_forecast_that_does_not_decode_has_no_stops_for_its_reader_until_the_next_picture() -> None:
+    meter = Meter()
+    table = LiveTable(meter)
+    table.learn(batch(1, position("17"), forecasts=(forecast("17", "a"),)))
+    said = batch(2, position("17"))
+    said.forecasts.append(broken_stops("17", "a"))
+    table.hear(said)
+    found = table.forecast("17")
+    assert found is not None and (found.trip_id, found.stops) == ("t1", ()) and counted(meter) == 1
+    table.heed_doubts()
+    table.learn(batch(2, position("17"), forecasts=(forecast("17", "a"),)))
+    whole = table.forecast("17")
+    assert whole is not None and [stop.stop_id for stop in whole.stops] == ["a"]
+
+
+async def test_who_follows_survives_what_does_not_decode(redis_url: str) -> None:
+    redis, meter = await Redis.connect(Settings(redis_url=redis_url)), Meter()
+    table = LiveTable(meter)
+    following = asyncio.create_task(table.follow(redis, lambda change: None))
+    try:
+        owner = await Owner(redis).begin()
+        await until(lambda: _true(not table.stale and "demo" in table.areas), 10)
+        said = batch(owner.n + 1, position("17"), epoch=owner.epoch)
+        said.positions.insert(0, BROKEN)
+        for payload in (b"\xc1", msgspec.msgpack.encode(said)):
+            await redis.publish("test", keys_of("demo").live, payload)
+        await until(lambda: _true(following.done() or counted(meter) == 2), 10)
+        await until(lambda: _true(following.done() or (not table.doubted and not table.wanted)), 10)
+        assert not following.done()
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await redis.close()
+
+
+async def _true(value: bool) -> bool:
+    return value

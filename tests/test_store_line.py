@@ -71,6 +71,20 @@ async def test_a_server_that_is_full_or_loading_is_away_and_a_wrong_command_is_o
     assert await redis.call("test", "SET", "text", "x") == b"OK"
 
 
+async def test_a_server_that_takes_no_more_clients_or_not_our_password_is_away(redis: Redis, redis_url: str) -> None:
+    await redis.call("test", "CONFIG", "SET", "maxclients", 1)
+    other = Redis(Settings(redis_url=redis_url))
+    try:
+        with pytest.raises(Unavailable):
+            await other.call("test", "GET", "text")
+        await redis.call("test", "CONFIG", "SET", "maxclients", 10_000, "requirepass", "secret")
+        with pytest.raises(Unavailable):
+            await other.call("test", "GET", "text")
+    finally:
+        await redis.call("test", "CONFIG", "SET", "maxclients", 10_000, "requirepass", "")
+        await other.close()
+
+
 async def test_a_server_that_is_away_is_said_to_all_and_found_again(own_redis: RedisServer) -> None:
     redis = await Redis.connect(Settings(redis_url=own_redis.url))
     assert await redis.call("test", "INCR", "n") == 1

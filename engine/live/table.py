@@ -8,6 +8,8 @@ holds the newest position and forecast per vehicle, nothing else.
 Every worker hears every vehicle, most of which nobody asks it about: so what is said of one is encoded when somebody listens, and a forecast
 (twenty stops: 9 us to decode) is decoded when somebody reads it. Until then its head and its number of stops say all that the indexes need.
 
+What does not decode is counted, logged and left out, whoever comes upon it; a forecast has no stops then. Its area's picture is read once more.
+
 `hear` and `learn` are pure; `follow` is the shell around them.
 """
 
@@ -16,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from math import floor
 from typing import Final, Protocol, TypeVar
 
@@ -32,6 +34,7 @@ from engine.meter import Meter
 log = logging.getLogger(__name__)
 
 K = TypeVar("K")
+D = TypeVar("D")
 
 WAITING_MAX: Final = 2_000  # batches kept per area while its picture is read; past it the oldest go and it is read once more
 LEFT_MAX: Final = 4_096  # departures from channels remembered per area: what a resume may look back on
@@ -39,7 +42,7 @@ CELL_DEG: Final = 0.05  # grid of the bounding boxes: about 5 km
 CLOSED: Final = "CLOSED"  # what a person closed is shown to nobody, though its episode may go on
 CHECK_S: Final = 1.0  # how often Redis is asked whether it is there
 RETRY_S: Final = 0.5
-
+BROKEN: Final = (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError)  # what decoding raises
 
 NOT_MADE: Final[tuple[bytes | None, bytes | None]] = (None, None)
 
@@ -79,13 +82,17 @@ _whole: Final = msgspec.msgpack.Decoder(TripForecast).decode
 _MISSED: Final = SKIPPED.encode()
 
 
+Spoilt = Callable[[str, str, Exception], None]  # (area, what, why) of what did not decode
+
+
 class Foreseen:
     """The newest forecast of one vehicle, likewise. `trip`: the channel that carries it; `ahead`: the channels of its stops."""
 
-    __slots__ = ("_forecast", "_raw", "ahead", "area", "bus_id", "made_at_ms", "n", "shape", "trip", "trip_id")
+    __slots__ = ("_forecast", "_raw", "_spoilt", "ahead", "area", "bus_id", "made_at_ms", "n", "shape", "trip", "trip_id")
 
-    def __init__(self, area: str, n: int, head: Head, raw: msgspec.Raw, held: Foreseen | None) -> None:
-        """`held`: the one before."""
+    def __init__(self, area: str, n: int, head: Head, raw: msgspec.Raw, held: Foreseen | None, spoilt: Spoilt) -> None:
+        """`held`: the one before; `spoilt` hears of stops that do not decode."""
+        self._spoilt = spoilt
         self.area, self.n, self.bus_id, self.trip_id, self.made_at_ms = area, n, head.bus_id, head.trip_id, head.made_at_ms
         self._raw = bytes(raw)  # a view would keep the whole batch
         self._forecast: TripForecast | None = None
@@ -104,7 +111,13 @@ class Foreseen:
     @property
     def forecast(self) -> TripForecast:
         if self._forecast is None:
-            self._forecast = _whole(self._raw)
+            try:
+                self._forecast = _whole(self._raw)
+            except BROKEN as fault:
+                self._spoilt(self.area, "forecast", fault)
+                head = _head(self._raw)
+                self._forecast = TripForecast(head.bus_id, head.trip_id, head.start_date, head.route_id, head.made_at_ms, ())
+                self.made_at_ms = -1  # so that the next picture's is another
         return self._forecast
 
 
@@ -190,13 +203,18 @@ class LiveTable:
         self.troubled: dict[str, dict[str, None]] = {}  # public id of a trip instance -> ids of its open incidents
         self.stale = True  # True until the first picture is read, and while Redis is away
         self.wanted: dict[str, None] = {}  # areas whose picture has to be read
+        self.doubted: dict[str, None] = {}  # areas of which something did not decode: read once more when there is time
         meter = meter or Meter()
         self._heard = meter.counter("timepoint_live_batches_total", "numbered live batches applied")
         self._gaps = meter.counter("timepoint_live_gaps_total", "times an area's picture was read again, by cause", ("cause",))
-        self._bad = meter.counter("timepoint_live_undecodable_total", "live batches that did not decode")
+        self._bad = meter.counter(
+            "timepoint_live_undecodable_total", "live batches, positions, forecasts and incidents that did not decode"
+        )
         self._decode_batch = msgspec.msgpack.Decoder(LiveBatch).decode
         self._decode_position = msgspec.msgpack.Decoder(Position).decode
         self._decode_incident = msgspec.msgpack.Decoder(IncidentEvent).decode
+        self._say_spoilt: Spoilt = self._spoilt  # bound once: every forecast keeps it
+        self._logged: dict[tuple[str, str], None] = {}  # (area, what): said once between two doubts, so that a log is not flooded
 
     # --- reading ---
 
@@ -313,6 +331,31 @@ class LiveTable:
                 changes.append(change)
         return changes
 
+    def _whole_ones(self, area: Area, blobs: Sequence[msgspec.Raw], what: str, decode: Callable[[msgspec.Raw], D]) -> list[D]:
+        """Those of a picture that decode. To read it again would find the others as they are."""
+        found = []
+        for blob in blobs:
+            try:
+                found.append(decode(blob))
+            except BROKEN as fault:
+                self._spoilt(area.id, what, fault, again=False)
+        return found
+
+    def _spoilt(self, area_id: str, what: str, fault: Exception, *, again: bool = True) -> None:
+        self._bad.add()
+        if (area_id, what) not in self._logged:
+            self._logged[area_id, what] = None
+            log.error("area %s: a live %s does not decode: %s", area_id, what, fault)
+        if again:
+            self.doubted[area_id] = None
+
+    def heed_doubts(self) -> None:
+        """Areas of which something did not decode are wanted again: what came over the wire may be whole where it is kept."""
+        doubted, self.doubted = self.doubted, {}
+        self._logged.clear()
+        for area_id in doubted:
+            self.lose(area_id, "UNDECODABLE")
+
     def _lose(self, area: Area, cause: str, batch: LiveBatch | None) -> None:
         self._gaps.add(1, cause)
         area.loading = True
@@ -326,9 +369,19 @@ class LiveTable:
         self._heard.add()
         change = Change(area.id, batch.n)
         for raw in batch.positions:
-            self._move(area, self._decode_position(raw), change)
+            try:
+                position = self._decode_position(raw)
+            except BROKEN as fault:
+                self._spoilt(area.id, "position", fault)
+            else:
+                self._move(area, position, change)
         for blob in batch.forecasts:
-            self._foresee(area, _head(blob), blob, change)
+            try:
+                head = _head(blob)
+            except BROKEN as fault:
+                self._spoilt(area.id, "forecast", fault)
+            else:
+                self._foresee(area, head, blob, change)
         for event in batch.events:
             if isinstance(event, StopEvent):
                 if not event.late:
@@ -351,8 +404,7 @@ class LiveTable:
             area.base_n = picture.n
             area.left.clear()
         here = set()
-        for raw in picture.positions:
-            position = self._decode_position(raw)
+        for position in self._whole_ones(area, picture.positions, "position", self._decode_position):
             here.add(position.bus_id)
             held = self.buses.get(position.bus_id)
             if reset or held is None or held.area != area.id or held.position != position:
@@ -360,11 +412,15 @@ class LiveTable:
         for bus_id in [bus_id for bus_id in area.buses if bus_id not in here]:
             self._drop(area, bus_id, change)
         for blob in picture.forecasts:
-            head = _head(blob)
+            try:
+                head = _head(blob)
+            except BROKEN as fault:
+                self._spoilt(area.id, "forecast", fault, again=False)
+                continue
             known = self.forecasts.get(head.bus_id)
             if head.bus_id in area.buses and (reset or known is None or known.made_at_ms != head.made_at_ms):
                 self._foresee(area, head, blob, change)
-        self._compare_incidents(area, [self._decode_incident(blob) for blob in picture.incidents], change)
+        self._compare_incidents(area, self._whole_ones(area, picture.incidents, "incident", self._decode_incident), change)
         return change
 
     def _compare_incidents(self, area: Area, standing: list[IncidentEvent], change: Change) -> None:
@@ -455,7 +511,7 @@ class LiveTable:
     def _foresee(self, area: Area, head: Head, raw: msgspec.Raw, change: Change) -> None:
         bus_id = head.bus_id
         held = self.forecasts.get(bus_id)
-        found = Foreseen(area.id, area.n, head, raw, held)
+        found = Foreseen(area.id, area.n, head, raw, held, self._say_spoilt)
         if held is None or held.ahead is not found.ahead:
             self._forget_forecast(bus_id)
             for stop in found.ahead:
@@ -482,11 +538,11 @@ class LiveTable:
                     reader.relist = True
                 else:
                     try:
-                        change = self.hear(self._decode_batch(raw))
-                    except (msgspec.DecodeError, msgspec.ValidationError) as fault:
-                        self._bad.add()
-                        log.error("a live batch does not decode: %s", fault)
+                        batch = self._decode_batch(raw)
+                    except BROKEN as fault:  # its number is missed by the next one
+                        self._spoilt("?", "batch", fault, again=False)
                         continue
+                    change = self.hear(batch)
                     if change is not None:
                         say(change)
                 if reader.relist or self.wanted:
@@ -515,6 +571,7 @@ class _Reader:
     def __init__(self, table: LiveTable, source: Source, say: Callable[[Change], None], needed: asyncio.Event) -> None:
         self.table, self.source, self.say, self.needed = table, source, say, needed
         self.relist = False  # True: every area there is has to be read
+        self.heeded_s = float("-inf")  # when doubts were heeded last: no oftener than once in CHECK_S
 
     async def run(self) -> None:
         while True:
@@ -533,7 +590,10 @@ class _Reader:
                 self.needed.set()
 
     async def _look(self) -> None:
-        table = self.table
+        table, now_s = self.table, asyncio.get_running_loop().time()
+        if now_s - self.heeded_s >= CHECK_S:
+            self.heeded_s = now_s
+            table.heed_doubts()
         if self.relist:
             known = {*await self.source.areas(), *table.areas}
             self.relist = False

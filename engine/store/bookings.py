@@ -14,6 +14,7 @@ import asyncpg
 import msgspec
 
 from engine.booking.refusals import Refused
+from engine.errors import Invalid
 from engine.meter import Meter
 from engine.store.desk import ALL, DeskPool, Key, key_reused
 from engine.store.gathered import Gathered
@@ -117,10 +118,15 @@ class Bookings:
         return await self._together("release", len(asked), self.pool.call(self._sql["release_many"], wanted))
 
     async def _together(self, kind: str, count: int, call: Awaitable[Any]) -> Sequence[Any]:
-        """What a call for many answers; where it fails as a whole (somebody's unfinished claim was waited for too long), ALONE for each."""
+        """What a call for many answers; where it fails as a whole (somebody's unfinished claim was waited for too long, a text of one cannot be
+        stored), ALONE for each."""
         try:
             answers: Sequence[Any] = await call
-        except (Refused, asyncpg.PostgresError):  # undone; a lost connection is another matter (`Unavailable`): who asked has to ask again
+        except (
+            Refused,
+            Invalid,
+            asyncpg.PostgresError,
+        ):  # undone; not so where the connection was lost (`Unavailable`): they have to ask again
             answers = [ALONE] * count
         alone = sum(answer == ALONE for answer in answers)
         self._calls.add(alone, kind, "ALONE")

@@ -31,6 +31,10 @@ MEANT: Final[tuple[tuple[str, type[fault.RedisError]], ...]] = (
     ("READONLY", fault.ReadOnlyError),
     ("OOM", fault.OutOfMemoryError),
     ("LOADING", fault.BusyLoadingError),
+    ("ERR max number of clients", fault.ConnectionError),  # said before anything was asked, and the connection ends
+    ("UNBLOCKED", fault.ConnectionError),  # a blocking call, of a server that becomes a replica
+    ("NOAUTH", fault.AuthenticationError),
+    ("WRONGPASS", fault.AuthenticationError),
 )
 MOVES: Final[dict[str, type[fault.AskError]]] = {"MOVED ": fault.MovedError, "ASK ": fault.AskError}
 
