@@ -30,7 +30,8 @@ from api import problems
 
 JSON: Final = "application/json"
 BODILESS: Final = (204, 304)
-_TYPES: Final = {JSON: (b"content-type", b"application/json"), problems.MEDIA_TYPE: (b"content-type", problems.MEDIA_TYPE.encode())}
+PROTOBUF: Final = "application/x-protobuf"
+_TYPES: Final = {kind: (b"content-type", kind.encode()) for kind in (JSON, problems.MEDIA_TYPE, PROTOBUF)}
 
 _encode = msgspec.json.Encoder(enc_hook=default_serializer).encode
 _decode = msgspec.json.Decoder().decode
@@ -119,7 +120,7 @@ class Calls:
             or handler.background
             or model.dependency_batches
             or handler.resolve_request_max_body_size() != self._body_max
-            or (handler.media_type or JSON) != JSON
+            or (handler.media_type or JSON) not in _TYPES
         )
 
     def find(self, scope: Scope, host: bytes | None) -> Call | None:
@@ -168,11 +169,11 @@ def _plain(found: Any, call: Call) -> Sent | None:
     """A handler's answer as it is sent; None for one that only the framework can send. Raises TypeError for what is no JSON."""
     headers: list[tuple[bytes, bytes]] = []
     status: int = call.handler.status_code
-    kind: str | None = JSON
+    kind: str | None = call.handler.media_type or JSON
     if isinstance(found, Response):
         if type(found) is not Response or found.cookies or found.background or found.response_type_encoders:
             return None
-        status, kind = found.status_code or status, found.media_type or JSON
+        status, kind = found.status_code or status, found.media_type or kind
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in found.headers.items()]
         found = found.content
     if (
@@ -180,6 +181,7 @@ def _plain(found: Any, call: Call) -> Sent | None:
         or isinstance(found, str)
         or status in BODILESS
         or kind not in _TYPES
+        or (kind == PROTOBUF and not isinstance(found, bytes))
         or any(name == b"content-type" for name, _ in headers)
     ):
         return None

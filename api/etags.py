@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 import msgspec
-from litestar import Request, Response
+from litestar import MediaType, Request, Response
 
 
 def unchanged(request: Request[Any, Any, Any], tag: str) -> bool:
@@ -24,11 +24,13 @@ def unchanged(request: Request[Any, Any, Any], tag: str) -> bool:
 def tagged(request: Request[Any, Any, Any], answer: Any, *, but: Any = None) -> Response[Any]:
     """A read that clients poll: the answer with an entity tag of what it says, or 304 where the client has just that.
 
-    `but`: the answer without what changes by itself (an age). The tag is then a weak one (RFC 9110 section 8.8.1).
+    `answer` may be its JSON already. `but`: the answer without what changes by itself (an age). The tag is then a weak one (RFC 9110
+    section 8.8.1).
     """
-    body = msgspec.json.encode(answer if but is None else but)
+    said = answer if isinstance(answer, bytes) else msgspec.json.encode(answer)
+    body = said if but is None else but if isinstance(but, bytes) else msgspec.json.encode(but)
     tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
     headers = {"ETag": tag if but is None else "W/" + tag, "Cache-Control": "no-cache"}
     if unchanged(request, tag):
         return Response(None, status_code=304, headers=headers)
-    return Response(answer, headers=headers)
+    return Response(said, headers=headers, media_type=MediaType.JSON)

@@ -8,6 +8,7 @@ from litestar import Request, Response, get
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromQuery
 
+from api.calls import PROTOBUF
 from api.etags import unchanged
 from api.parts import Parts, parts_of
 from api.realtime import RealtimeFeed
@@ -16,7 +17,6 @@ from engine.events import Position
 from engine.live.table import LiveTable, trip_of
 from engine.store.loads import Load
 
-PROTOBUF: Final = "application/x-protobuf"
 MESSAGE: Final = ResponseSpec(dict[str, Any], generate_examples=False, description="a FeedMessage in protobuf's JSON form")
 
 

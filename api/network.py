@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
+from operator import itemgetter
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -20,6 +21,7 @@ from api.departures import HORIZON_MOST_S, HORIZON_S, Board, DepartureItem, Depa
 from api.etags import tagged, unchanged
 from api.ids import public_id, split_id, split_trip, trip_key
 from api.parts import Parts, parts_of
+from api.printed import following, printed
 from api.search import RideItems, Sort, day_of, price_of, search_rides
 from engine.booking.catalogue import SoldTrip
 from engine.booking.search import Found
@@ -160,13 +162,13 @@ async def list_routes(
         day = day_of(on, parts.clock.now_ms())
         return await search_rides(parts, origin, destination, day, passengers=passengers, sort=sort, limit=limit, cursor=cursor)
     rows = sorted(
-        (public_id(plan.feed_id, route_id), plan, route_id)
+        (public, plan.feed_id, route_id, plan)
         for plan in _plans(request)
         if feed is None or plan.feed_id == feed
-        for route_id in plan.timetable.routes
+        for public, route_id in following(printed(plan.timetable).routes, cursor, limit + 1)
     )
-    page = [row for row in rows if cursor is None or row[0] > cursor][: limit + 1]
-    items = [_route(plan, route_id) for _, plan, route_id in page[:limit]]
+    page = rows[: limit + 1]
+    items = [_route(plan, route_id) for _, _, route_id, plan in page[:limit]]
     return RouteItems(items, items[-1].route_id if len(page) > limit else None)
 
 
@@ -180,7 +182,8 @@ def read_route(request: Request[Any, Any, Any], route_id: FromPath[str]) -> Resp
     if unchanged(request, tag):
         return Response(None, status_code=304, headers={"ETag": tag})
     item = _route(plan, local)
-    patterns = [_pattern(plan, pattern) for pattern in plan.timetable.patterns.values() if pattern.route_id == local]
+    kept = printed(plan.timetable)
+    patterns = [kept.json("pattern", pattern, lambda one: _pattern(plan, one)) for pattern in kept.patterns.get(local, ())]
     detail = RouteDetail(**msgspec.structs.asdict(item), patterns=patterns)
     return Response(detail, headers={"ETag": tag, "Cache-Control": "public, max-age=60"})
 
@@ -198,7 +201,7 @@ async def read_schedules(
     if local not in plan.timetable.routes:
         raise NotFound(f"no route {route_id!r}")
     day = _date(on, plan.timetable, parts_of(request).clock.now_ms())
-    rows = [instance for instance in plan.timetable.instances_on(day) if instance.trip.route_id == local]
+    rows = plan.timetable.instances_of_route(local, day)
     start = offset_of(cursor)
     page = rows[start : start + limit]
     sold = await _sold(parts_of(request), [trip_key(plan.feed_id, one.trip.trip_id, one.start_date) for one in page])
@@ -227,10 +230,8 @@ async def list_stops(
         start = offset_of(cursor)
         page, after = found[start : start + limit], str(start + limit) if start + limit < len(found) else None
     else:
-        rows = sorted(
-            (public_id(plan.feed_id, stop_id), stop) for plan in _plans(request) for stop_id, stop in plan.timetable.stops.items()
-        )
-        few = [row for row in rows if cursor is None or row[0] > cursor][: limit + 1]
+        rows = (row for plan in _plans(request) for row in following(printed(plan.timetable).stops, cursor, limit + 1))
+        few = sorted(rows, key=itemgetter(0))[: limit + 1]
         page = [_stop(stop_id, stop) for stop_id, stop in few[:limit]]
         after = page[-1].stop_id if len(few) > limit else None
     if departures:
@@ -321,7 +322,7 @@ async def read_trip(request: Request[Any, Any, Any], trip_id: FromPath[str]) -> 
         1 if sold is None else sold.map_version,
         str(plan.timetable.tz),
         stops,
-        _line(pattern),
+        printed(plan.timetable).json("line", pattern, _line),
         sold is not None and sold.sales_open and sold.status == "SCHEDULED" and sold.closes_at_ms > now_ms,
     )
 

@@ -7,6 +7,7 @@ Public: positions. What a bus did and what a device sent is its operator's (PART
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 
@@ -21,8 +22,8 @@ from api.ids import trip_key
 from api.network import Cursor, Limit, metres, offset_of, parse_point
 from api.parts import Parts, parts_of
 from engine.errors import Invalid, NotFound, Unavailable
-from engine.events import Position
-from engine.live.frames import Pos, pos, rfc3339
+from engine.live.frames import JSON, Pos, rfc3339
+from engine.live.table import Seen
 from engine.store.timescale import HistoryReader, PastFix
 from geo.coords import distance_m
 
@@ -102,15 +103,14 @@ class QuarantinedFixes(msgspec.Struct, frozen=True, rename="camel"):
 async def read_location(request: Request[Any, Any, Any], bus_id: FromPath[str]) -> Response[Any]:
     """Where a bus is: live, or the newest the record has."""
     parts = parts_of(request)
-    position = parts.table.position(bus_id)
-    if position is not None:
-        located = _located(position, parts.clock.now_ms(), from_record=False)
-    else:
-        since = datetime.fromtimestamp(parts.clock.now_ms() / 1000, UTC) - RECORD_LOOKS_BACK
-        recorded = await parts.history.last_position(bus_id, since) if parts.history is not None else None
-        if recorded is None:
-            raise NotFound(f"no bus {bus_id!r} has been heard of in the last {RECORD_LOOKS_BACK.days} days")
-        located = _from_record(parts, bus_id, recorded)
+    seen = parts.table.buses.get(bus_id)
+    if seen is not None:
+        return tagged(request, _told(seen, parts.clock.now_ms()), but=_told(seen, seen.position.fixed_at_ms))
+    since = datetime.fromtimestamp(parts.clock.now_ms() / 1000, UTC) - RECORD_LOOKS_BACK
+    recorded = await parts.history.last_position(bus_id, since) if parts.history is not None else None
+    if recorded is None:
+        raise NotFound(f"no bus {bus_id!r} has been heard of in the last {RECORD_LOOKS_BACK.days} days")
+    located = _from_record(parts, bus_id, recorded)
     return tagged(request, located, but=msgspec.structs.replace(located, age_ms=0))
 
 
@@ -129,20 +129,15 @@ def list_locations(
     if near is not None and bbox is None:
         lat, lon = parse_point(near)
         box = box_around(lat, lon, radius)
-        away = ((distance_m(lon, lat, s.position.lon, s.position.lat), s.position) for s in parts.table.inside(*box))
-        rows = [p for metres, p in sorted(away, key=lambda row: (row[0], row[1].bus_id)) if metres <= radius]
+        away = ((distance_m(lon, lat, s.position.lon, s.position.lat), s) for s in parts.table.inside(*box))
+        near_by = sorted((row for row in away if row[0] <= radius), key=lambda row: (row[0], row[1].position.bus_id))
         start = offset_of(cursor)
-        page = rows[start : start + limit]
-        return LocatedItems(
-            [_located(p, now_ms, from_record=False) for p in page], str(start + limit) if start + limit < len(rows) else None
-        )
+        return _page([s for _, s in near_by[start : start + limit]], now_ms, str(start + limit) if start + limit < len(near_by) else None)
     if bbox is None or near is not None:
         raise Invalid("say near=lat,lon with radius=metres, or bbox=west,south,east,north")
-    found = sorted((seen.position for seen in parts.table.inside(*parse_box(bbox))), key=lambda p: p.bus_id)
-    rows = [p for p in found if cursor is None or p.bus_id > cursor]
-    return LocatedItems(
-        [_located(p, now_ms, from_record=False) for p in rows[:limit]], rows[limit - 1].bus_id if len(rows) > limit else None
-    )
+    inside = parts.table.inside(*parse_box(bbox))
+    rows = sorted((s for s in inside if cursor is None or s.position.bus_id > cursor), key=lambda s: s.position.bus_id)
+    return _page(rows[:limit], now_ms, rows[limit - 1].position.bus_id if len(rows) > limit else None)
 
 
 @get("/buses/{bus_id:str}/history", tags=["tracking"])
@@ -230,15 +225,20 @@ def box_around(lat: float, lon: float, radius_m: float) -> tuple[float, float, f
     return west + 360.0 if west < -180.0 else west, south, east - 360.0 if east > 180.0 else east, north
 
 
-def _located(position: Position, now_ms: int, *, from_record: bool) -> Located:
-    shown = pos(position)
-    return Located(
-        **msgspec.structs.asdict(shown),
-        age_ms=max(0, now_ms - position.fixed_at_ms),
-        from_record=from_record,
-        driven_m=metres(position.driven_m),
-        remaining_m=metres(position.remaining_m),
+def _told(seen: Seen, now_ms: int) -> bytes:
+    """A live position as a `Located` in JSON: its `pos` is encoded once, for listeners and reads alike; the rest comes behind it."""
+    position = seen.position
+    return b'%b,"ageMs":%d,"fromRecord":false,"drivenM":%b,"remainingM":%b}' % (
+        seen.body(JSON)[:-1],
+        max(0, now_ms - position.fixed_at_ms),
+        msgspec.json.encode(metres(position.driven_m)),
+        msgspec.json.encode(metres(position.remaining_m)),
     )
+
+
+def _page(seen: Sequence[Seen], now_ms: int, after: str | None) -> LocatedItems:
+    items: list[Any] = [msgspec.Raw(_told(one, now_ms)) for one in seen]
+    return LocatedItems(items, after)
 
 
 def history_of(parts: Parts) -> HistoryReader:

@@ -160,6 +160,10 @@ class Timetable:
         """Every trip instance of one service date, by departure, then by trip id. A new list each time; the instances are shared."""
         return list(self._day(day).instances)
 
+    def instances_of_route(self, route_id: str, day: date) -> list[TripInstance]:
+        """Those of one route, in the same order. To be read only: the list is kept."""
+        return self._day(day).routes.get(route_id, [])
+
     def instances_around(self, now_ms: int, before_s: int, after_s: int) -> Iterator[TripInstance]:
         """Instances whose span, widened by `before_s` and `after_s`, holds now: of today's, yesterday's and tomorrow's service date.
 
@@ -207,21 +211,24 @@ class Timetable:
         text, base_ms = day.strftime("%Y%m%d"), self._start_of(day)
         instances = [TripInstance(trip, text, base_ms) for trip in trips]
         blocks: dict[str, list[TripInstance]] = {}
+        routes: dict[str, list[TripInstance]] = {}
         for instance in instances:
+            routes.setdefault(instance.trip.route_id, []).append(instance)
             if instance.trip.block_id is not None:
                 blocks.setdefault(instance.trip.block_id, []).append(instance)
         first = np.array([trip.departure_s[0] for trip in trips], dtype=np.int64)
         last = np.array([trip.arrival_s[-1] for trip in trips], dtype=np.int64)
-        return _Day(instances, base_ms + first * 1000, base_ms + last * 1000, blocks)
+        return _Day(instances, base_ms + first * 1000, base_ms + last * 1000, blocks, routes)
 
 
 class _Day(NamedTuple):
-    """One service date: instances by departure, their spans in UTC ms, and those of each block in the order they are driven."""
+    """One service date: instances by departure, their spans in UTC ms, and those of each block and route in the order they are driven."""
 
     instances: list[TripInstance]
     first_ms: NDArray[np.int64]
     last_ms: NDArray[np.int64]
     blocks: dict[str, list[TripInstance]]
+    routes: dict[str, list[TripInstance]]
 
 
 def _timetable_of(fields: dict[str, Any]) -> Timetable:
