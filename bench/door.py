@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 import uvloop
-from websockets.speedups import apply_mask
+from websockets.frames import apply_mask  # type: ignore[attr-defined]  # in C where the package has it
 
 from bench.network.feed import write_feed
 from bench.product import Product, cpu_s, floor_server, table, verdict
