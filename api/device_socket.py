@@ -50,9 +50,12 @@ class DeviceSocket(Speaker):
         self._resume()
 
     def _resume(self) -> None:
+        """Its fixes are stored, or it reads again; both have to be so."""
         self.unanswered = False
-        if not self.transport.is_closing() and not self.session.paused:
-            self.transport.resume_reading()
+        transport = self.transport
+        full = transport.get_write_buffer_size() > self.sockets.settings.socket_buffer_max_bytes
+        if not (full or transport.is_closing() or self.session.paused):
+            transport.resume_reading()
 
     def _send(self, payload: bytes, is_text: bool) -> None:
         if self.state == OPEN and not self.transport.is_closing():

@@ -155,6 +155,9 @@ class Sockets:
                 self._admit_device(transport, connections, given, asked, rest, device)
         except EngineError as fault:
             self._refuse(transport, fault, path, asked)
+        except BaseException:  # a fault of ours, or the end: nothing else looks after this connection any more
+            transport.abort()
+            raise
 
     def _admit_device(
         self, transport: asyncio.Transport, connections: set[Any], given: Pairs, asked: dict[bytes, bytes], rest: bytes, device: Device

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
+from api.device_socket import DeviceSocket
 from engine.clock import ManualClock
 from engine.errors import Unavailable
 from engine.office.accounts import Device, Devices
@@ -195,3 +197,20 @@ async def test_a_device_far_over_its_rate_is_sent_away() -> None:
         talk.text([fix(n) for n in range(9000)])
         await talk.settle()
     assert talk.ends == [4429]
+
+
+async def test_a_device_that_does_not_read_its_acknowledgements_is_not_read_because_its_fixes_are_stored() -> None:
+    settings = Settings()
+    wire = SimpleNamespace(reads=True, held=settings.socket_buffer_max_bytes + 1, is_closing=lambda: False)
+    wire.pause_reading = lambda: setattr(wire, "reads", False)
+    wire.resume_reading = lambda: setattr(wire, "reads", True)
+    wire.get_write_buffer_size = lambda: wire.held
+    socket = DeviceSocket(SimpleNamespace(settings=settings), Talk().door, BUS)  # type: ignore[arg-type]
+    socket.transport = wire  # type: ignore[assignment]
+    socket.pause_writing()
+    assert socket.session.on_resume is not None
+    socket.session.on_resume()
+    assert not wire.reads
+    wire.held = 0
+    socket.resume_writing()
+    assert wire.reads

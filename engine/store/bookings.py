@@ -122,11 +122,8 @@ class Bookings:
         stored), ALONE for each."""
         try:
             answers: Sequence[Any] = await call
-        except (
-            Refused,
-            Invalid,
-            asyncpg.PostgresError,
-        ):  # undone; not so where the connection was lost (`Unavailable`): they have to ask again
+        except (Refused, Invalid, asyncpg.PostgresError):
+            # undone; a lost connection is another matter (`Unavailable`): who asked has to ask again
             answers = [ALONE] * count
         alone = sum(answer == ALONE for answer in answers)
         self._calls.add(alone, kind, "ALONE")
