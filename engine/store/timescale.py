@@ -117,15 +117,12 @@ class HistoryWriter:
     async def _add_points(self, connection: psycopg.AsyncConnection[Any], points: list[TrackRow]) -> tuple[int, list[tuple[str, int, int]]]:
         """How many were new, and of each bus with late ones among them its first and last (ms)."""
         data = copied(points, self._names)
-        if not self._again:
+        # what is late may be there, or may belong into a part of the table that is compressed already: it is always staged
+        if not self._again and all(row.verdict != "LATE" for row in points):
             try:
                 async with connection.transaction(), connection.cursor().copy(SQL["copy_points"]) as copy:
                     await copy.write(data)
-                times: dict[str, list[int]] = {}
-                for row in points:
-                    if row.verdict == "LATE":
-                        times.setdefault(row.bus_id, []).append(row.fixed_at_ms)
-                return len(points), [(bus_id, min(at), max(at)) for bus_id, at in times.items()]
+                return len(points), []
             except psycopg.errors.UniqueViolation:
                 self._again = True
         async with connection.cursor().copy(SQL["copy_staged"]) as copy:
