@@ -239,7 +239,7 @@ class Sockets:
         for number, one in enumerate(everyone):
             if number % 100 == 99:
                 await asyncio.sleep(0)
-            if isinstance(one, LiveSocket) and one.mailbox is None:
+            if isinstance(one, LiveSocket) and one.mailbox is None and one.state == OPEN:
                 one.write(frames[one.wire.encoding])
         waves = max(1, round(over_s * 10))
         size = -(-len(everyone) // waves)

@@ -43,7 +43,7 @@ class Ear(Line):
         self._ears.ring()
 
     def rest(self) -> None:
-        if self.alive and not self._resting:
+        if self.alive and not self._resting and not self._waiting:  # an answer to come lies behind the messages
             self._resting = True
             self._transport.pause_reading()
 
@@ -70,6 +70,7 @@ class Ears:
             ear = self._ears.get(place)
             if ear is None:
                 ear = self._ears[place] = await self._nodes.connect(place, lambda: Ear(self))
+            ear.go_on()
             asked.append(ear.ask(("SSUBSCRIBE", channel)))
         await asyncio.gather(*asked)
 
