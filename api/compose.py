@@ -40,6 +40,7 @@ async def run_worker(settings: Settings, sock: socket.socket, share: tuple[str, 
     from api import asyncapi, pages
     from api.app import make_app
     from api.auth import Tokens, may_listen
+    from api.feeds import build_ahead
     from api.following import Followers, guests
     from api.lag import LoopLag
     from api.live import Sockets
@@ -152,6 +153,7 @@ async def run_worker(settings: Settings, sock: socket.socket, share: tuple[str, 
         "hub": hub.run(),
         "ordered channels": ordered.run(),
         "alerts": board.run(),
+        "feeds": build_ahead(parts),
         "loop lag": lag.run(),
         "waiting rooms": desk.room.run(),
     }

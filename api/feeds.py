@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import Any, Final
 
 from litestar import Request, Response, get
@@ -11,12 +13,16 @@ from litestar.params import FromQuery
 from api.calls import PROTOBUF
 from api.etags import unchanged
 from api.parts import Parts, parts_of
-from api.realtime import RealtimeFeed
+from api.realtime import RealtimeFeed, Steps, at_once
 from engine.errors import NotFound
 from engine.events import Position
 from engine.live.table import LiveTable, trip_of
 from engine.store.loads import Load
+from engine.tracking.timetable import Timetable
 
+log = logging.getLogger(__name__)
+
+ROUND_S: Final = 1.0
 MESSAGE: Final = ResponseSpec(dict[str, Any], generate_examples=False, description="a FeedMessage in protobuf's JSON form")
 
 
@@ -26,27 +32,53 @@ def _built(request: Request[Any, Any, Any], kind: str, feed: str | None, *, as_j
     plan = next((p for p in plans if feed is None or p.feed_id == feed), None)
     if plan is None:
         raise NotFound(f"no feed {feed!r}" if feed else "no feed is loaded yet")
-    made = parts.realtime.setdefault(plan.feed_id, RealtimeFeed(plan.feed_id))
+    made = parts.realtime.get(plan.feed_id)
+    if made is None:
+        made = parts.realtime[plan.feed_id] = RealtimeFeed(plan.feed_id)
     now_ms = parts.clock.now_ms()
-    table, loads = parts.table, parts.loads
-    if kind == "vehicle":
-        if loads is not None:
-            loads.want(name.removeprefix("trip:") for name in table.groups if name.startswith("trip:"))
-        positions = (seen.position for seen in table.buses.values())
-        built = made.vehicle_positions(positions, plan.timetable, now_ms, as_json=as_json, seats=lambda position: _load(parts, position))
-    elif kind == "alert":
-        written = parts.board.all(plan.feed_id) if parts.board is not None else ()
-        built = made.alerts(table.incidents(plan.feed_id), written, plan.timetable, now_ms, as_json=as_json)
-    else:
-        pairs = (
-            (found.forecast, seen.position) for bus_id, found in table.forecasts.items() if (seen := table.buses.get(bus_id)) is not None
-        )
-        silent = (seen.position for bus_id, seen in table.buses.items() if not _is_foreseen(table, bus_id, seen.position))
-        built = made.trip_updates(pairs, plan.timetable, now_ms, as_json=as_json, silent=silent)
+    built = made.ask(kind, as_json, now_ms) or at_once(_steps)(parts, made, plan.timetable, kind, as_json, now_ms)
     headers = {"ETag": built.etag, "Cache-Control": "public, max-age=1"}
     if unchanged(request, built.etag):
         return Response(b"", status_code=304, headers=headers)
     return Response(built.body, headers=headers, media_type="application/json" if as_json else PROTOBUF)
+
+
+async def build_ahead(parts: Parts) -> None:
+    """For ever, once a second: the feeds that somebody has asked for within the last minute, in slices between which requests are served. A
+    feed that cannot be built is built by the next request for it, which then says why."""
+    meter = parts.meter
+    faults = None if meter is None else meter.counter("timepoint_feed_build_faults_total", "rounds of a GTFS-Realtime feed that failed")
+    while True:
+        await asyncio.sleep(ROUND_S)
+        for made in list(parts.realtime.values()):
+            for kind, as_json in made.wanted(parts.clock.now_ms()):
+                plan = parts.plans.get(made.feed_id) if parts.plans is not None else None
+                if plan is None:
+                    continue
+                try:
+                    for _ in _steps(parts, made, plan.timetable, kind, as_json, parts.clock.now_ms(), ahead=True):
+                        await asyncio.sleep(0)
+                except Exception:  # whatever one vehicle says must not end the worker
+                    log.exception("GTFS-Realtime %s of %s could not be built", kind, made.feed_id)
+                    if faults is not None:
+                        faults.add()
+
+
+def _steps(parts: Parts, made: RealtimeFeed, timetable: Timetable, kind: str, as_json: bool, now_ms: int, *, ahead: bool = False) -> Steps:
+    """One message, of the live table as it is now: others run between the steps, so what is read is listed first."""
+    table, loads = parts.table, parts.loads
+    if kind == "vehicle":
+        if loads is not None:
+            loads.want(name.removeprefix("trip:") for name in table.groups if name.startswith("trip:"))
+        positions = [seen.position for seen in table.buses.values()]
+        return made.vehicle_steps(positions, timetable, now_ms, as_json=as_json, seats=lambda position: _load(parts, position), ahead=ahead)
+    if kind == "alert":
+        written = parts.board.all(made.feed_id) if parts.board is not None else ()
+        return made.alert_steps(table.incidents(made.feed_id), written, timetable, now_ms, as_json=as_json, ahead=ahead)
+    held = [(found, table.buses[bus_id].position) for bus_id, found in table.forecasts.items() if bus_id in table.buses]
+    pairs = ((found.forecast, position) for found, position in held)
+    silent = [seen.position for bus_id, seen in table.buses.items() if not _is_foreseen(table, bus_id, seen.position)]
+    return made.trip_steps(pairs, timetable, now_ms, as_json=as_json, silent=silent, ahead=ahead)
 
 
 def _load(parts: Parts, position: Position) -> Load | None:
@@ -57,7 +89,7 @@ def _load(parts: Parts, position: Position) -> Load | None:
 
 def _is_foreseen(table: LiveTable, bus_id: str, position: Position) -> bool:
     found = table.forecasts.get(bus_id)
-    return found is not None and (found.forecast.trip_id, found.forecast.start_date) == (position.trip_id, position.start_date)
+    return found is not None and found.shape[1:3] == (position.trip_id, position.start_date)  # its stops need not be decoded for that
 
 
 @get("/gtfs-rt/vehicle-positions.pb", tags=["feeds"], sync_to_thread=False, media_type=PROTOBUF)

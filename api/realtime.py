@@ -1,6 +1,7 @@
 """GTFS-Realtime 2.0 out: vehicle positions, trip updates and alerts of one feed, as protocol buffers and as JSON.
 
-Built from the live table when somebody asks, at most once a second. A `FeedMessage` is its header followed by its entities, so every entity
+Built from the live table when somebody asks, at most once a second; while somebody goes on asking, a round of the worker (`api/feeds.py`)
+builds it beside the requests, in slices, and they are answered with bytes. A `FeedMessage` is its header followed by its entities, so every entity
 is serialised once, when its vehicle says something new, and a feed is the joined bytes: at 2,000 vehicles with thirty stops each, building
 all of it anew would hold the event loop for a tenth of a second.
 
@@ -17,8 +18,8 @@ Sources: the GTFS-Realtime reference, feed entities FeedHeader, VehiclePosition,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from typing import Any, Final
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, Final, ParamSpec
 
 import msgspec
 from google.protobuf import json_format
@@ -33,8 +34,12 @@ VERSION: Final = "2.0"
 SHAPE_BUFFER_M: Final = 180.0  # validators allow about 200 m between a vehicle and the shape of the trip it names
 AT_STOP_MPS: Final = 1.0
 AT_STOP_M: Final = 30.0
+WANTED_MS: Final = 60_000  # a round builds what somebody asked for within this
+AHEAD_MS: Final = 2_000  # what a round built is served for so long, two rounds: where the next is late, a request builds again
+SLICE: Final = 50  # entities built without a yield: 2 ms
 UNDER_WAY: Final = frozenset({IN_TRIP, OFF_ROUTE, STALE})
 
+P = ParamSpec("P")
 Seats = Callable[[Position], Load | None]
 Occupancy = tuple[int, int | None]  # OccupancyStatus, percentage of the seats; None: the seats are not known
 
@@ -45,6 +50,10 @@ class Built(msgspec.Struct, frozen=True):
     body: bytes
     etag: str
     made_at_ms: int
+    until_ms: int  # it is served before this
+
+
+Steps = Generator[None, None, Built]  # yields where others may run
 
 
 def _names_trip(position: Position, timetable: Timetable | None) -> bool:
@@ -246,6 +255,21 @@ class _Entity(msgspec.Struct):
     text: str | None = None  # JSON, made when first asked for
 
 
+def at_once(steps: Callable[P, Steps]) -> Callable[P, Built]:
+    """The same without a pause."""
+
+    def made(*args: P.args, **more: P.kwargs) -> Built:
+        under_way = steps(*args, **more)
+        while True:
+            try:
+                next(under_way)
+            except StopIteration as done:
+                built: Built = done.value
+                return built
+
+    return made
+
+
 class RealtimeFeed:
     """The three messages of one feed. Not for several threads; one object per worker and feed."""
 
@@ -256,8 +280,18 @@ class RealtimeFeed:
         self._alerts: dict[str, _Entity] = {}
         self._timetable: Timetable | None = None
         self._built: dict[tuple[str, bool], Built] = {}
+        self._asked_ms: dict[tuple[str, bool], int] = {}
 
-    def vehicle_positions(
+    def ask(self, kind: str, as_json: bool, now_ms: int) -> Built | None:
+        """What is served of `vehicle`, `trip` or `alert` without building it; None: it is to be built."""
+        self._asked_ms[kind, as_json] = now_ms
+        return self._serve(kind, as_json, now_ms)
+
+    def wanted(self, now_ms: int) -> list[tuple[str, bool]]:
+        """What somebody has asked for within the last minute."""
+        return [key for key, asked_ms in self._asked_ms.items() if now_ms - asked_ms <= WANTED_MS]
+
+    def vehicle_steps(
         self,
         positions: Iterable[Position],
         timetable: Timetable | None,
@@ -265,14 +299,16 @@ class RealtimeFeed:
         *,
         as_json: bool,
         seats: Seats = lambda position: None,
-    ) -> Built:
+        ahead: bool = False,
+    ) -> Steps:
         """VehiclePositions of all vehicles of this feed that are not offline; `seats`: what the desk knows of the trip."""
-        kept = self._serve("vehicle", as_json, now_ms)
-        if kept is not None:
+        if not ahead and (kept := self._serve("vehicle", as_json, now_ms)) is not None:
             return kept
         self._turn(timetable)
         known: dict[str, _Entity] = {}
-        for position in positions:
+        for number, position in enumerate(positions):
+            if number % SLICE == SLICE - 1:
+                yield
             if position.feed_id != self.feed_id or position.state == OFFLINE:
                 continue
             bus_id, occupancy = position.bus_id, occupancy_of(position, seats(position))
@@ -281,10 +317,13 @@ class RealtimeFeed:
                 message = vehicle_entity(position, timetable, occupancy)
                 had = _Entity(position, occupancy, _entity_bytes(message), message)
             known[bus_id] = had
-        self._vehicles = known
-        return self._join("vehicle", known.values(), now_ms, as_json)
+        if self._timetable is timetable:  # else a request met a new version meanwhile
+            self._vehicles = known
+        return (yield from self._join("vehicle", list(known.values()), now_ms, as_json, ahead))
 
-    def trip_updates(
+    vehicle_positions = at_once(vehicle_steps)
+
+    def trip_steps(
         self,
         forecasts: Iterable[tuple[TripForecast, Position]],
         timetable: Timetable | None,
@@ -292,16 +331,18 @@ class RealtimeFeed:
         *,
         as_json: bool,
         silent: Iterable[Position] = (),
-    ) -> Built:
+        ahead: bool = False,
+    ) -> Steps:
         """TripUpdates from (forecast, position of its vehicle): one per trip instance of this feed, the newest forecast. `silent`: vehicles
         without a forecast; where they are under way, their trips say NO_DATA."""
-        kept = self._serve("trip", as_json, now_ms)
-        if kept is not None:
+        if not ahead and (kept := self._serve("trip", as_json, now_ms)) is not None:
             return kept
         self._turn(timetable)
         known: dict[str, _Entity] = {}
         said: dict[tuple[str, str | None], str] = {}
-        for forecast, position in forecasts:
+        for number, (forecast, position) in enumerate(forecasts):
+            if number % SLICE == SLICE - 1:
+                yield
             if position.feed_id != self.feed_id:
                 continue
             bus_id = forecast.bus_id
@@ -320,7 +361,9 @@ class RealtimeFeed:
                 del known[rival]
             said[key] = bus_id
             known[bus_id] = had
-        for position in silent:
+        for number, position in enumerate(silent):
+            if number % SLICE == SLICE - 1:
+                yield
             key = (position.trip_id or "", position.start_date)
             if position.feed_id != self.feed_id or key in said or position.bus_id in known:
                 continue
@@ -332,10 +375,13 @@ class RealtimeFeed:
                 had = _Entity(position, None, _entity_bytes(message), message)
             said[key] = position.bus_id
             known[position.bus_id] = had
-        self._trips = known
-        return self._join("trip", known.values(), now_ms, as_json)
+        if self._timetable is timetable:  # else a request met a new version meanwhile
+            self._trips = known
+        return (yield from self._join("trip", list(known.values()), now_ms, as_json, ahead))
 
-    def alerts(
+    trip_updates = at_once(trip_steps)
+
+    def alert_steps(
         self,
         incidents: Iterable[IncidentEvent],
         written: Iterable[OperatorAlert],
@@ -343,10 +389,10 @@ class RealtimeFeed:
         now_ms: int,
         *,
         as_json: bool,
-    ) -> Built:
+        ahead: bool = False,
+    ) -> Steps:
         """Alerts: of the incidents of this feed that are open and concern passengers, and those that operators wrote and that are not over."""
-        kept = self._serve("alert", as_json, now_ms)
-        if kept is not None:
+        if not ahead and (kept := self._serve("alert", as_json, now_ms)) is not None:
             return kept
         self._turn(timetable)
         known: dict[str, _Entity] = {}
@@ -360,8 +406,11 @@ class RealtimeFeed:
                     continue
                 had = _Entity(source, None, _entity_bytes(message), message)
             known[name] = had
-        self._alerts = known
-        return self._join("alert", known.values(), now_ms, as_json)
+        if self._timetable is timetable:  # else a request met a new version meanwhile
+            self._alerts = known
+        return (yield from self._join("alert", list(known.values()), now_ms, as_json, ahead))
+
+    alerts = at_once(alert_steps)
 
     def _alert(self, source: IncidentEvent | OperatorAlert, timetable: Timetable | None, now_ms: int) -> rt.FeedEntity | None:
         if timetable is None:
@@ -385,26 +434,27 @@ class RealtimeFeed:
 
     def _serve(self, kind: str, as_json: bool, now_ms: int) -> Built | None:
         built = self._built.get((kind, as_json))
-        return built if built is not None and built.made_at_ms // 1000 == now_ms // 1000 else None
+        return built if built is not None and built.made_at_ms // 1000 * 1000 <= now_ms < built.until_ms else None
 
-    def _join(self, kind: str, entities: Iterable[_Entity], now_ms: int, as_json: bool) -> Built:
-        rows = list(entities)
-        digest = hashlib.blake2b(digest_size=16)
-        for row in rows:
+    def _join(self, kind: str, rows: list[_Entity], now_ms: int, as_json: bool, ahead: bool) -> Steps:
+        digest, newest_s = hashlib.blake2b(digest_size=16), 0
+        for number, row in enumerate(rows):
+            if number % SLICE == SLICE - 1:
+                yield
             digest.update(row.raw)
-        newest_s = max((_newest_s(row.message) for row in rows), default=0)
+            newest_s = max(newest_s, _newest_s(row.message))
+            if as_json and row.text is None:
+                row.text = json_format.MessageToJson(row.message, indent=None, ensure_ascii=False)
         header = rt.FeedHeader(
             gtfs_realtime_version=VERSION, incrementality=rt.FeedHeader.FULL_DATASET, timestamp=max(now_ms // 1000, newest_s)
         )
         if as_json:
-            for row in rows:
-                if row.text is None:
-                    row.text = json_format.MessageToJson(row.message, indent=None, ensure_ascii=False)
             head = json_format.MessageToJson(header, indent=None)
             body = ('{"header":' + head + ',"entity":[' + ",".join(row.text or "" for row in rows) + "]}").encode()
         else:
             body = rt.FeedMessage(header=header).SerializePartialToString() + b"".join(row.raw for row in rows)
-        built = Built(body, f'"{digest.hexdigest()}"', now_ms)
+        until_ms = now_ms + AHEAD_MS if ahead else now_ms // 1000 * 1000 + 1000
+        built = Built(body, f'"{digest.hexdigest()}"', now_ms, until_ms)
         self._built[kind, as_json] = built
         return built
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import subprocess
 import sys
@@ -15,11 +16,18 @@ import pytest
 from google.protobuf import json_format
 from google.transit import gtfs_realtime_pb2 as rt
 
-from api.realtime import RealtimeFeed
+from api.feeds import build_ahead
+from api.parts import Parts
+from api.realtime import AHEAD_MS, SLICE, WANTED_MS, RealtimeFeed
 from bench.network.feed import write_feed
+from engine.clock import ManualClock
 from engine.events import IncidentEvent, Position, StopForecast, TripForecast
 from engine.live.alerts import OperatorAlert, Period, Selector
+from engine.live.hub import Hub
+from engine.live.table import LiveTable
+from engine.settings import Settings
 from engine.store.loads import Load
+from engine.tracking.plans import Plan
 from engine.tracking.replay import read_fixes
 from engine.tracking.timetable import Timetable
 from engine.tracking.tracker import Tracker
@@ -338,3 +346,48 @@ def test_skipped_and_unknown_stops_carry_no_times(drive: Drive) -> None:
     assert not check([message], drive.timetable, moment.now_ms // 1000)
     said = [row.schedule_relationship for row in message.entity[0].trip_update.stop_time_update]
     assert said[1:3] == [rt.TripUpdate.StopTimeUpdate.SKIPPED, rt.TripUpdate.StopTimeUpdate.NO_DATA]
+
+
+def test_what_a_round_builds_in_slices_is_what_a_request_builds_and_is_served_for_two_rounds(drive: Drive) -> None:
+    moment, at_ms = drive.moments[-1], drive.moments[-1].now_ms
+    many = [msgspec.structs.replace(p, bus_id=f"{p.bus_id}-{n}") for n in range(9) for p in moment.positions.values()]
+    for as_json in (False, True):
+        ours, theirs = RealtimeFeed("demo"), RealtimeFeed("demo")
+        assert ours.wanted(at_ms) == []
+        assert ours.ask("vehicle", as_json, at_ms) is None, "nothing is built yet"
+        assert ours.wanted(at_ms + WANTED_MS) == [("vehicle", as_json)]
+        assert ours.wanted(at_ms + WANTED_MS + 1) == []
+        pauses = sum(1 for _ in ours.vehicle_steps(many, drive.timetable, at_ms, as_json=as_json, ahead=True))
+        assert pauses >= len(many) // SLICE > 3
+        kept = ours.ask("vehicle", as_json, at_ms + AHEAD_MS - 1)
+        wanted = theirs.vehicle_positions(many, drive.timetable, at_ms, as_json=as_json)
+        assert kept is not None and (kept.body, kept.etag) == (wanted.body, wanted.etag)
+        assert ours.ask("vehicle", as_json, at_ms + AHEAD_MS) is None, "no round came: a request builds it"
+        assert theirs.ask("vehicle", as_json, (at_ms // 1000 + 1) * 1000) is None
+
+
+class Known:
+    """Plans of one feed."""
+
+    def __init__(self, timetable: Timetable) -> None:
+        self._plan = Plan("demo", "demo", timetable)
+
+    def get(self, feed_id: str) -> Plan | None:
+        return self._plan if feed_id == "demo" else None
+
+
+async def test_the_rounds_build_what_was_asked_for_and_nothing_else(drive: Drive) -> None:
+    clock, table, settings = ManualClock(drive.moments[-1].now_ms), LiveTable(), Settings()
+    known: Any = Known(drive.timetable)
+    parts = Parts(settings=settings, clock=clock, table=table, hub=Hub(table, settings, clock), plans=known)
+    made = parts.realtime["demo"] = RealtimeFeed("demo")
+    made.ask("trip", False, clock.now_ms())
+    rounds = asyncio.create_task(build_ahead(parts))
+    try:
+        async with asyncio.timeout(10):
+            while (kept := made.ask("trip", False, clock.now_ms())) is None:  # noqa: ASYNC110  # a round rests on the wall clock
+                await asyncio.sleep(0.02)
+    finally:
+        rounds.cancel()
+    assert kept.until_ms == clock.now_ms() + AHEAD_MS
+    assert made.ask("alert", False, clock.now_ms()) is None
