@@ -126,6 +126,17 @@ def test_a_bus_drives_along_its_line_stands_at_its_stop_and_takes_the_way_back()
     assert 10 <= stood <= 13 and fixes[5]["seq"] == 6  # at the stop in the middle
 
 
+def test_a_bus_drives_to_where_its_way_back_begins_and_does_not_leap() -> None:
+    there = [(36.70, 3.00 + number / 1000) for number in range(20)]
+    trips = [("demo:T:20261122", "20261122")]
+    back = [(lat + 0.004, lon) for lat, lon in reversed(there)]  # 445 m beside it
+    ways = [Way("demo:R", line, [0.0, 19 * 0.001 * 111_194.9 * 0.8018], ["a", "b"], trips) for line in (there, back)]
+    bus = Bus(Town(City(ways, ["a", "b"], (3.0, 36.7, 3.02, 36.71))), 0, "load-0")
+    places = [bus.place(float(second))[:2] for second in range(400)]
+    metres = [((b[0] - a[0]) ** 2 + ((b[1] - a[1]) * 0.8018) ** 2) ** 0.5 * 111_194.9 for a, b in pairwise(places)]
+    assert max(metres) < 13.0 and max(lat for lat, _ in places) > 36.7039
+
+
 def test_two_buses_of_a_way_drive_different_trips_from_different_places() -> None:
     town = Town(city())
     one, other = Bus(town, 0, "load-0"), Bus(town, 2, "load-2")

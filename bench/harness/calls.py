@@ -204,7 +204,7 @@ class Calls:
             self._free.remove(line)
         if line.call is not None:
             if not self._closed:
-                self.share.fault("lost")
+                self.share.fault("connection lost")
             self._end(line.call)
         if not self._closed:
             self._spawn(self._again())

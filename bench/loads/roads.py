@@ -103,9 +103,10 @@ _minutes: dict[bytes, int] = {}
 
 
 class Table:
-    """A way, written out: what a bus says of its place and motion at every half second since it left."""
+    """A way, written out: what a bus says of its place and motion at every half second since it left. `onward`: where the way back begins
+    (lat, lon), driven to in a straight line, for a bus that leaps is taken for a receiver gone wrong."""
 
-    def __init__(self, way: Way) -> None:
+    def __init__(self, way: Way, onward: tuple[float, float] | None = None) -> None:
         self.way = way
         self.places: list[tuple[float, float, float, float]] = []  # lat, lon, bearing, m/s
         self.said: list[bytes] = []
@@ -122,6 +123,13 @@ class Table:
             self._put(way.line, arcs, along, CRUISE_MPS, 1)
             along += CRUISE_MPS * STEP_S
         self._put(way.line, arcs, end, 0.0, 1)
+        if onward is not None and end == arcs[-1]:
+            (lat, lon), (lat2, lon2) = way.line[-1], onward
+            gap = math.hypot((lat2 - lat) * M_PER_DEG, (lon2 - lon) * M_PER_DEG * math.cos(math.radians(lat)))
+            along = CRUISE_MPS * STEP_S
+            while along < gap:
+                self._put([way.line[-1], onward], [0.0, gap], along, CRUISE_MPS, 1)
+                along += CRUISE_MPS * STEP_S
 
     def _put(self, line: Sequence[tuple[float, float]], arcs: Sequence[float], along: float, mps: float, times: int) -> None:
         at = min(max(0, bisect_right(arcs, along) - 1), len(line) - 2)
@@ -156,7 +164,8 @@ class Town:
 
     def table(self, way: int) -> Table:
         if way not in self._tables:
-            self._tables[way] = Table(self.city.ways[way])
+            back = self.back[way]
+            self._tables[way] = Table(self.city.ways[way], self.city.ways[back].line[0] if back is not None else None)
         return self._tables[way]
 
 
