@@ -17,6 +17,7 @@ import glob
 import hashlib
 import os
 import pwd
+import random
 import re
 import shutil
 import signal
@@ -105,8 +106,12 @@ def socket_folder(folder: Path, user: pwd.struct_passwd) -> Path:
 
 
 def free_port(preferred: int | None = None) -> int:
-    """A loopback TCP port that nobody listens on: `preferred` if free, else the first of `PORTS`."""
-    for port in ([preferred] if preferred else []) + list(PORTS):
+    """A loopback TCP port that nobody listens on: `preferred` if free, else one of `PORTS`.
+
+    The search begins anywhere: whoever asks now listens in a while, and two who ask meanwhile should not hear the same answer.
+    """
+    first = random.randrange(len(PORTS))
+    for port in [*([preferred] if preferred else []), *PORTS[first:], *PORTS[:first]]:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

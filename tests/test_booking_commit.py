@@ -19,7 +19,9 @@ create function public.wait_at_commit() returns trigger language plpgsql as $$ b
 create constraint trigger wait_at_commit after insert on booking.booking deferrable initially deferred
 for each row execute function public.wait_at_commit();
 select pg_advisory_lock(77, 77)"""
-KILL = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'timepoint desk' and wait_event = $1"
+KILL = """
+select pg_terminate_backend(pid) from pg_stat_activity
+where datname = current_database() and application_name = 'timepoint desk' and wait_event = $1"""
 
 
 @pytest.fixture

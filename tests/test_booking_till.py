@@ -492,9 +492,9 @@ async def test_an_upload_whose_backend_is_killed_is_sent_again_and_counts_once(c
     try:
         await blocker.execute("begin; set local tp.partner = '*'; select from pos.device for update")
         upload = asyncio.create_task(counter.till.sync(counter.who(), key, DEVICE, counter.world.clock.now_ms(), [sale]))
-        killed = (
-            "select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type = 'Lock' and application_name = 'timepoint desk'"
-        )
+        killed = """
+            select pg_terminate_backend(pid) from pg_stat_activity
+            where datname = current_database() and wait_event_type = 'Lock' and application_name = 'timepoint desk'"""
         while not await blocker.fetch(killed):
             await blocker.execute("select pg_stat_clear_snapshot()")
         with pytest.raises(Unavailable):

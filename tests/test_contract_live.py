@@ -416,7 +416,8 @@ def test_a_worker_that_goes_says_drain_and_closes_with_1012(product: Product) ->
             [sys.executable, "-m", "api.cli", "serve"], env=product.env | {"PORT": str(port)}, cwd=CHECKOUT, stdout=log, stderr=log
         )
     try:
-        eventually(lambda: _ready(base))
+        eventually(lambda: second.poll() is not None or _ready(base))
+        assert second.poll() is None, (product.folder / "second.log").read_text()
         bus = product.running_trip()["busId"]
         eventually(lambda: httpx.get(f"{base}/v1/buses/{bus}/location").status_code == 200)  # it has read the picture
         with open_socket(product, "/ws", base=base) as ws, open_socket(product, f"/ws/tracking/{bus}", base=base) as other:
