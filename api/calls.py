@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, get_args, get_origin
 import msgspec
 from litestar import Litestar, Request, Response
 from litestar._asgi.utils import is_valid_host
-from litestar.exceptions import ClientException, InternalServerException, SerializationException
+from litestar.exceptions import ClientException, HTTPException, InternalServerException, SerializationException
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
@@ -129,7 +129,7 @@ class Calls:
             return None
         try:
             _, handler, path, params, template = self._router.handle_routing(path=normalize_path(scope["path"]), method=scope["method"])  # type: ignore[typeddict-item]
-        except Exception:  # 404, 405 and their like
+        except HTTPException:  # 404, 405 and their like
             return None
         call = self._calls.get(id(handler))
         if call is not None:

@@ -42,8 +42,10 @@ def plain_upgrade(data: bytes) -> tuple[str, Pairs, dict[bytes, bytes]] | None:
         return None
     given = [(name.lower(), value) for name, value in _LINES(data, found.end(1) + 11)]
     asked = dict(given)
-    upgrades = asked.get(b"upgrade", b"").lower() == b"websocket" and b"upgrade" in asked.get(b"connection", b"").lower()
-    if not upgrades or not _LEFT.isdisjoint(asked):
+    if len(asked) != len(given) or not _LEFT.isdisjoint(asked) or asked.get(b"upgrade", b"").lower() != b"websocket":
+        return None
+    connection = asked.get(b"connection", b"")
+    if connection != b"Upgrade" and b"upgrade" not in [part.strip(b" \t").lower() for part in connection.split(b",")]:
         return None
     return found[1].decode("ascii"), given, asked
 

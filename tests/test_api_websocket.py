@@ -270,6 +270,8 @@ class Parsed:
 @settings(max_examples=400, deadline=None)
 @given(heads())
 @example(b"\r\n".join((b"GET /ws HTTP/1.1", *(b"%s: %s" % pair for pair in HEADERS), b"", b"")))
+@example(b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: x;upgrade\r\nUpgrade: a\r\nUpgrade: websocket\r\n\r\n")
+@example(b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: x;upgrade\r\nUpgrade: websocket\r\n\r\n")
 def test_a_head_that_we_read_ourselves_is_what_the_http_parser_reads_there(data: bytes) -> None:
     read = plain_upgrade(data)
     if read is not None:

@@ -164,6 +164,21 @@ def test_positions_of_our_buses_are_read_out_of_single_messages_and_batches() ->
     assert list(positions(b'{"ch":"bus:load-1","o":1,"t":"snapshot","d":[]}')) == []
 
 
+def test_what_a_snapshot_shows_is_seen_and_no_news() -> None:
+    told = share()
+    ledger = Ledger(told)
+    ages = Ages(told, {"bus": "age"}, ledger)
+    ledger.accepted("load-1", 1795306440123)
+    held = json.loads(pos())["d"]
+    snapshot = json.dumps({"ch": "bus:load-1", "o": 1, "t": "snapshot", "d": [held]}, separators=(",", ":")).encode()
+    assert ledger.behind() == ["load-1"]
+    ages.heard(socket_of(), snapshot)
+    ages.heard(socket_of(), snapshot)
+    assert ledger.behind() == [] and not told.faults and not told.notes.get("age")
+    board = b'{"ch":"stop:demo:A","t":"snapshot","d":[{"busId":"load-1","tripId":"t"}]}'
+    ages.heard(socket_of(), board)
+
+
 def test_an_age_is_read_against_the_moment_that_the_fix_carries() -> None:
     told = share()
     ages = Ages(told, {"bus": "age"})

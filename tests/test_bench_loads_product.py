@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import Any, ClassVar
 
 import pytest
@@ -19,10 +18,6 @@ from bench.loads.seats import Booking, Customers, SeatRush
 from deploy.servers import MosquittoServer
 from tests.loads_share import run
 from tests.product import Product
-
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("TIMEPOINT_LOADS"), reason="loads take the cores from other tests: TIMEPOINT_LOADS=1, alone"
-)
 
 
 class Remembering(Deployment):

@@ -34,13 +34,14 @@ class Push(msgspec.Struct):
 class Seen(msgspec.Struct):
     """Of a position: whose, and of when."""
 
-    bus_id: str = msgspec.field(name="busId")
+    bus_id: str = msgspec.field(name="busId", default="")
     at: str = ""
 
 
 decode_push = msgspec.json.Decoder(Push).decode
 decode_pushes = msgspec.json.Decoder(list[Push]).decode
 decode_seen = msgspec.json.Decoder(Seen).decode
+decode_all_seen = msgspec.json.Decoder(list[Seen]).decode
 
 
 class Ordered:
@@ -181,11 +182,14 @@ class Ages:
 
     def __init__(self, share: Share, measures: dict[str, str], ledger: Ledger | None = None) -> None:
         self.share, self.measures, self.ledger = share, measures, ledger
-        self._last, self._found = b"", list[tuple[str, int]]()
+        self._last, self._found, self._stood = b"", list[tuple[str, int]](), list[tuple[str, int]]()
 
     def heard(self, socket: Socket, payload: bytes) -> None:
         if payload != self._last:  # a broadcast says the same to everybody
-            self._last, self._found = payload, list(positions(payload))
+            self._last, self._found, self._stood = payload, list(positions(payload)), list(standing(payload))
+        if self.ledger is not None:
+            for bus_id, at_ms in self._stood:
+                self.ledger.stood(bus_id, at_ms)
         if not self._found:
             return
         now_ms, measure = time.time() * 1000, self.measures[socket.mark.kind]
@@ -206,14 +210,25 @@ def positions(payload: bytes) -> Iterable[tuple[str, int]]:
     """(bus, time of the fix) of every new position of one of our buses in a frame; snapshots tell no news."""
     for one in pushes(payload):
         if one.t == "pos":
-            seen = decode_seen(one.d)
-            if seen.bus_id.startswith("load-"):
-                yield seen.bus_id, epoch_ms(seen.at.encode())
+            yield from _ours(decode_seen(one.d))
+
+
+def standing(payload: bytes) -> Iterable[tuple[str, int]]:
+    """(bus, time of the fix) of every one of our buses in a frame's snapshots of where buses stand: what a socket that comes back hears first."""
+    for one in pushes(payload):
+        if one.t == "snapshot" and bytes(one.d)[:2] == b"[{":
+            for seen in decode_all_seen(one.d):
+                yield from _ours(seen)
+
+
+def _ours(seen: Seen) -> Iterable[tuple[str, int]]:
+    if seen.at and seen.bus_id.startswith("load-"):
+        yield seen.bus_id, epoch_ms(seen.at.encode())
 
 
 class Ledger:
-    """Accepted fixes against seen ones, bus by bus: each must be seen by a watcher of its bus, or a newer one in its place; no watcher may see
-    one twice, or an older one after a newer."""
+    """Accepted fixes against seen ones, bus by bus: each must be seen by a watcher of its bus, or a newer one in its place, as news or in the
+    snapshot of a watcher who came late; no watcher may see news twice, or an older one after a newer."""
 
     def __init__(self, share: Share) -> None:
         self.share = share
@@ -229,6 +244,10 @@ class Ledger:
         if at_ms <= before_ms:
             self.share.fault("seen twice" if at_ms == before_ms else "older after newer")
         socket.mark.seen[bus_id] = at_ms
+        self.stood(bus_id, at_ms)
+
+    def stood(self, bus_id: str, at_ms: int) -> None:
+        """A watcher was shown it."""
         if at_ms > self._seen.get(bus_id, 0):
             self._seen[bus_id] = at_ms
 
