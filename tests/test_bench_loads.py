@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from bench.harness.calls import Calls, request
 from bench.harness.result import Second
 from bench.harness.scenario import Scenario
 from bench.loads.city import MixedCity, Soak
@@ -24,7 +26,7 @@ from bench.loads.roads import Bus, City, Town, Way, city_of, epoch_ms
 from bench.loads.seats import Judge, places
 from bench.loads.socket import PING, PONG, TEXT, Address, Socket, connect, frame, upgrade
 from bench.loads.steadiness import drift, memory_slope
-from bench.loads.watch import Ages, Crowd, Ledger, Ordered, Push, Wish, positions, subscribe
+from bench.loads.watch import Ages, Crowd, Ledger, Ordered, Push, Wish, positions, subscribe, until
 from deploy.servers import MosquittoServer
 from tests.loads_share import TestShare
 
@@ -83,6 +85,42 @@ async def test_a_refused_upgrade_is_an_error_that_says_why() -> None:
     with pytest.raises(ConnectionError, match="503"):
         await connect(address, Socket(upgrade(address, "/ws"), lambda socket, payload: None))
     server.close()
+
+
+async def test_a_connection_that_rested_too_long_is_not_used_again_and_nothing_is_lost() -> None:
+    """As a server that closes them just then would make a fault of it."""
+    asked: list[int] = []  # requests of each connection
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        mine = len(asked)
+        asked.append(0)
+        with contextlib.suppress(asyncio.IncompleteReadError, asyncio.CancelledError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                asked[mine] += 1
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async def ask(number: int) -> None:
+        for _ in range(number):
+            calls.send(time.monotonic(), request("GET", "/", host=calls.host), "read")
+        await until(lambda: not calls._under_way, 10)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    told = share(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    calls = await Calls.open(told, 3)
+    await ask(1)
+    assert sorted(asked) == [0, 0, 1]
+    for line in calls._free:
+        line.rested_s -= 20.0  # too long for two that were never used, not for the third
+    await ask(2)
+    assert len(asked) == 4 and asked[1:3] == [0, 0] and sum(asked) == 3
+    for line in calls._free:
+        line.rested_s -= 60.0
+    await ask(9)
+    await calls.rest()
+    server.close()
+    assert told.counts["answered"] == 12 == sum(asked) and not told.faults
+    assert 4 <= len(asked) <= 8, "never more than three at a time, and new ones only for calls that wait"
 
 
 def test_long_mqtt_packets_say_their_length_in_groups_of_seven_bits() -> None:

@@ -6,7 +6,8 @@
     await calls.rest()
 
 Open loop: a call that finds no free connection waits in a queue, and its waiting counts. One call is under way on a connection at a time. A
-call without an answer within `limit_s` is the fault `timeout`; a connection that is lost opens again by itself, its call is the fault `lost`.
+call without an answer within `limit_s` is the fault `timeout`; one whose connection is lost is the fault `connection lost`, and another opens
+when a call waits for it. Servers close connections that say nothing for long, at the moment of a call too: one that rested is not used again.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from bench.harness.scenario import Share
 
 LIMIT_S: Final = 30.0
 CONNECT_LIMIT_S: Final = 10.0
+UNUSED_MAX_S: Final = 5.0  # a connection's first call comes sooner; servers limit the time to a first head
+RESTING_MAX_S: Final = 45.0  # between two calls; proxies close after 60 or 75
 QUEUE_MAX: Final = 100_000  # calls waiting for a connection; beyond it one is the fault `not sent`
 
 Heard = Callable[[int, bytes], None]  # status and body
@@ -69,6 +72,7 @@ class _Line(asyncio.Protocol):
         self.call: _Call | None = None
         self.body: list[bytes] = []
         self.parser: Any = None
+        self.rested_s, self.rest_max_s = time.monotonic(), UNUSED_MAX_S
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport, self.parser = transport, httptools.HttpResponseParser(self)
@@ -95,6 +99,7 @@ class _Line(asyncio.Protocol):
         if call is None or status < 200:
             return
         self.call = None
+        self.rested_s, self.rest_max_s = time.monotonic(), RESTING_MAX_S
         self.calls.answered(call, status, body)
         if keep:
             self.calls.free_line(self)
@@ -119,9 +124,9 @@ class Calls:
         self._waiting: deque[_Call] = deque()
         self._lines: set[_Line] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._under_way = 0
+        self._under_way = self._opening = 0
         self._closed = False
-        self._rested: asyncio.Future[None] | None = None
+        self._all_in: asyncio.Future[None] | None = None
 
     @classmethod
     async def open(cls, share: Share, connections: int, limit_s: float = LIMIT_S) -> Self:
@@ -139,15 +144,24 @@ class Calls:
         _, line = await asyncio.wait_for(making, CONNECT_LIMIT_S)
         self._lines.add(line)
 
+    def _grow(self) -> None:
+        """One connection more for the calls that wait, where there may be one."""
+        if not self._closed and self._opening < len(self._waiting) and len(self._lines) + self._opening < self.connections:
+            self._opening += 1
+            self._spawn(self._again())
+
     async def _again(self) -> None:
         pause_s = 0.1
-        while not self._closed:
-            try:
-                return await self._connect()
-            except (OSError, TimeoutError):
-                self.share.fault("not connected")
-                await asyncio.sleep(pause_s)
-                pause_s = min(2.0, pause_s * 2)
+        try:
+            while not self._closed:
+                try:
+                    return await self._connect()
+                except (OSError, TimeoutError):
+                    self.share.fault("not connected")
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2.0, pause_s * 2)
+        finally:
+            self._opening -= 1
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -168,14 +182,27 @@ class Calls:
     def send(self, moment: float, data: bytes, measure: str, heard: Heard | None = None) -> None:
         """Now, or when a connection is free. `measure`: what its latency is noted under; `heard(status, body)`: told of the answer."""
         call = _Call(moment, data, measure, heard)
-        if self._free:
+        line = self._rested()
+        if line is not None:
             self._under_way += 1
-            self._free.popleft().begin(call)
+            line.begin(call)
         elif len(self._waiting) < QUEUE_MAX:
             self._under_way += 1
             self._waiting.append(call)
+            self._grow()
         else:
             self.share.fault("not sent")
+
+    def _rested(self) -> _Line | None:
+        """The free connection that rested longest, of those that did not for too long."""
+        now_s = time.monotonic()
+        while self._free:
+            line = self._free.popleft()
+            if now_s - line.rested_s <= line.rest_max_s:
+                return line
+            self._lines.discard(line)
+            line.transport.close()
+        return None
 
     def answered(self, call: _Call, status: int, body: bytes) -> None:
         self.share.note(call.measure, time.monotonic() - call.moment)
@@ -189,8 +216,8 @@ class Calls:
 
     def _end(self, call: _Call) -> None:
         self._under_way -= 1
-        if self._rested is not None and self._under_way == 0 and not self._rested.done():
-            self._rested.set_result(None)
+        if self._all_in is not None and self._under_way == 0 and not self._all_in.done():
+            self._all_in.set_result(None)
 
     def free_line(self, line: _Line) -> None:
         if self._waiting:
@@ -206,14 +233,14 @@ class Calls:
             if not self._closed:
                 self.share.fault("connection lost")
             self._end(line.call)
-        if not self._closed:
-            self._spawn(self._again())
+        if self._waiting:
+            self._grow()
 
     async def rest(self) -> None:
         """Waits for the answers that are still out, and closes."""
         if self._under_way:
-            self._rested = asyncio.get_running_loop().create_future()
-            await self._rested
+            self._all_in = asyncio.get_running_loop().create_future()
+            await self._all_in
         self.close()
 
     def close(self) -> None:
