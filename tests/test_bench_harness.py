@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree.ElementTree import fromstring
@@ -15,6 +17,7 @@ from bench.harness import command, compare, doctor, outputs, servers, thresholds
 from bench.harness.beat import Beat
 from bench.harness.find_max import rules_of
 from bench.harness.histogram import HIGHEST_NS, Histogram, decode
+from bench.harness.processes import look
 from bench.harness.result import Generators, Latency, Result, Second, Server, read
 from bench.harness.schedule import Schedule
 from bench.harness.search import Search
@@ -340,3 +343,24 @@ def test_the_doctor_says_what_to_do_where_nothing_answers() -> None:
     found = [doctor.answers(nowhere), doctor.its_redis(nowhere), doctor.its_database(nowhere), doctor.credentials(nowhere)]
     assert [finding.state for finding in found] == ["bad", "bad", "note", "note"] and all(finding.do for finding in found)
     assert doctor.clocks(Deployment("http://127.0.0.1:9", where="own", info={"pids": {"worker-0": 1}})).state == "ok"
+
+
+SHARING = """
+import mmap, os, sys
+shared = mmap.mmap(-1, 40 << 20)
+shared.write(b"x" * (40 << 20))
+for _ in range(2):
+    if os.fork() == 0:
+        shared[:]
+        break
+sys.stdout.write("ready\\n")
+sys.stdout.flush()
+sys.stdin.read()
+"""
+
+
+def test_memory_that_a_servers_processes_share_is_counted_once() -> None:
+    with subprocess.Popen([sys.executable, "-c", SHARING], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None and [parent.stdout.readline() for _ in range(3)] == [b"ready\n"] * 3
+        assert 40 << 10 < look({"one": parent.pid}).memory_kb["one"] < 90 << 10, "the buffer once, and three interpreters"
+        parent.communicate()

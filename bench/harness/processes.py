@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -23,8 +23,8 @@ class Spent:
 
 
 def look(pids: Mapping[str, int]) -> Spent:
-    """CPU seconds so far, with children that have ended, and resident memory (what several share is counted for each)."""
-    tree, cpu_s, memory_kb = _table()
+    """CPU seconds so far, with children that have ended, and resident memory: what each has to itself, and the most that one of them shares."""
+    tree, cpu_s = _table()
     roots = {pid: name for name, pid in pids.items()}
     found = Spent()
     for name, pid in pids.items():
@@ -36,7 +36,7 @@ def look(pids: Mapping[str, int]) -> Spent:
             seen.add(one)
             todo += [child for child in tree.get(one, ()) if child not in roots and child not in seen]
         found.cpu_s[name] = sum(cpu_s[one] for one in seen)
-        found.memory_kb[name] = sum(memory_kb[one] for one in seen)
+        found.memory_kb[name] = _resident_kb(seen)
     return found
 
 
@@ -45,12 +45,25 @@ def ours(name: str) -> bool:
     return name not in SERVERS
 
 
-def _table() -> tuple[dict[int, list[int]], dict[int, float], dict[int, int]]:
+def _resident_kb(pids: Iterable[int]) -> int:
+    """PostgreSQL's processes all map the same buffers: those are counted once."""
+    alone = shared = 0
+    for pid in pids:
+        try:
+            resident, common = map(int, Path(f"/proc/{pid}/statm").read_text().split()[1:3])
+        except OSError:
+            continue  # it has ended
+        alone += resident - common
+        shared = max(shared, common)
+    return (alone + shared) * PAGE_KB
+
+
+def _table() -> tuple[dict[int, list[int]], dict[int, float]]:
+    """The children, and the CPU seconds, of every process."""
     tree: dict[int, list[int]] = {}
     cpu_s: dict[int, float] = {}
-    memory_kb: dict[int, int] = {}
     if not Path("/proc/self/stat").exists():
-        return tree, cpu_s, memory_kb
+        return tree, cpu_s
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
@@ -61,5 +74,4 @@ def _table() -> tuple[dict[int, list[int]], dict[int, float], dict[int, int]]:
         pid = int(name)
         tree.setdefault(int(fields[1]), []).append(pid)
         cpu_s[pid] = sum(map(int, fields[11:15])) * TICK_S
-        memory_kb[pid] = int(fields[21]) * PAGE_KB
-    return tree, cpu_s, memory_kb
+    return tree, cpu_s
