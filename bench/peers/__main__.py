@@ -33,7 +33,7 @@ def say(text: str) -> None:
 
 
 def fanned(args: argparse.Namespace) -> tuple[list[Peer], list[Row], dict[str, str]]:
-    found, missing = fanout.measure(args.sockets, args.rounds, args.turns, 0.02, say)
+    found, missing = fanout.measure(args.sockets, args.rounds, args.turns, 0.02, say, args.peer or fanout.PEERS)
     ours, ten = found[0], found[1]
     rows: list[Row] = [
         (
@@ -156,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m bench.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("part", nargs="*", choices=[*PARTS, []], help="which comparisons (default: all)")
+    parser.add_argument("--peer", action="append", choices=list(fanout.PEERS), help="of fanout, only this one (may be given again)")
     parser.add_argument("--sockets", type=int, default=5000, metavar="N", help="of the crowd on each server (default 5000)")
     parser.add_argument("--rounds", type=int, default=8, metavar="N", help="messages a turn of fanout (default 8)")
     parser.add_argument("--turns", type=int, default=4, metavar="N", help="of each server of fanout, there and back (default 4)")

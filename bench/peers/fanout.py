@@ -11,7 +11,7 @@ import contextlib
 import http.client
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -21,7 +21,7 @@ from bench.peers import epoll, nchan, socketify, ws
 from bench.peers.place import Missing, Peer, Running
 from bench.product import Area, Product
 
-PEERS = (nchan.peer, ws.peer, socketify.peer, epoll.peer)
+PEERS: dict[str, Callable[[], Peer]] = {"nchan": nchan.peer, "ws": ws.peer, "socketify": socketify.peer, "epoll": epoll.peer}
 SETTLE_S = 8.0  # Timepoint looks every 5 s whether a crowd came, collects and freezes
 
 
@@ -56,18 +56,19 @@ class Stage(NamedTuple):
     updates: int = 1
 
 
-def measure(sockets: int, rounds: int, turns: int, pause_s: float, told: Callable[[str], None]) -> tuple[list[Figures], dict[str, str]]:
-    """Figures of Timepoint (first; then with ten buses a tick) and of each peer that could be had; reasons of those that could not."""
+def measure(
+    sockets: int, rounds: int, turns: int, pause_s: float, told: Callable[[str], None], peers: Iterable[str] = PEERS
+) -> tuple[list[Figures], dict[str, str]]:
+    """Figures of Timepoint (first; then with ten buses a tick) and of each of `peers` that could be had; reasons of those that could not."""
     missing: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         stages = stack.enter_context(_timepoint(sockets, told))
         text = b"x" * (_size_of_round(stages[0], sockets) - 4)
-        for find in PEERS:
+        for name in peers:
             try:
-                peer = find()
-                stages.append(stack.enter_context(_peer(peer, sockets, text, told)))
+                stages.append(stack.enter_context(_peer(PEERS[name](), sockets, text, told)))
             except Missing as fault:
-                missing[find.__module__.rpartition(".")[2]] = str(fault)
+                missing[name] = str(fault)
         found = _in_turn(stages, sockets, rounds, turns, pause_s, told)
     return found, missing
 

@@ -33,16 +33,21 @@ http {{
 
 @contextlib.contextmanager
 def _start() -> Iterator[Running]:
-    nginx = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-    if nginx is None:
-        raise Missing("there is no nginx on this machine (Debian: apt-get install nginx-light)")
     where, port = folder("nchan"), some_port()
     module = from_debian("nchan", "libnginx-mod-nchan") / "usr/lib/nginx/modules/ngx_nchan_module.so"
     (where / "nginx.conf").write_text(CONFIG.format(module=module, where=where, port=port))
-    with serving([nginx, "-p", str(where), "-c", str(where / "nginx.conf")], port) as running:
+    with serving([_nginx(), "-p", str(where), "-c", str(where / "nginx.conf")], port) as running:
         yield running
 
 
+def _nginx() -> str:
+    found = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+    if found is None:
+        raise Missing("there is no nginx on this machine (Debian: apt-get install nginx-light)")
+    return found
+
+
 def peer() -> Peer:
+    _nginx()  # nothing is fetched for one that cannot start
     from_debian("nchan", "libnginx-mod-nchan")
     return Peer("Nchan", debian_version("nchan"), _start, "/sub")
