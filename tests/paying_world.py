@@ -6,7 +6,7 @@ from typing import Any
 
 from engine.booking.money import Money
 from engine.booking.paying import Paying
-from engine.booking.payments import SIGNATURE, Fact, signature, webhook_body, webhook_secret
+from engine.booking.payments import SIGNATURE, Charge, Fact, signature, webhook_body, webhook_secret
 from engine.booking.providers import CARD, MOBILE_MONEY, Simulated, scenario_of
 from engine.clock import SystemClock
 from engine.errors import EngineError
@@ -111,6 +111,12 @@ class PayingWorld(World):
         """A webhook with these facts, well signed."""
         body, now_ms = webhook_body(facts), self.their_clock.now_ms()
         return await self.paying.webhook(provider, {SIGNATURE: signature(webhook_secret(SECRET, provider), body, now_ms)}, body, "webhook")
+
+    async def takes(self, payment_id: str) -> list[Fact]:
+        """The card's money is taken, whoever asked for it; what the provider says of it."""
+        row = await self.payment(payment_id)
+        charge = Charge(payment_id=payment_id, reference="", amount=Money(row["amount"], row["currency"]))
+        return await self.simulated[CARD].capture(payment_id, charge)
 
     # --- what there is ---
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from api import booking, payments, settlements
-from engine.booking.payments import SIGNATURE, signature, webhook_secret
+from engine.booking.money import Money
+from engine.booking.payments import SIGNATURE, Charge, signature, webhook_secret
 from engine.booking.providers import CARD
 from tests.booking_world import OTHER, PARTNER, SECRET
 from tests.seat_house import SeatHouse, problem
@@ -244,7 +245,8 @@ async def test_money_that_came_too_late_is_other_seats_or_the_money(till: Till) 
     await world.run("update booking.booking set expires_at = clock_timestamp() - interval '1 s' where reference = $1", ref)
     await world.run("select booking.expire(array_agg(booking_id), 'sweep') from booking.booking where reference = $1", ref)
     await till.paid("1A")
-    await till.desk.paying.providers[CARD].capture(payment_id)
+    charge = Charge(payment_id=payment_id, reference=ref, amount=Money(**begun.json()["amount"]))
+    await till.desk.paying.providers[CARD].capture(payment_id, charge)
     await world.run("update money.payment set next_try_at = clock_timestamp() where payment_id = $1", payment_id)
     await till.desk.paying.reconcile()
     problem(await till.post("/v1/payments/confirm", {"paymentId": payment_id}, mine), 409, "OFFER_OTHER_SEATS")

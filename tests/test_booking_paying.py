@@ -150,8 +150,8 @@ async def test_a_timeout_after_the_charge_is_finished_by_the_same_request_sent_a
 
 async def test_a_worker_that_dies_between_charge_and_write_is_finished_by_the_reconciler(world: PayingWorld) -> None:
     class Dying(type(world.simulated[CARD])):  # type: ignore[misc]
-        async def capture(self, payment_id: str) -> list[Fact]:
-            await super().capture(payment_id)
+        async def capture(self, payment_id: str, charge: Charge | None = None) -> list[Fact]:
+            await super().capture(payment_id, charge)
             raise SystemError("killed")
 
     shown, payment_id = await world.begun("1A")
@@ -171,8 +171,8 @@ async def test_the_twin_of_a_running_confirm_is_told_to_wait_and_an_abandoned_on
     world = await PayingWorld.make(database_url, payment_run_s=60.0)
 
     class Stuck(type(world.simulated[CARD])):  # type: ignore[misc]
-        async def capture(self, payment_id: str) -> list[Fact]:
-            await super().capture(payment_id)
+        async def capture(self, payment_id: str, charge: Charge | None = None) -> list[Fact]:
+            await super().capture(payment_id, charge)
             raise SystemError("frozen")
 
     shown, payment_id = await world.begun("1A")
@@ -379,8 +379,7 @@ async def test_an_offer_that_nobody_takes_up_is_refunded_within_its_deadline(wor
     shown, payment_id = await world.begun("1A")
     await world.expire(shown)
     await world.paid("1A")
-    card = world.simulated[CARD]
-    await world.says(await card.capture(payment_id))
+    await world.says(await world.takes(payment_id))
     assert (await world.payment(payment_id))["state"] == "OFFER_OTHER_SEATS"
     await world.due()
     assert (await world.payment(payment_id))["state"] == "REFUNDED"
@@ -392,7 +391,7 @@ async def test_who_declines_other_seats_has_the_money_back_at_once(world: Paying
     shown, payment_id = await world.begun("1A")
     await world.expire(shown)
     await world.paid("1A")
-    await world.says(await world.simulated[CARD].capture(payment_id))
+    await world.says(await world.takes(payment_id))
     body = await world.paying.decline_seats(world.payer(shown), payment_id)
     assert body["status"] in ("REFUNDING", "REFUNDED")
     assert (await world.payment(payment_id))["state"] == "REFUNDED"
@@ -402,7 +401,7 @@ async def test_money_for_a_trip_that_has_left_goes_back(world: PayingWorld) -> N
     shown, payment_id = await world.begun("1A")
     await world.expire(shown)
     await world.run("update sale.trip_instance set departs_at = clock_timestamp() - interval '1 minute'")
-    await world.says(await world.simulated[CARD].capture(payment_id))
+    await world.says(await world.takes(payment_id))
     assert (await world.payment(payment_id))["state"] == "REFUNDED"
     assert await world.state(shown) == "REFUNDED"
 
@@ -413,7 +412,7 @@ async def test_who_pays_twice_because_the_first_payment_was_late_gets_one_of_the
     await world.paying.reconcile()
     second = await world.begin(shown)
     await world.confirm(shown, second)
-    await world.says(await world.simulated[CARD].capture(first))
+    await world.says(await world.takes(first))
     states = {(await world.payment(one))["state"] for one in (first, second)}
     assert states == {"CONFIRMED", "REFUNDED"}
     assert await world.state(shown) == "CONFIRMED"
@@ -421,7 +420,7 @@ async def test_who_pays_twice_because_the_first_payment_was_late_gets_one_of_the
 
 async def test_too_little_money_is_no_ticket_and_goes_back(world: PayingWorld) -> None:
     shown, payment_id = await world.begun("1A")
-    await world.simulated[CARD].capture(payment_id)
+    await world.takes(payment_id)
     await world.says([fact(payment_id, "CAPTURED", "less", PRICE - 1)])
     assert (await world.payment(payment_id))["state"] in ("REFUNDING", "REFUNDED")
     assert await world.state(shown) == "PENDING_PAYMENT"
@@ -571,7 +570,7 @@ async def test_cash_goes_into_a_drawer_and_what_is_missing_is_booked(world: Payi
 
 async def test_a_charge_that_never_reached_the_provider_is_made_when_it_is_confirmed(world: PayingWorld) -> None:
     shown, payment_id = await world.begun("1A")
-    await world.run("delete from simulator.charge")
+    assert await world.value("select count(*) from simulator.charge") == 0
     assert (await world.confirm(shown, payment_id)).body["status"] == "CONFIRMED"
     again = await world.simulated[CARD].create(Charge(payment_id=payment_id, reference=shown["ref"], amount=Money(1, "DZD")))
     assert max(one.amount for one in again if one.kind == CAPTURED) == PRICE
@@ -597,41 +596,41 @@ async def test_a_refund_that_the_provider_never_takes_ends_as_a_case_for_people(
 
 
 async def test_a_payment_that_was_begun_and_never_reached_anybody_fails_at_its_deadline_and_frees_its_key(world: PayingWorld) -> None:
-    class Dead(type(world.simulated[CARD])):  # type: ignore[misc]
+    class Dead(type(world.simulated[MOBILE_MONEY])):  # type: ignore[misc]
         async def create(self, charge: Charge) -> list[Fact]:
             raise SystemError("killed")
 
     shown = await world.booked("1A")
-    card = world.simulated[CARD]
-    worker = world.worker(**{CARD: Dead(CARD, card._memories, card._clock, card._secret)})
+    wallet = world.simulated[MOBILE_MONEY]
+    worker = world.worker(**{MOBILE_MONEY: Dead(MOBILE_MONEY, wallet._memories, wallet._clock, wallet._secret)})
     key = world.key()
     with pytest.raises(SystemError):
-        await worker.initiate(world.payer(shown), key, shown["ref"], CARD)
+        await worker.initiate(world.payer(shown), key, shown["ref"], MOBILE_MONEY)
     await world.run("update money.payment set deadline_at = clock_timestamp()")
     await world.due()
     assert await world.value("select state || ' ' || reason from money.payment") == "FAILED NO_ANSWER"
-    again = await world.paying.initiate(world.payer(shown), key, shown["ref"], CARD)
+    again = await world.paying.initiate(world.payer(shown), key, shown["ref"], MOBILE_MONEY)
     assert again.status == 201
     await world.confirm(shown, again.body["id"])
     assert await world.state(shown) == "CONFIRMED"
 
 
 async def test_an_abandoned_beginning_is_gone_on_with_by_the_same_request(world: PayingWorld) -> None:
-    class Dead(type(world.simulated[CARD])):  # type: ignore[misc]
+    class Dead(type(world.simulated[MOBILE_MONEY])):  # type: ignore[misc]
         async def create(self, charge: Charge) -> list[Fact]:
             await super().create(charge)
             raise SystemError("killed")
 
     shown = await world.booked("1A")
-    card = world.simulated[CARD]
-    worker = world.worker(**{CARD: Dead(CARD, card._memories, card._clock, card._secret)})
+    wallet = world.simulated[MOBILE_MONEY]
+    worker = world.worker(**{MOBILE_MONEY: Dead(MOBILE_MONEY, wallet._memories, wallet._clock, wallet._secret)})
     key = world.key()
     with pytest.raises(SystemError):
-        await worker.initiate(world.payer(shown), key, shown["ref"], CARD)
+        await worker.initiate(world.payer(shown), key, shown["ref"], MOBILE_MONEY)
     await world.run(
         "update office.idempotency set answer = answer || jsonb_build_object('until', clock_timestamp()) where answer ? 'until'"
     )
-    again = await world.paying.initiate(world.payer(shown), key, shown["ref"], CARD)
+    again = await world.paying.initiate(world.payer(shown), key, shown["ref"], MOBILE_MONEY)
     assert again.body["status"] == "INITIATED"
     assert await world.value("select count(*) from money.payment") == 1
     assert await world.value("select count(*) from simulator.charge") == 1
@@ -642,7 +641,7 @@ async def test_a_booking_that_was_let_go_after_its_payment_failed_gets_late_mone
     await refused("PAYMENT_IN_PROGRESS", world.desk.release(world.payer(shown), world.key(), shown["lead"]))
     await world.says([fact(payment_id, "FAILED", "f1")])
     await world.desk.release(world.payer(shown), world.key(), shown["lead"])
-    await world.says(await world.simulated[CARD].capture(payment_id))
+    await world.says(await world.takes(payment_id))
     assert (await world.payment(payment_id))["state"] == "REFUNDED"
     assert await world.state(shown) == "RELEASED"
     assert await world.accounts() == {}

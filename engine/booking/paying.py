@@ -1,6 +1,6 @@
 """Payments in motion: a provider is asked between two transactions, and whoever dies between them is finished by the reconciler.
 
-    initiate   money.initiate -> provider.create -> money.settle
+    initiate   money.initiate (and for who asks the customer first: -> provider.create -> money.prepared)
     confirm    money.begin_confirm -> provider.capture -> money.settle (booking, claims, tickets, ledger, events: one transaction)
     refund     money.ask_refund or money.plan_refund -> provider.refund -> money.settle
     webhook    signature -> money.settle; a payment that nobody knows: kept (money.hear)
@@ -71,12 +71,15 @@ class Paying:
                 f"no payment provider {provider[:40]!r}; there are {', '.join(sorted(self.providers))}",
                 errors=[{"pointer": "/provider", "code": "UNKNOWN_PROVIDER", "detail": "see the list"}],
             )
+        run_s = self._settings.payment_run_s if self.providers[provider].prepares else None
         began = await self.store.initiate(
-            key, self._settings.payment_run_s, self._clock.uuid7(), reference, provider, scenario, self._settings.payment_limit_s,
-            self._settings.hold_most_s, _who(caller), caller.actor, caller.request_id,
+            key, run_s, self._clock.uuid7(), reference, provider, scenario, self._settings.payment_limit_s, self._settings.hold_most_s,
+            _who(caller), caller.actor, caller.request_id,
         )  # fmt: skip
         known = _known(began, f"no booking {reference!r}, or not one of yours")
         if known is not None:
+            if run_s is None and not known.replayed:
+                self._ended.add(1, provider, known.body["status"])
             return known
         facts = await self._ask(key, provider, self.providers[provider].create(_charge(began)))
         if all(fact.kind in PREPARED for fact in facts):
@@ -91,20 +94,10 @@ class Paying:
         known = _known(began, f"no payment {payment_id!r}, or not one of yours")
         if known is not None:
             return known
-        facts = await self._ask(key, began["provider"], self._captured(began))
+        provider = self.providers[began["provider"]]
+        facts = await self._ask(key, provider.name, provider.capture(payment_id, _charge(began)))
         settled = await self._settle(payment_id, facts, caller.actor, caller.request_id, key=key)
         return self._answer(settled, 200)
-
-    async def _captured(self, began: Any) -> list[Fact]:
-        """CAPTURED, FAILED or what is known. A charge that never reached the provider is made first."""
-        provider = self.providers[began["provider"]]
-        try:
-            return await provider.capture(began["payment"])
-        except ProviderRefused as refusal:
-            if not refusal.again:
-                raise
-        made = await provider.create(_charge(began))
-        return made + await provider.capture(began["payment"])
 
     async def status(self, caller: Caller, payment_id: str) -> Any:
         """Raises `NotFound`."""
@@ -303,8 +296,8 @@ class Paying:
         facts: list[Fact] = []
         if provider is not None:
             try:
-                asked = provider.capture(due.payment_id) if due.state == "IN_PROGRESS" and not due.over else provider.fetch(due.payment_id)
-                facts = await self._in_time(asked)
+                going_on = due.state == "IN_PROGRESS" and not due.over  # its customer has asked for it
+                facts = await self._in_time(provider.capture(due.payment_id, _due(due)) if going_on else provider.fetch(due.payment_id))
             except ProviderRefused:
                 pass  # it has never heard of it: nothing was charged
             except ProviderSilent:
@@ -351,6 +344,12 @@ def _charge(began: Any) -> Charge:
         reference=began["ref"],
         amount=Money(began["amount"], began["currency"]),
         scenario=tuple(began["scenario"]),
+    )
+
+
+def _due(due: DuePayment) -> Charge:
+    return Charge(
+        payment_id=due.payment_id, reference=due.reference or "", amount=Money(due.amount, due.currency), scenario=tuple(due.scenario)
     )
 
 

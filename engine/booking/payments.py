@@ -123,6 +123,7 @@ class Provider(Protocol):
     """Whoever takes the money. Every call may raise `ProviderSilent`; none does its work twice for one key."""
 
     name: str
+    prepares: bool  # a charge has to be made before its customer can pay (a wallet asks them on the phone); False: capture makes it
 
     async def create(self, charge: Charge) -> list[Fact]:
         """A charge is prepared; of a mobile wallet, the customer is asked on the phone."""
@@ -132,8 +133,9 @@ class Provider(Protocol):
         """All it knows of a payment; nothing: it has never heard of it."""
         ...
 
-    async def capture(self, payment_id: str) -> list[Fact]:
-        """The money is taken: CAPTURED, FAILED, or what is known while the customer has not answered yet."""
+    async def capture(self, payment_id: str, charge: Charge | None = None) -> list[Fact]:
+        """The money is taken: CAPTURED, FAILED, or what is known while the customer has not answered yet. `charge`: what to make first
+        where the provider has not heard of it; without it that raises `ProviderRefused`."""
         ...
 
     async def refund(self, payment_id: str, refund_id: str, amount: Money) -> list[Fact]:

@@ -1,6 +1,7 @@
 """Simulated payment providers: they behave like real ones, faults included, and remember what they did apart from everything of ours.
 
-SIMULATED_CARD takes the money when it is asked to (capture) and says so in its answer; it posts webhooks only for scripted payments.
+SIMULATED_CARD takes the money when it is asked to (capture) and says so in its answer; it posts webhooks only for scripted payments, and has
+not heard of a payment before.
 SIMULATED_MOBILE_MONEY asks the customer on the phone, takes the money when they agree, and says so by webhook.
 
 `scenario` of a payment scripts the faults (one word or several):
@@ -243,10 +244,14 @@ class Simulated:
         if name not in NAMES:
             raise Invalid(f"no payment provider {name!r}; there are {', '.join(NAMES)}")
         self.name, self._memories, self._clock, self._secret, self._answer_ms = name, memories, clock, secret, answer_ms
+        self.prepares = name == MOBILE_MONEY
+
+    def _created(self, charge: Charge, now_ms: int) -> Step:
+        return created(self.name, charge, self._clock.token(9), now_ms, self._answer_ms)
 
     async def create(self, charge: Charge) -> list[Fact]:
         now_ms = self._clock.now_ms()
-        step = created(self.name, charge, self._clock.token(9), now_ms, self._answer_ms)
+        step = self._created(charge, now_ms)
         if not await self._memories.save(self.name, step.memory, 0, step.posts):
             return await self.fetch(charge.payment_id)
         if step.fault is not None:
@@ -257,8 +262,8 @@ class Simulated:
         found = await self._memories.load(self.name, payment_id)
         return [] if found is None else _until(found[0], self._clock.now_ms())
 
-    async def capture(self, payment_id: str) -> list[Fact]:
-        return await self._change(payment_id, lambda memory, now_ms: captured(self.name, memory, now_ms))
+    async def capture(self, payment_id: str, charge: Charge | None = None) -> list[Fact]:
+        return await self._change(payment_id, lambda memory, now_ms: captured(self.name, memory, now_ms), charge)
 
     async def refund(self, payment_id: str, refund_id: str, amount: Money) -> list[Fact]:
         return await self._change(payment_id, lambda memory, now_ms: refunded(self.name, memory, refund_id, amount, now_ms))
@@ -280,22 +285,29 @@ class Simulated:
         await self._memories.sent(done)
         return len(done)
 
-    async def _change(self, payment_id: str, step_of: Callable[[Memory, int], Step]) -> list[Fact]:
+    async def _change(self, payment_id: str, step_of: Callable[[Memory, int], Step], charge: Charge | None = None) -> list[Fact]:
         kept = self._memories.recall(self.name, payment_id)
+        new = kept is None and charge is not None and not self.prepares  # as a rule; if not, what is stored decides
         for _ in range(SAVES):
-            found = kept or await self._memories.load(self.name, payment_id)
-            if found is None:
-                raise ProviderRefused("the provider has never heard of this payment", again=True)
-            memory, version = found
-            before = msgspec.json.encode(memory)
             now_ms = self._clock.now_ms()
+            found = None if new else kept or await self._memories.load(self.name, payment_id)
+            made: Step | None = None
+            if found is None:
+                if charge is None:
+                    raise ProviderRefused("the provider has never heard of this payment", again=True)
+                made = self._created(charge, now_ms)
+                found = made.memory, 0
+            memory, version = found
+            before = b"" if made is not None else msgspec.json.encode(memory)
             step = step_of(memory, now_ms)
+            posts, happened = (step.posts, step.happened) if made is None else (made.posts + step.posts, made.happened + step.happened)
             same = msgspec.json.encode(step.memory) == before
-            if (same and kept is None) or (not same and await self._memories.save(self.name, step.memory, version, step.posts)):
-                if step.fault is not None:
-                    raise step.fault
-                return [fact for fact in step.happened if fact.at_ms <= now_ms] or _until(step.memory, now_ms)
-            kept = None  # an old memory: what is stored decides
+            if (same and kept is None) or (not same and await self._memories.save(self.name, step.memory, version, posts)):
+                fault = step.fault or (made.fault if made is not None else None)
+                if fault is not None:
+                    raise fault
+                return [fact for fact in happened if fact.at_ms <= now_ms] or _until(step.memory, now_ms)
+            kept, new = None, False  # an old memory, or somebody else was first: what is stored decides
         raise ProviderSilent("the provider is busy with this payment")
 
 

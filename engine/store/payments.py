@@ -23,6 +23,10 @@ class DuePayment(msgspec.Struct, frozen=True):
     provider: str
     state: str
     over: bool  # its deadline has passed
+    amount: int
+    currency: str
+    scenario: list[str]
+    reference: str | None
 
 
 class DayLine(msgspec.Struct, frozen=True):
@@ -72,7 +76,7 @@ class Payments:
     async def initiate(
         self,
         key: Key | None,
-        run_s: float,
+        run_s: float | None,
         payment_id: str,
         reference: str,
         provider: str,
@@ -83,8 +87,10 @@ class Payments:
         actor: str,
         request_id: str,
     ) -> Any:
+        """`run_s` None: no provider is asked now, this is all of the request."""
+        run = None if run_s is None else timedelta(seconds=run_s)
         return await self.pool.call(
-            self._sql["initiate"], key and key.key, key and key.fingerprint, timedelta(seconds=run_s), payment_id, reference, provider,
+            self._sql["initiate"], key and key.key, key and key.fingerprint, run, payment_id, reference, provider,
             list(scenario), timedelta(seconds=limit_s), timedelta(seconds=most_s), who, actor, request_id,
         )  # fmt: skip
 
@@ -205,7 +211,7 @@ class Payments:
         async def read(connection: Any) -> Any:
             return await connection.fetch(self._sql["due_payments"], limit)
 
-        return [DuePayment(row["payment_id"], row["provider"], row["state"], row["over"]) for row in await self.pool.run(ALL, read)]
+        return [DuePayment(**row) for row in await self.pool.run(ALL, read)]
 
     async def due_refunds(self, limit: int) -> list[str]:
         async def read(connection: Any) -> Any:

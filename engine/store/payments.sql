@@ -74,7 +74,8 @@ update money.payment set tries = tries + 1,
       interval '5 seconds' * power(2, least(tries, 12))) end
 where payment_id = any(array(
   select payment_id from money.payment where next_try_at <= clock_timestamp() order by next_try_at limit $1 for update skip locked))
-returning payment_id::text, provider, state, deadline_at <= clock_timestamp() as over
+returning payment_id::text, provider, state, deadline_at <= clock_timestamp() as over, amount, currency, scenario,
+  (select min(reference) from booking.reference r where r.lead_id = payment.lead_id) as reference
 
 -- name: due_refunds
 -- Refunds that wait for a try, or whose try died.
