@@ -162,7 +162,7 @@ def played(load: Load, product: Deployment) -> Story:
     plan = Plan(scenario=load.scenario, schedule=schedule, options=options)
     try:
         return Story(result=uvloop.run(run(plan, product, lambda seen: None)))
-    except Exception as fault:  # one row must not take the others with it
+    except Exception as fault:  # whatever a scenario raises: one row must not take the others with it, and says it
         return Story(fault=f"{type(fault).__name__}: {fault}")
 
 

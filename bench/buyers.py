@@ -70,7 +70,7 @@ class Line:
                 if "connection: close" in said.lower():
                     self.close()
                 return int(said[9:12]), json.loads(content) if content.strip() else None
-        except BaseException:
+        except BaseException:  # cancelled too: half an answer left on the line would be taken for the next one's
             self.close()
             raise
 

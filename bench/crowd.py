@@ -166,7 +166,7 @@ async def run(port: int, path: str) -> None:
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         try:
             answer = await crowd.obey(line)
-        except Exception as fault:
+        except Exception as fault:  # whoever asked is another process: it is told, and raises there
             answer = {"fault": repr(fault)}
         print(json.dumps(answer), flush=True)
 

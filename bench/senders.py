@@ -19,7 +19,7 @@ from zlib import crc32
 
 import msgspec
 
-from bench.loads.socket import Address
+from bench.harness.address import Address
 from bench.receiver import Reading
 
 QUEUE_MAX = 400  # requests waiting on one connection
@@ -433,7 +433,7 @@ class MqttSender:
         try:
             await asyncio.wait_for(client.connect(self._host, self._port, ssl=self._secure, keepalive=60), 10)
             self._clients[bus_id] = client
-        except Exception as fault:  # gmqtt raises what its transport raises
+        except Exception as fault:  # gmqtt raises what its transport raises, and kinds of its own: counted by name
             self.tally.errors[f"mqtt: {type(fault).__name__}"] += 1
             await asyncio.sleep(2)
             self._clients.pop(bus_id, None)

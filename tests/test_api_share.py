@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,8 +75,26 @@ async def call(house: SimpleNamespace, count: int) -> list[bytes]:
     return await asyncio.gather(*(one() for _ in range(count)))
 
 
-async def _true(value: Any) -> bool:
-    return bool(value)
+def stop_taking(side: Side) -> None:
+    """It is busy: what is passed to it waits."""
+    asyncio.get_running_loop().remove_reader(side.share._inbox.fileno())
+
+
+@asynccontextmanager
+async def on_their_way(house: SimpleNamespace) -> AsyncIterator[None]:
+    """Connections that were passed to the second worker, which takes none of them; afterwards all of them have been served under its number."""
+    first, second, _ = house.sides
+    first.begin()
+    second.begin()
+    stop_taking(second)
+    waiting = asyncio.ensure_future(call(house, 20))
+
+    async def passed() -> bool:
+        return bool(first.share.passed >= 5)
+
+    await until(passed, 5)
+    yield
+    assert (await waiting).count(second.name) == first.share.passed
 
 
 async def test_a_burst_that_one_worker_takes_ends_even(house: SimpleNamespace) -> None:
@@ -108,7 +127,7 @@ async def test_a_connection_stays_where_the_way_to_the_others_is_full(house: Sim
     first, second, _ = house.sides
     first.begin()
     second.begin()
-    asyncio.get_running_loop().remove_reader(second.share._inbox.fileno())  # it is busy, and takes nothing for now
+    stop_taking(second)
     with socket.socket() as spare:
         try:
             while True:
@@ -119,23 +138,11 @@ async def test_a_connection_stays_where_the_way_to_the_others_is_full(house: Sim
 
 
 async def test_what_was_passed_to_a_worker_that_died_first_is_served_by_its_successor(house: SimpleNamespace) -> None:
-    first, second, _ = house.sides
-    first.begin()
-    second.begin()
-    asyncio.get_running_loop().remove_reader(second.share._inbox.fileno())
-    waiting = asyncio.ensure_future(call(house, 20))
-    await until(lambda: _true(first.share.passed >= 5), 5)
-    successor = Side(house.pairs, 1, house.clock)
-    successor.begin()
-    assert (await waiting).count(b"1") == first.share.passed
+    async with on_their_way(house):
+        successor = Side(house.pairs, 1, house.clock)
+        successor.begin()
 
 
 async def test_what_was_passed_before_a_drain_is_served(house: SimpleNamespace) -> None:
-    first, second, _ = house.sides
-    first.begin()
-    second.begin()
-    asyncio.get_running_loop().remove_reader(second.share._inbox.fileno())
-    waiting = asyncio.ensure_future(call(house, 20))
-    await until(lambda: _true(first.share.passed >= 5), 5)
-    second.share.end()
-    assert (await waiting).count(b"1") == first.share.passed
+    async with on_their_way(house):
+        house.sides[1].share.end()

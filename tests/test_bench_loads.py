@@ -13,18 +13,19 @@ from typing import Any
 import msgspec
 import pytest
 
+from bench.harness.address import Address
 from bench.harness.calls import Calls, request
 from bench.harness.result import Second
 from bench.harness.scenario import Scenario
 from bench.loads.city import MixedCity, Soak
 from bench.loads.fanout import Fanout, SlowClient
 from bench.loads.ingest import IngestBatch, IngestMqtt, IngestWs
-from bench.loads.mqtt import Broker, Login, packet
+from bench.loads.mqtt import PORTS, Login, packet
 from bench.loads.onsale import Sold
 from bench.loads.reconnect import ReconnectStorm
 from bench.loads.roads import Bus, City, Town, Way, city_of, epoch_ms
 from bench.loads.seats import Judge, places
-from bench.loads.socket import PING, PONG, TEXT, Address, Socket, connect, frame, upgrade
+from bench.loads.socket import PING, PONG, TEXT, Socket, connect, frame, upgrade
 from bench.loads.steadiness import drift, memory_slope
 from bench.loads.watch import Ages, Crowd, Ledger, Ordered, Push, Wish, positions, subscribe, until
 from deploy.servers import MosquittoServer
@@ -126,12 +127,13 @@ async def test_a_connection_that_rested_too_long_is_not_used_again_and_nothing_i
 def test_long_mqtt_packets_say_their_length_in_groups_of_seven_bits() -> None:
     assert packet(0x32, b"x" * 321)[:3] == b"\x32\xc1\x02" and packet(0xC0, b"") == b"\xc0\0"
     with pytest.raises(ValueError, match="mqtt"):
-        Broker.of("http://example.org")
+        Address.of("http://example.org", "mqtt", PORTS)
 
 
 async def test_a_login_publishes_and_hears_that_the_broker_has_it(own_mosquitto: MosquittoServer) -> None:
     acked: list[int] = []
-    login = Login(Broker.of(own_mosquitto.url), "load-1", "load-1", "secret", "timepoint/v1/telemetry/load-1", acked.append, lambda: None)
+    broker = Address.of(own_mosquitto.url, "mqtt", PORTS)
+    login = Login(broker, "load-1", "load-1", "secret", "timepoint/v1/telemetry/load-1", acked.append, lambda: None)
     await login.connect()
     numbers = [login.publish(b"{}") for _ in range(300)]
     async with asyncio.timeout(10):

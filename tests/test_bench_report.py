@@ -16,7 +16,8 @@ from bench.harness import report_plots as plots
 from bench.harness.histogram import Histogram
 from bench.harness.report import complaints, render
 from bench.harness.result import Generators, Latency, Peer, Result, Second, Server, Threshold
-from tests.test_browser_pages import AXE, SIZES, browser  # noqa: F401  # fixture: a Chromium
+from tests.phone import holds_on_a_phone
+from tests.test_browser_pages import browser  # noqa: F401  # fixture: a Chromium
 
 
 def latency(factor: float = 1.0) -> Latency:
@@ -125,17 +126,5 @@ def test_a_phone_can_read_it_in_both_themes(tmp_path: Path, browser: Browser) ->
     few = [second(at) for at in range(9, 16)]
     many = [result(peers=[peer], faults={"x" * 80: 3}, title="y" * 90, series=few), result(refused="late", series=few)]
     (tmp_path / "page.html").write_text(render(many), encoding="utf-8")
-    asked: list[str] = []
     for theme in ("light", "dark"):
-        context = browser.new_context(viewport=SIZES["phone"], color_scheme=theme)  # type: ignore[arg-type]
-        shown = context.new_page()
-        shown.on("request", lambda request: asked.append(request.url))
-        shown.goto((tmp_path / "page.html").as_uri())
-        assert shown.evaluate("document.documentElement.scrollWidth") <= SIZES["phone"]["width"]
-        assert [url for url in asked if not url.startswith("data:")] == [(tmp_path / "page.html").as_uri()]
-        if AXE.exists():
-            shown.evaluate(AXE.read_text(encoding="utf-8"))
-            found = shown.evaluate("axe.run()")["violations"]
-            assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
-        context.close()
-        asked.clear()
+        holds_on_a_phone(browser, tmp_path / "page.html", theme)

@@ -21,7 +21,8 @@ from engine.tracking.plots import Series, lines, ranks
 from engine.tracking.plots import bars as bar_plot
 from engine.tracking.score import DELAY, SCHEDULE, SPEED, TIMEPOINT, Report, RideName, Samples, result_of
 from ingest.gtfs import read_feed
-from tests.test_browser_pages import AXE, SIZES, browser  # noqa: F401  # fixture: a Chromium
+from tests.phone import holds_on_a_phone
+from tests.test_browser_pages import browser  # noqa: F401  # fixture: a Chromium
 from tests.test_engine_score import played  # noqa: F401  # fixture: a small replay
 
 
@@ -127,20 +128,7 @@ def test_a_page_is_whole_in_itself_and_writes_names_as_text(played: Path) -> Non
 def test_the_page_fits_a_phone_in_both_themes_and_everybody_can_read_it(played: Path, tmp_path: Path, browser: Browser, theme: str) -> None:  # noqa: F811
     made = eta_report(played, read_feed=read_feed, against=played)
     (tmp_path / "page.html").write_text(page([msgspec.structs.replace(made, name="/a/very/long/folder/" * 9)]), encoding="utf-8")
-    context = browser.new_context(viewport=SIZES["phone"], color_scheme=theme)  # type: ignore[arg-type]
-    try:
-        shown = context.new_page()
-        asked: list[str] = []
-        shown.on("request", lambda request: asked.append(request.url))
-        shown.goto((tmp_path / "page.html").as_uri())
-        assert shown.evaluate("document.documentElement.scrollWidth") <= SIZES["phone"]["width"]
-        assert [url for url in asked if not url.startswith("data:")] == [(tmp_path / "page.html").as_uri()]
-        if AXE.exists():
-            shown.evaluate(AXE.read_text(encoding="utf-8"))
-            found = shown.evaluate("axe.run()")["violations"]
-            assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
-    finally:
-        context.close()
+    holds_on_a_phone(browser, tmp_path / "page.html", theme)
 
 
 def test_the_command_prints_every_bar_and_writes_the_page(

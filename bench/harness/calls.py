@@ -23,8 +23,9 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from bench.harness.scenario import Share
+from bench.harness.scenario import Option, Share
 
+CONNECTIONS: Final = Option("connections", 64, "kept connections of one generator")
 LIMIT_S: Final = 30.0
 CONNECT_LIMIT_S: Final = 10.0
 UNUSED_MAX_S: Final = 5.0  # a connection's first call comes sooner; servers limit the time to a first head
@@ -129,10 +130,10 @@ class Calls:
         self._all_in: asyncio.Future[None] | None = None
 
     @classmethod
-    async def open(cls, share: Share, connections: int, limit_s: float = LIMIT_S) -> Self:
-        """Raises OSError where not one connection can be made."""
-        self = cls(share, connections, limit_s)
-        for _ in range(connections):
+    async def open(cls, share: Share, connections: int = 0, limit_s: float = LIMIT_S) -> Self:
+        """`connections`: 0 where the scenario has the option CONNECTIONS. Raises OSError where not one connection can be made."""
+        self = cls(share, connections or int(share.options[CONNECTIONS.name]), limit_s)
+        for _ in range(self.connections):
             await self._connect()
         self._spawn(self._sweep())
         return self

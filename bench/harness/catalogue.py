@@ -57,7 +57,7 @@ def _from_file(path: Path) -> ModuleType:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as fault:
+    except Exception as fault:  # the file is a stranger's: whatever it raises is why it does not import
         raise ValueError(f"{path} does not import: {type(fault).__name__}: {fault}") from fault
     return module
 

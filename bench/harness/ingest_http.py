@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from bench.harness.calls import Calls, opening, whole
+from bench.harness.calls import CONNECTIONS, Calls, opening, whole
 from bench.harness.devices import SPEED_MPS, fix, register
 from bench.harness.scenario import Measure, Option, Scenario, Share, Target
 
@@ -22,7 +22,7 @@ class IngestHttp(Scenario):
     rate = 500.0
     options = (
         Option("buses", 1000, "buses, each with a device of its own; a bus sends every buses/rate seconds"),
-        Option("connections", 64, "kept connections of one generator"),
+        CONNECTIONS,
     )
     measures = (Measure("answer", "from a fix's intended moment to its 202"),)
     needs: ClassVar[frozenset[str]] = frozenset({"token"})

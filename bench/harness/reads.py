@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-from bench.harness.calls import Calls, request
+from bench.harness.calls import CONNECTIONS, Calls, request
 from bench.harness.devices import fix, register
 from bench.harness.scenario import CallFailed, Measure, Option, Scenario, Share, Target
 
@@ -30,7 +30,7 @@ class Reads(Scenario):
     rate = 500.0
     options = (
         Option("uncached-share", 0.1, "of the requests, 0 to 1: boards, schedules, trips, the record of a bus"),
-        Option("connections", 64, "kept connections of one generator"),
+        CONNECTIONS,
     )
     measures = (
         Measure("cached", "from the intended moment to the answer, of what the worker has in memory"),
@@ -70,7 +70,7 @@ class Reads(Scenario):
         return answered | {"token": target.token}
 
     async def drive(self, share: Share) -> None:
-        calls = await Calls.open(share, share.options["connections"])
+        calls = await Calls.open(share)
         chance = random.Random(share.seed)
         asked = {
             measure: [request("GET", path, host=calls.host, token=share.data["token"]) for path in share.data[measure]]

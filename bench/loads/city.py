@@ -13,18 +13,17 @@ from typing import Any, ClassVar
 import msgspec
 
 from bench.harness import processes
-from bench.harness.calls import Calls, opening, request, whole
+from bench.harness.calls import CONNECTIONS, Calls, opening, request, whole
 from bench.harness.devices import register
 from bench.harness.result import Result
 from bench.harness.scenario import Measure, Option, Scenario, Share, Target
-from bench.loads.ingest import all_said, buses_of, counted, drivers, took_all
+from bench.loads.ingest import BUSES, MEASURE, all_said, buses_of, counted, drivers, took_all
 from bench.loads.onsale import on_sale, sold_of
 from bench.loads.roads import Bus, bus_ids, city_of, survey
 from bench.loads.seats import SERVES, Booking, Customers
 from bench.loads.steadiness import drift, memory_slope
 from bench.loads.watch import Ages, Crowd, Ledger, Wish, gathered, subscribe, until, view, watching
 
-CONNECTIONS = 64
 SETTLE_S = 8.0
 VIEW_DEG = 0.04  # half the side of a map's view: a few kilometres
 KINDS = {"bus": "age", "trip": "age", "route": "age_map", "fleet": "age_map", "bbox": "age_map", "check": "age_check"}
@@ -37,16 +36,16 @@ class MixedCity(Scenario):
     unit = "fixes"
     rate: ClassVar[float] = 500.0
     options = (
-        Option("buses", 0, "buses that report, in turn; 0: as many as the rate"),
+        BUSES,
         Option("watchers", 250, "sockets that watch a bus each (a tenth of them: its trip)"),
         Option("maps", 20, "sockets that watch a part of the map or a route"),
         Option("fleets", 5, "sockets of the operator that watch all its buses"),
         Option("reads", 0.04, "reads for each fix: departures, search, seats, a bus"),
         Option("bookings", 0.002, "bookings for each fix"),
-        Option("connections", CONNECTIONS, "kept connections of one generator, for buses and passengers each"),
+        CONNECTIONS,  # for buses and passengers each
     )
     measures = (
-        Measure("ingest", "from the moment a fix is meant to be sent until it is answered"),
+        MEASURE,
         Measure("age", "until a watcher of its bus or trip has read it"),
         Measure("age_map", "until somebody who watches a route, a map or the fleet has read it"),
         Measure("read", "one read of a passenger"),
@@ -144,7 +143,7 @@ class Reporting:
 
     @classmethod
     async def open(cls, share: Share, buses: Sequence[Bus], ledger: Ledger) -> Reporting:
-        return cls(share, buses, ledger, await Calls.open(share, int(share.options["connections"])))
+        return cls(share, buses, ledger, await Calls.open(share))
 
     def send(self, moment: float) -> None:
         if not self.buses:
@@ -176,7 +175,7 @@ class Passengers:
 
     @classmethod
     async def open(cls, share: Share) -> Passengers:
-        return cls(share, await Calls.open(share, int(share.options["connections"])))
+        return cls(share, await Calls.open(share))
 
     def come(self, moment: float) -> None:
         self._reads += float(self.share.options["reads"])

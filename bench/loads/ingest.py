@@ -9,21 +9,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from math import ceil
 from typing import Any, ClassVar
 
 import msgspec
 
-from bench.harness.calls import Calls, opening, whole
+from bench.harness.address import Address
+from bench.harness.calls import CONNECTIONS, Calls, opening, whole
 from bench.harness.devices import gateway, register
 from bench.harness.scenario import Measure, Option, Scenario, Share, Target
-from bench.loads.mqtt import Broker, Login
+from bench.loads.mqtt import PORTS, Login
 from bench.loads.roads import Bus, Town, bus_ids, city_of, survey
-from bench.loads.socket import Address, Socket, connect_all, upgrade
+from bench.loads.socket import Socket, connect_all, upgrade
 from bench.loads.watch import Ages, Crowd, Ledger, gathered, until
 
-CONNECTIONS, CONNECTIONS_BATCH = 64, 16  # of one generator
+CONNECTIONS_BATCH = 16  # of one generator
 GATEWAY_BUSES = 5_000  # a gateway device is for so many at most
 SETTLE_S = 8.0
 KNOTS_PER_MPS = 3600 / 1852
@@ -90,14 +91,36 @@ def all_said(data: Any, counts: Mapping[str, int]) -> list[str]:
     return wrong
 
 
-class IngestBatch(Scenario):
+class Reporters(Scenario):
+    """Buses that report, by whatever way."""
+
+    unit = "fixes"
+    options: ClassVar[tuple[Option, ...]] = (BUSES,)
+    measures: ClassVar[tuple[Measure, ...]] = (MEASURE,)
+    needs = frozenset({"token"})
+
+    def prepare(self, target: Target, options: Mapping[str, Any], rate: float, seed: int) -> Any:
+        return prepared(target, buses_of(options, rate))
+
+    def verify(self, target: Target, data: Any, counts: Mapping[str, int]) -> list[str]:
+        return all_said(data, counts)
+
+
+async def in_turn(share: Share, those: Sequence[Any]) -> AsyncIterator[tuple[float, Any]]:
+    """Each moment with the next of those; none where there are none."""
+    turn = 0
+    async for moment in share.moments():
+        if those:
+            yield moment, those[turn % len(those)]
+            turn += 1
+
+
+class IngestBatch(Reporters):
     name = "ingest-batch"
     summary = "gateways that post the fixes of many buses together"
-    unit = "fixes"
     rate: ClassVar[float] = 2000.0
     options = (BUSES, Option("batch", 100, "fixes in a request"))
     measures = (Measure("ingest", "from the moment the last fix of a batch is due until the batch is answered"),)
-    needs = frozenset({"token"})
 
     def prepare(self, target: Target, options: Mapping[str, Any], rate: float, seed: int) -> Any:
         count = buses_of(options, rate)
@@ -106,7 +129,7 @@ class IngestBatch(Scenario):
         return found | {"gateways": [gateway(target, names[start : start + GATEWAY_BUSES]) for start in range(0, count, GATEWAY_BUSES)]}
 
     async def drive(self, share: Share) -> None:
-        buses, batch, turn = drivers(share), int(share.options["batch"]), 0
+        buses, batch = drivers(share), int(share.options["batch"])
         calls = await Calls.open(share, CONNECTIONS_BATCH)
         heads = [opening("POST", "/ingest/telemetry", host=calls.host, token=token) for token in share.data["gateways"]]
         waiting: list[list[bytes]] = [[] for _ in heads]
@@ -118,38 +141,26 @@ class IngestBatch(Scenario):
             body = b"[" + b",".join(fixes) + b"]"
             calls.send(moment, whole(heads[which], body), "ingest", lambda status, said: counted(share, status, said, len(fixes)))
 
-        async for moment in share.moments():
-            if buses:
-                bus = buses[turn % len(buses)]
-                turn += 1
-                which = bus.number // GATEWAY_BUSES
-                waiting[which].append(bus.fix(moment, share.epoch_ms(moment)))
-                if len(waiting[which]) >= batch:
-                    send(which, moment)
+        async for moment, bus in in_turn(share, buses):
+            which = bus.number // GATEWAY_BUSES
+            waiting[which].append(bus.fix(moment, share.epoch_ms(moment)))
+            if len(waiting[which]) >= batch:
+                send(which, moment)
         for which, fixes in enumerate(waiting):
             if fixes:
                 send(which, time.monotonic())
         await calls.rest()
 
-    def verify(self, target: Target, data: Any, counts: Mapping[str, int]) -> list[str]:
-        return all_said(data, counts)
 
-
-class OsmAnd(Scenario):
+class OsmAnd(Reporters):
     name = "osmand"
     summary = "phones that report by OsmAnd's protocol, a request each fix"
-    unit = "fixes"
     rate: ClassVar[float] = 200.0
-    options = (BUSES, Option("connections", CONNECTIONS, "kept connections of one generator"))
-    measures = (MEASURE,)
-    needs = frozenset({"token"})
-
-    def prepare(self, target: Target, options: Mapping[str, Any], rate: float, seed: int) -> Any:
-        return prepared(target, buses_of(options, rate))
+    options = (BUSES, CONNECTIONS)
 
     async def drive(self, share: Share) -> None:
-        buses, tokens, turn = drivers(share), share.data["tokens"], 0
-        calls = await Calls.open(share, int(share.options["connections"]))
+        buses, tokens = drivers(share), share.data["tokens"]
+        calls = await Calls.open(share)
         tail = f" HTTP/1.1\r\nHost: {calls.host}\r\nContent-Length: 0\r\n\r\n"
         heads = [f"POST /ingest/osmand?token={tokens[bus.bus_id]}&id={bus.bus_id}" for bus in buses]
 
@@ -159,15 +170,12 @@ class OsmAnd(Scenario):
             else:
                 share.fault(str(status))
 
-        async for moment in share.moments():
-            if buses:
-                bus, head = buses[turn % len(buses)], heads[turn % len(buses)]
-                turn += 1
-                lat, lon, bearing, mps = bus.place(moment)
-                said = f"&lat={lat:.6f}&lon={lon:.6f}&timestamp={share.epoch_ms(moment) / 1000:.3f}"
-                said += f"&speed={mps * KNOTS_PER_MPS:.2f}&bearing={bearing:.1f}&accuracy=5{tail}"
-                share.count("sent")
-                calls.send(moment, (head + said).encode(), "ingest", heard)
+        async for moment, (bus, head) in in_turn(share, list(zip(buses, heads, strict=True))):
+            lat, lon, bearing, mps = bus.place(moment)
+            said = f"&lat={lat:.6f}&lon={lon:.6f}&timestamp={share.epoch_ms(moment) / 1000:.3f}"
+            said += f"&speed={mps * KNOTS_PER_MPS:.2f}&bearing={bearing:.1f}&accuracy=5{tail}"
+            share.count("sent")
+            calls.send(moment, (head + said).encode(), "ingest", heard)
         await calls.rest()
 
     def verify(self, target: Target, data: Any, counts: Mapping[str, int]) -> list[str]:
@@ -193,17 +201,10 @@ class _Reporting(asyncio.Event):
         self.due: deque[tuple[int, float]] = deque()  # sequence number, moment
 
 
-class IngestWs(Scenario):
+class IngestWs(Reporters):
     name = "ingest-ws"
     summary = "a socket for every bus, a fix a frame, acknowledged by number"
-    unit = "fixes"
     rate: ClassVar[float] = 500.0
-    options = (BUSES,)
-    measures = (MEASURE,)
-    needs = frozenset({"token"})
-
-    def prepare(self, target: Target, options: Mapping[str, Any], rate: float, seed: int) -> Any:
-        return prepared(target, buses_of(options, rate))
 
     async def drive(self, share: Share) -> None:
         address = Address.of(share.url)
@@ -228,16 +229,12 @@ class IngestWs(Scenario):
             for one in reporting
         ]
         await connect_all(address, sockets)
-        turn = 0
-        async for moment in share.moments():
-            if sockets:
-                socket = sockets[turn % len(sockets)]
-                turn += 1
-                one = socket.mark
-                payload = one.bus.fix(moment, share.epoch_ms(moment))
-                one.due.append((one.bus.seq, moment))
-                share.count("sent")
-                socket.say(payload)
+        async for moment, socket in in_turn(share, sockets):
+            one = socket.mark
+            payload = one.bus.fix(moment, share.epoch_ms(moment))
+            one.due.append((one.bus.seq, moment))
+            share.count("sent")
+            socket.say(payload)
         await until(lambda: not any(one.due for one in reporting), SETTLE_S)
         for _ in range(sum(len(one.due) for one in reporting)):
             share.fault("not acknowledged")
@@ -245,16 +242,11 @@ class IngestWs(Scenario):
         for socket in sockets:
             socket.cut()
 
-    def verify(self, target: Target, data: Any, counts: Mapping[str, int]) -> list[str]:
-        return all_said(data, counts)
 
-
-class IngestMqtt(Scenario):
+class IngestMqtt(Reporters):
     name = "ingest-mqtt"
     summary = "a login at the broker for every bus, QoS 1; watchers see what becomes of it"
-    unit = "fixes"
     rate: ClassVar[float] = 200.0
-    options = (BUSES,)
     measures = (
         Measure("ingest", "from the moment a fix is meant to be sent until the broker has it (PUBACK)"),
         Measure("age", "until a watcher of its bus has it"),
@@ -265,7 +257,7 @@ class IngestMqtt(Scenario):
         return prepared(target, buses_of(options, rate)) | {"mqtt": target.mqtt_url}
 
     async def drive(self, share: Share) -> None:
-        broker, buses = Broker.of(share.data["mqtt"]), drivers(share)
+        broker, buses = Address.of(share.data["mqtt"], "mqtt", PORTS), drivers(share)
         ledger = Ledger(share)
         crowd = Crowd(share, gathered([f"bus:{bus.bus_id}" for bus in buses], "bus"), Ages(share, {"bus": "age"}, ledger).heard)
         await crowd.open()
@@ -274,14 +266,10 @@ class IngestMqtt(Scenario):
             made = [self._login(share, broker, bus, ledger) for bus in buses[start : start + 50]]
             await asyncio.gather(*(login.connect() for _, login, _ in made))
             logins += made
-        turn = 0
-        async for moment in share.moments():
-            if logins:
-                bus, login, due = logins[turn % len(logins)]
-                turn += 1
-                at_ms = share.epoch_ms(moment)
-                due[login.publish(bus.fix(moment, at_ms))] = moment, at_ms
-                share.count("sent")
+        async for moment, (bus, login, due) in in_turn(share, logins):
+            at_ms = share.epoch_ms(moment)
+            due[login.publish(bus.fix(moment, at_ms))] = moment, at_ms
+            share.count("sent")
         await until(lambda: not any(due for _, _, due in logins), SETTLE_S)
         for _ in range(sum(len(due) for _, _, due in logins)):
             share.fault("not acknowledged")
@@ -290,7 +278,7 @@ class IngestMqtt(Scenario):
             login.close()
         crowd.close()
 
-    def _login(self, share: Share, broker: Broker, bus: Bus, ledger: Ledger) -> tuple[Bus, Login, dict[int, tuple[float, int]]]:
+    def _login(self, share: Share, broker: Address, bus: Bus, ledger: Ledger) -> tuple[Bus, Login, dict[int, tuple[float, int]]]:
         due: dict[int, tuple[float, int]] = {}
 
         def acked(number: int) -> None:

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
-import msgspec
+from bench.harness.address import Address
 
 CONNECT_LIMIT_S = 15.0
 KEEPALIVE_S = 300
+PORTS = 1883, 8883  # plain and secure
 REFUSED = {1: "protocol version", 2: "client id", 3: "broker away", 4: "user or password", 5: "not allowed"}
-
-
-class Broker(msgspec.Struct, frozen=True):
-    host: str
-    port: int
-    ssl: ssl.SSLContext | None
-
-    @classmethod
-    def of(cls, url: str) -> Broker:
-        """Raises ValueError for anything but mqtt:// and mqtts://."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
-            raise ValueError(f"{url!r} is not an mqtt:// or mqtts:// address")
-        secure = parts.scheme == "mqtts"
-        return cls(parts.hostname, parts.port or (8883 if secure else 1883), ssl.create_default_context() if secure else None)
 
 
 def packet(kind: int, body: bytes) -> bytes:
@@ -50,7 +34,7 @@ class Login(asyncio.Protocol):
     __slots__ = ("acked", "broker", "hello", "lost", "number", "opened", "rest", "topic", "transport")
 
     def __init__(
-        self, broker: Broker, client_id: str, user: str, password: str, topic: str, acked: Callable[[int], None], lost: Callable[[], None]
+        self, broker: Address, client_id: str, user: str, password: str, topic: str, acked: Callable[[int], None], lost: Callable[[], None]
     ) -> None:
         self.broker, self.acked, self.lost = broker, acked, lost
         flags = 0xC2  # user name, password, clean session

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from bench.harness.calls import Calls, request
+from bench.harness.calls import CONNECTIONS, Calls, request
 from bench.harness.devices import register
 from bench.harness.scenario import Measure, Option, Scenario, Share, Target
-from bench.loads.city import CONNECTIONS, Reporting
-from bench.loads.ingest import all_said, drivers
+from bench.loads.city import Reporting
+from bench.loads.ingest import MEASURE, all_said, drivers
 from bench.loads.onsale import Sold, on_sale, sold_of
 from bench.loads.roads import bus_ids, survey
 from bench.loads.seats import SERVES
@@ -40,14 +40,14 @@ class ReconnectStorm(Scenario):
         Option("listeners", 50, "sockets that listen to the seats of one trip, and come back with `since`"),
         Option("buses", 50, "buses at 1 Hz"),
         Option("guests", 5.0, "guests a second who pick a seat and drop it again"),
-        Option("connections", CONNECTIONS, "kept connections of one generator"),
+        CONNECTIONS,
     )
     measures = (
         Measure("first", "from the cut until a watcher has a position again"),
         Measure("back", "from the cut until the socket stands again"),
         Measure("recovered", "from the cut until a listener has had its answer to `since`"),
         Measure("age", "age of the positions that watchers read"),
-        Measure("ingest", "until a post is answered"),
+        MEASURE,
         *(Measure(call, "one call of a guest") for call in ("pick", "drop")),
     )
     needs = frozenset({"token"})

@@ -24,7 +24,7 @@ import msgspec
 from bench.harness.calls import Calls, opening, whole
 from bench.harness.devices import register
 from bench.harness.scenario import Measure, Option, Scenario, Share, Target
-from bench.loads.ingest import all_said, counted, took_all
+from bench.loads.ingest import MEASURE, all_said, counted, took_all
 from bench.loads.roads import Bus, Town, city_of, survey
 from bench.loads.watch import Ages, Crowd, Ledger, gathered
 from engine.tracking.fix import Fix
@@ -50,7 +50,7 @@ class Replay(Scenario):
         Option("clock", "recorded", "recorded: fixes keep their distances in time; wall: a fix is of its intended moment"),
     )
     measures = (
-        Measure("ingest", "from the moment a fix is meant to be sent until it is answered"),
+        MEASURE,
         Measure("age", "until a watcher of its bus has read it; with the clock `wall`"),
     )
     needs = frozenset({"token"})

@@ -13,13 +13,12 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from bench.harness.calls import Calls, request
+from bench.harness.calls import CONNECTIONS, Calls, request
 from bench.harness.scenario import Measure, Option, Scenario, Share, Target
 from bench.loads.onsale import Sold, on_sale, seats_of, sold_of
 from bench.loads.socket import Socket
 from bench.loads.watch import Crowd, Ordered, Wish, pushes, subscribe, until
 
-CONNECTIONS = 64
 SETTLE_S = 5.0
 SERVES = {"ROLES": "api,track,history,office", "SALES_PASS_S": "1", "RUSH_THRESHOLD_PER_S": "0"}
 
@@ -87,7 +86,7 @@ class SeatRush(Scenario):
         Option("seats", 3, "seats that a guest wants"),
         Option("holds", 0.5, "share of the guests that hold what they picked; the others drop it"),
         Option("trip", "", "the trip instance; empty: the one with the most free seats"),
-        Option("connections", CONNECTIONS, "kept connections of one generator"),
+        CONNECTIONS,
     )
     measures = (
         Measure("pick", "from the moment a guest comes until the pick is answered, granted or not"),
@@ -107,7 +106,7 @@ class SeatRush(Scenario):
         trip, judge = msgspec.convert(share.data, Sold), Judge(share)
         crowd = Crowd(share, [Wish([subscribe(f"seats:{trip.trip_id}")], "seats")] if share.number == 0 else [], judge.heard)
         await crowd.open()
-        calls = await Calls.open(share, int(share.options["connections"]))
+        calls = await Calls.open(share)
         guests = _Guests(share, calls, trip)
         async for moment in share.moments():
             guests.come(moment)
@@ -224,7 +223,7 @@ class Booking(Scenario):
     rate: ClassVar[float] = 20.0
     options = (
         Option("trips", 20, "trips that are sold, those with the most free seats"),
-        Option("connections", CONNECTIONS, "kept connections of one generator"),
+        CONNECTIONS,
     )
     measures = (
         Measure("booked", "from the moment a guest comes until the booking is confirmed"),
@@ -237,7 +236,7 @@ class Booking(Scenario):
         return msgspec.to_builtins(on_sale(target, int(options["trips"])))
 
     async def drive(self, share: Share) -> None:
-        calls = await Calls.open(share, int(share.options["connections"]))
+        calls = await Calls.open(share)
         guests = Customers(share, calls, sold_of(share.data))
         async for moment in share.moments():
             guests.come(moment)

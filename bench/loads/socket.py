@@ -8,13 +8,11 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
-import ssl
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
-import msgspec
+from bench.harness.address import Address
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # any 16 bytes will do
@@ -22,25 +20,6 @@ OPEN_LIMIT_S = 30.0
 WAVE = 100  # connections that are opened at once: within every server's backlog
 
 Heard = Callable[["Socket", bytes], None]
-
-
-class Address(msgspec.Struct, frozen=True):
-    """Where a base URL points."""
-
-    host: str
-    port: int
-    ssl: ssl.SSLContext | None
-    prefix: str
-
-    @classmethod
-    def of(cls, url: str) -> Address:
-        """Raises ValueError for anything but http:// and https://."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is not an http:// or https:// address")
-        secure = parts.scheme == "https"
-        context = ssl.create_default_context() if secure else None
-        return cls(parts.hostname, parts.port or (443 if secure else 80), context, parts.path.rstrip("/"))
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
@@ -153,7 +132,7 @@ async def connect(address: Address, made: Socket, *, rcvbuf: int = 0) -> Socket:
             else:
                 await loop.create_connection(lambda: made, address.host, address.port, ssl=address.ssl)
             await opened
-    except BaseException:
+    except BaseException:  # cancelled too: a socket that half stands would stay open
         opened.cancel()
         if made.transport is not None:
             made.cut()

@@ -10,9 +10,10 @@ from typing import Any
 
 import msgspec
 
+from bench.harness.address import Address
 from bench.harness.scenario import Share
 from bench.loads.roads import epoch_ms
-from bench.loads.socket import Address, Socket, connect_all, upgrade
+from bench.loads.socket import Socket, connect_all, upgrade
 
 GRANT_LIMIT_S = 60.0
 CHANNELS_MAX = 100  # of one socket: half of what the product allows

@@ -106,8 +106,7 @@ def shop() -> Iterator[Shop]:
 def _migrate(postgres: PostgresServer, python: Path, where: Path, environ: dict[str, str]) -> None:
     if os.environ.get("TIMEPOINT_PEERS_SKIP_SLOW"):
         raise Missing("its migrations take minutes and TIMEPOINT_PEERS_SKIP_SLOW is set")
-    with contextlib.suppress(Exception):
-        postgres.create_database("pretix")
+    postgres.create_database("pretix")
     run([str(python), "-m", "pretix", "migrate"], where, **environ)
 
 
