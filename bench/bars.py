@@ -286,7 +286,14 @@ def say(text: str) -> None:
 def as_line(one: Found) -> str:
     bars = [f"{label} {one.sign} {number(bar)} {holds}" for label, bar, holds in
             (("first", one.first, one.first_holds), ("now", one.then, one.then_holds)) if bar is not None]  # fmt: skip
-    return f"{one.what}: {number(one.figure)} {one.unit} ({'; '.join(bars)}){' - ' + one.why if one.why else ''}"
+    return f"{one.what}: {shown(one)} ({'; '.join(bars)})"
+
+
+def shown(one: Found) -> str:
+    """The figure, or why there is none."""
+    if one.figure is None:
+        return f"{NONE}: {one.why}"
+    return f"{number(one.figure)} {one.unit}".rstrip() + (f" ({one.why})" if one.why else "")
 
 
 def number(value: float | None) -> str:
@@ -297,7 +304,8 @@ def number(value: float | None) -> str:
 
 def as_markdown(results: Sequence[Found]) -> str:
     lines = [
-        "Machine: what a bare ASGI request cost just before, in what it cost where the bars were set; `pass here`: the bar is held by that measure.", "",
+        "Machine: what a bare ASGI request cost just before, in what it cost where the bars were set; `pass here`: the bar is held by that measure.",
+        "Ratio: to the floor or peer of the same run, else to what was published of the peer (where CPU bounds it, by the machine's measure).", "",
         "| what | figure | first | now | ratio | to | machine | command |", "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for one in results:
@@ -306,10 +314,7 @@ def as_markdown(results: Sequence[Found]) -> str:
             for bar, holds in ((one.first, one.first_holds), (one.then, one.then_holds))
         ]
         ratio = f"{one.ratio:.2f}" if one.ratio is not None else ""
-        why = f" ({one.why})" if one.why else ""
-        lines.append(
-            f"| {one.what} | {number(one.figure)} {one.unit}{why} | {bars[0]} | {bars[1]} | {ratio} | {one.to} | {one.machine:.1f} | `{one.how}` |"
-        )
+        lines.append(f"| {one.what} | {shown(one)} | {bars[0]} | {bars[1]} | {ratio} | {one.to} | {one.machine:.1f} | `{one.how}` |")
     return "\n".join(lines) + "\n"
 
 

@@ -86,7 +86,9 @@ def test_what_has_no_figure_says_why_and_is_no_pass() -> None:
     story = Story(text="server  ours in theirs\n  nchan is missing: there is no nginx on this machine\n")
     one = found(row(then=1, lacks=r"nchan is missing: (.*)"), {"door": story}, 1.0)
     assert (one.then_holds, one.why) == (NONE, "there is no nginx on this machine")
-    assert "<= 1.00: not measured |" in as_markdown([found(row(then=1), {"door": story}, 1.0)])
+    assert "| w | not measured: its source did not say it |  | <= 1.00: not measured |" in as_markdown(
+        [found(row(then=1), {"door": story}, 1.0)]
+    )
     tests = next(one for one in ROWS if one.name == "tests")
     one = found(tests, {"tests": Story(fault="it takes minutes")}, 1.0)
     assert (one.figure, one.then_holds, one.how) == (None, NONE, "time make test")

@@ -12,7 +12,7 @@ import pytest
 from bench.crowd import CrowdProcess
 from bench.harness.result import Peer, read
 from bench.peers import __main__ as command
-from bench.peers import epoll, place
+from bench.peers import epoll, nchan, place
 from bench.peers.place import Missing
 from tests.test_bench_report import result
 
@@ -47,6 +47,14 @@ def test_what_cannot_be_had_says_why() -> None:
         place.run(["sh", "-c", "echo never heard of it >&2; exit 3"], place.folder("x"))
     with pytest.raises(Missing, match="did not come up: it fell over"), place.serving(["sh", "-c", "echo it fell over; exit 1"], 1):
         pass
+
+
+def test_nothing_is_fetched_for_a_peer_that_cannot_start_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(nchan, "NGINX", ("no-such-nginx",))
+    with pytest.raises(Missing, match="there is no nginx"):
+        nchan.peer()
+    assert not (place.folder("nchan") / "root").exists()
 
 
 def test_a_peer_is_installed_once_for_each_version() -> None:

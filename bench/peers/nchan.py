@@ -31,6 +31,9 @@ http {{
 """
 
 
+NGINX = ("nginx", "/usr/sbin/nginx")
+
+
 @contextlib.contextmanager
 def _start() -> Iterator[Running]:
     where, port = folder("nchan"), some_port()
@@ -41,7 +44,7 @@ def _start() -> Iterator[Running]:
 
 
 def _nginx() -> str:
-    found = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+    found = next(filter(None, map(shutil.which, NGINX)), None)
     if found is None:
         raise Missing("there is no nginx on this machine (Debian: apt-get install nginx-light)")
     return found
