@@ -2,7 +2,7 @@
 
     python -m bench.page [--buses 2000] [--seconds 20] [--theme dark]
 
-A fix counts as drawn at the first frame that the map has rendered after its source had taken it. From the moment at which the area's owner says the
+A fix counts as drawn when the frame after the one that painted it begins. From the moment at which the area's owner says the
 batch (what comes before that is mixed-city's) until then: hub, gathering, socket, script and map. Also: errors on the console, requests to
 anywhere but the product, and what axe finds serious, where the front-end's own packages have it. Needs Chromium; its frames are drawn in software
 where there is no graphics card, on the same cores as all the rest.
@@ -27,44 +27,24 @@ BAR_MS = 200.0
 COMMITS = 20  # a second
 AXE = CHECKOUT / "api/web/node_modules/axe-core/axe.min.js"
 FLAGS = [
-    "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-background-networking",
+    "--no-sandbox", "--enable-unsafe-swiftshader", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-quic",
 ]  # fmt: skip
 EPOCH_MS = 1_771_250_709_250  # of Area.position
-# Every setData remembers whose new fixes it carries. The source sends one of them to its worker at a time, the newest that came meanwhile next
-# ("content": it is back), then every tile in sight is made anew; once all of them are, the next frame shows those fixes.
+# A painting remembers whose new fixes it carries; they are drawn once the browser asks for the frame after it: it has then taken this one.
 WATCH = """() => {
-  const { map, buses } = window.timepoint, source = map.getSource("buses"), seen = new Map(), tiles = new Set();
-  let under = null, waiting = [], making = [], got = new Set(), ready = [];
+  const { marks, buses } = window.timepoint, seen = new Map();
   window.drawn = [];
-  window.sets = 0;
-  const set = source.setData.bind(source);
-  source.setData = (data) => {
-    window.sets += 1;
+  window.paintings = 0;
+  marks.onPaint = () => {
+    window.paintings += 1;
     const fresh = [];
-    for (const { properties: { id } } of data.features) {
+    for (const [id, mark] of marks.all) {
       const at = Date.parse(buses.get(id)?.at);
-      if (seen.get(id) !== at) { seen.set(id, at); fresh.push(at); }
+      if (!Number.isNaN(mark.left) && seen.get(id) !== at) { seen.set(id, at); fresh.push(at); }
     }
-    if (under === null) under = fresh; else waiting.push(...fresh);
-    return set(data);
+    requestAnimationFrame(() => { const now = Date.now(); for (const at of fresh) window.drawn.push(now - at); });
   };
-  map.on("sourcedata", (said) => {
-    if (said.sourceId !== "buses") return;
-    if (said.sourceDataType === "content") {
-      making.push(...(under ?? []));
-      under = waiting.length ? waiting : null;
-      waiting = [];
-      got = new Set();
-    }
-    const tile = said.tile?.tileID?.key;
-    if (tile === undefined) return;
-    tiles.add(tile);
-    got.add(tile);
-    if (got.size >= tiles.size) { ready.push(...making); making = []; }
-  });
-  map.on("moveend", () => tiles.clear());
-  map.on("render", () => { const now = Date.now(); for (const at of ready) window.drawn.push(now - at); ready = []; });
 }"""
 SERIOUS = "async () => (await axe.run(document)).violations.filter(one => ['serious', 'critical'].includes(one.impact)).map(one => one.id)"
 
@@ -108,15 +88,15 @@ def measure(args: argparse.Namespace, executable: str) -> dict[str, Any]:
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: outside.append(request.url) if _elsewhere(request.url, product.port) else None)
         page.goto(f"http://127.0.0.1:{product.port}/fleet")
-        page.wait_for_function("() => window.timepoint?.map.getSource('buses')")
+        page.wait_for_function("() => window.timepoint?.marks")
         page.evaluate("window.timepoint.map.jumpTo({ center: [3.1, 36.75], zoom: 11 })")
         page.wait_for_function(f"() => window.timepoint.buses.size >= {args.buses}", timeout=20_000)
         page.evaluate(WATCH)
         time.sleep(3)
-        page.evaluate("() => { window.drawn = []; window.sets = 0; }")
+        page.evaluate("() => { window.drawn = []; window.paintings = 0; }")
         traffic.late_ms.clear()
         time.sleep(args.seconds)
-        drawn, sets = page.evaluate("() => [window.drawn, window.sets]")
+        drawn, paintings = page.evaluate("() => [window.drawn, window.paintings]")
         late_ms = sorted(traffic.late_ms)
         if args.shot:
             page.screenshot(path=args.shot)
@@ -129,7 +109,7 @@ def measure(args: argparse.Namespace, executable: str) -> dict[str, Any]:
         running.close()
     return {
         "ms": sorted(drawn),
-        "frames": sets / args.seconds,
+        "frames": paintings / args.seconds,
         "errors": errors,
         "outside": outside,
         "serious": serious,
@@ -155,7 +135,7 @@ def report(found: dict[str, Any], args: argparse.Namespace) -> bool:
             "SHORT" if missing else "pass",
             "newest wins",
         ),
-        ("new data for the map a second", f"{found['frames']:.1f}", "", "", ""),
+        ("paintings of the marks a second", f"{found['frames']:.1f}", "", "", ""),
         ("errors on the console", str(len(found["errors"])), "0", "SHORT" if found["errors"] else "pass", "; ".join(found["errors"][:2])),
         ("requests elsewhere", str(len(found["outside"])), "0", "SHORT" if found["outside"] else "pass", " ".join(found["outside"][:2])),
     ]

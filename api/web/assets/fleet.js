@@ -7,23 +7,25 @@ import { boundsOf, lineFeature, makeMap, pages, stopFeature } from "./map.js";
 
 const $ = (id) => document.getElementById(id);
 const SPAN_DEG = 9.99;
-const DRAW_MS = 150; // at most this often: MapLibre takes 2,000 points in 0.2 ms, the screen needs no more
+const WORDS_MS = 500; // counts and the open card: read, not watched
 
 const buses = new Map();
-const hidden = new Set();
 let chosen = null;
-let dirty = false;
+let dirty = false; // the words, not the marks: those are painted in the next frame
 
-const map = await makeMap("map");
-window.timepoint = { buses, map }; // for tests and the curious
+const { map, marks } = await makeMap("map");
+window.timepoint = { buses, map, marks }; // for tests and the curious
 
 const live = new Live({ onPush: hear, onState: showState });
 const inbox = new Inbox({ live, choose: centre });
 map.on("moveend", look);
 drawNetwork().catch((fault) => console.warn("no network:", fault.message)).finally(look);
 makeChips();
-setInterval(draw, DRAW_MS);
-setInterval(() => { dirty = true; }, 5_000); // silence changes classes too
+setInterval(draw, WORDS_MS);
+setInterval(() => {
+  for (const bus of buses.values()) mark(bus);
+  dirty = true;
+}, 5_000); // silence changes classes too
 
 function look() {
   const box = map.getBounds();
@@ -37,13 +39,26 @@ function look() {
 
 function hear(kind, data, channels) {
   if (inbox.hear(kind, data, channels)) return;
-  if (kind === "pos") buses.set(data.busId, data);
-  else if (kind === "gone") buses.delete(data.busId);
-  else if (kind === "snapshot") {
+  if (kind === "pos") keep(data);
+  else if (kind === "gone") {
+    buses.delete(data.busId);
+    marks.drop(data.busId);
+  } else if (kind === "snapshot") {
     buses.clear();
-    for (const bus of data) buses.set(bus.busId, bus);
+    marks.clear();
+    data.forEach(keep);
   } else return;
   dirty = true;
+}
+
+function keep(bus) {
+  buses.set(bus.busId, bus);
+  mark(bus);
+}
+
+function mark(bus) {
+  const minutes = bus.delayS === null ? "" : ` ${bus.delayS >= 0 ? "+" : "−"}${Math.abs(Math.round(bus.delayS / 60))}`;
+  marks.put(bus.busId, bus, classOf(bus, Date.now()), bus.busId + minutes);
 }
 
 function showState(state) {
@@ -56,23 +71,15 @@ function draw() {
   dirty = false;
   const now = Date.now();
   const counts = Object.fromEntries(CLASSES.map(({ id }) => [id, 0]));
-  const features = [];
-  for (const bus of buses.values()) {
-    const group = classOf(bus, now);
-    counts[group] += 1;
-    if (hidden.has(group)) continue;
-    const minutes = bus.delayS === null ? "" : ` ${bus.delayS >= 0 ? "+" : "−"}${Math.abs(Math.round(bus.delayS / 60))}`;
-    features.push({
-      type: "Feature",
-      geometry: { type: "Point", coordinates: [bus.lon, bus.lat] },
-      properties: { id: bus.busId, class: group, label: bus.busId + minutes, faded: group === "nosignal" },
-    });
-  }
-  map.getSource("buses")?.setData({ type: "FeatureCollection", features });
-  $("count").textContent = `${buses.size} buses`;
+  for (const { group } of marks.all.values()) counts[group] += 1;
+  say($("count"), `${buses.size} buses`);
   $("empty").classList.toggle("hidden", buses.size > 0);
-  for (const { id } of CLASSES) $(`count-${id}`).textContent = counts[id];
+  for (const { id } of CLASSES) say($(`count-${id}`), String(counts[id]));
   if (chosen) drawCard(now);
+}
+
+function say(element, words) {
+  if (element.textContent !== words) element.textContent = words;
 }
 
 function makeChips() {
@@ -85,9 +92,9 @@ function makeChips() {
     count.className = "mono";
     chip.append(icon(id), label, count);
     chip.onclick = () => {
-      if (!hidden.delete(id)) hidden.add(id);
-      chip.setAttribute("aria-pressed", String(!hidden.has(id)));
-      dirty = true;
+      const isShown = chip.getAttribute("aria-pressed") === "false";
+      marks.show(id, isShown);
+      chip.setAttribute("aria-pressed", String(isShown));
     };
     $("chips").append(chip);
   }
@@ -105,9 +112,11 @@ async function drawNetwork() {
   map.getSource("stops").setData({ type: "FeatureCollection", features: stops.map(stopFeature) });
 }
 
-map.on("click", "buses", (event) => choose(event.features[0].properties.id));
-map.on("mouseenter", "buses", () => { map.getCanvas().style.cursor = "pointer"; });
-map.on("mouseleave", "buses", () => { map.getCanvas().style.cursor = ""; });
+map.on("click", (event) => {
+  const busId = marks.at(event.point);
+  if (busId) choose(busId);
+});
+map.on("mousemove", (event) => { map.getCanvas().style.cursor = marks.at(event.point) ? "pointer" : ""; });
 addEventListener("keydown", (event) => { if (event.key === "Escape") choose(null); });
 
 /** The map goes to where an incident's bus is now, or was when it was said, and the bus's card opens. */

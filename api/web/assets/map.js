@@ -2,7 +2,7 @@
 
 import * as maplibregl from "/vendor/maplibre-gl.mjs";
 import { feature } from "/vendor/topojson/index.js";
-import { CLASSES, pathOf } from "./buses.js";
+import { Marks } from "./marks.js";
 
 maplibregl.setWorkerUrl("/vendor/maplibre-gl-worker.mjs");
 
@@ -16,7 +16,6 @@ function style(land) {
       land: { type: "geojson", data: land ?? empty, attribution: "Natural Earth" },
       routes: { type: "geojson", data: empty },
       stops: { type: "geojson", data: empty },
-      buses: { type: "geojson", data: empty },
     },
     layers: [
       { id: "ground", type: "background", paint: { "background-color": ["interpolate", ["linear"], ["zoom"], 8, css("sea"), 10, css("land")] } },
@@ -33,62 +32,31 @@ function style(land) {
       },
       {
         id: "stop-names", type: "symbol", source: "stops", minzoom: 14,
-        layout: { "text-field": ["get", "name"], "text-size": 12, "text-offset": [0, 0.9], "text-anchor": "top", "text-optional": true },
+        layout: { "text-field": ["get", "name"], "text-size": 12, "text-offset": [0, -0.9], "text-anchor": "bottom", "text-optional": true }, // what a bus is called stands below it
         paint: { "text-color": css("soft"), "text-halo-color": css("land"), "text-halo-width": 1.5 },
-      },
-      {
-        id: "buses", type: "symbol", source: "buses",
-        layout: {
-          "icon-image": ["concat", "bus-", ["get", "class"]], "icon-size": ["interpolate", ["linear"], ["zoom"], 8, 0.5, 13, 0.8, 16, 1],
-          "icon-allow-overlap": true, "icon-ignore-placement": true,
-          "text-field": ["step", ["zoom"], "", 12.5, ["get", "label"]], "text-size": 12, "text-offset": [0, 1.2], "text-anchor": "top", "text-optional": true,
-        },
-        paint: { "text-color": css("ink"), "text-halo-color": css("land"), "text-halo-width": 1.6, "icon-opacity": ["case", ["get", "faded"], 0.55, 1] },
       },
     ],
   };
 }
 
-function paintIcons(map) {
-  for (const { id } of CLASSES) {
-    const canvas = document.createElement("canvas");
-    canvas.width = canvas.height = 56;
-    const pen = canvas.getContext("2d");
-    pen.scale(2, 2);
-    pen.translate(2, 2);
-    const path = new Path2D(pathOf(id));
-    pen.lineWidth = 3;
-    pen.lineJoin = "round";
-    pen.strokeStyle = css("panel");
-    pen.stroke(path);
-    pen.fillStyle = css(id);
-    pen.fill(path, "evenodd");
-    const image = pen.getImageData(0, 0, 56, 56);
-    if (map.hasImage(`bus-${id}`)) map.updateImage(`bus-${id}`, image);
-    else map.addImage(`bus-${id}`, image, { pixelRatio: 2 });
-  }
-}
-
-/** A map in `container` with the sources routes, stops and buses; resolves once it can be drawn on. */
+/** A map in `container` with the sources routes and stops, and the marks above it; resolves once it can be drawn on. */
 export async function makeMap(container, options = {}) {
   const map = new maplibregl.Map({ container, style: style(null), center: [3.06, 36.74], zoom: 10, attributionControl: { compact: true }, ...options });
   map.addControl(new maplibregl.NavigationControl({ showCompass: false }), "top-right");
   await new Promise((done) => map.once("load", done));
-  paintIcons(map);
   fetch("/vendor/countries-50m.json")
     .then((answer) => answer.json())
     .then((world) => map.getSource("land")?.setData(feature(world, world.objects.countries)))
     .catch(() => console.warn("no base map"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => recolour(map));
-  return map;
+  return { map, marks: new Marks(map) };
 }
 
 function recolour(map) {
-  const kept = Object.fromEntries(["land", "routes", "stops", "buses"].map((id) => [id, map.getSource(id).serialize().data]));
+  const kept = Object.fromEntries(["land", "routes", "stops"].map((id) => [id, map.getSource(id).serialize().data]));
   const next = style(kept.land);
-  for (const id of ["routes", "stops", "buses"]) next.sources[id].data = kept[id];
+  for (const id of ["routes", "stops"]) next.sources[id].data = kept[id];
   map.setStyle(next, { diff: true });
-  map.once("idle", () => paintIcons(map));
 }
 
 /** Every page of a list of the API. */

@@ -36,16 +36,13 @@ async function load() {
   $("share").classList.remove("hidden");
   $("share").addEventListener("click", share);
   document.querySelector("#stops .next")?.scrollIntoView({ block: "center" });
-  const map = await makeMap("map", { bounds: boundsOf(trip.geometry.coordinates), fitBoundsOptions: { padding: 40 } });
+  const { map, marks } = await makeMap("map", { bounds: boundsOf(trip.geometry.coordinates), fitBoundsOptions: { padding: 40 } });
   map.getSource("routes").setData(lineFeature(trip.geometry));
   map.setLayerZoomRange("stops", 8, 24);
   map.getSource("stops").setData({ type: "FeatureCollection", features: trip.stops.map(stopFeature) });
-  window.timepoint = { map, get bus() { return bus; } }; // for tests and the curious
+  window.timepoint = { map, marks, get bus() { return bus; } }; // for tests and the curious
   const drawBus = () => {
-    if (!bus) return;
-    const group = classOf(bus, Date.now());
-    const point = { type: "Feature", geometry: { type: "Point", coordinates: [bus.lon, bus.lat] }, properties: { class: group, label: bus.busId, faded: group === "nosignal" } };
-    map.getSource("buses").setData(point);
+    if (bus) marks.put("bus", bus, classOf(bus, Date.now()), bus.busId);
   };
   drawBus();
   const live = new Live({
