@@ -6,8 +6,10 @@
     python -m bench.booking --out booking.json           the figures as JSON too
 
 Every caller is a guest who takes the next free seat for one leg and pays with SIMULATED_CARD without faults; only a round whose four calls were
-all answered 2xx counts. Closed loop for the rate, then by the clock at the bar's rate for the times of each call. PostgreSQL is durable
-(fsync, autovacuum) and as large as after a season: 50,000 sold seats. CPU per booking of each process as the kernel counts it.
+all answered 2xx counts. Closed loop for the rate. Then by the clock at the bar's rate, with as many callers as come (CROWD at most), for the
+times of the calls that were answered 2xx: where more is offered than can be done, holds are turned away at once (503), and how many is said
+beside the times. PostgreSQL is durable (fsync, autovacuum) and as large as after a season: 50,000 sold seats. CPU per booking of each process
+as the kernel counts it.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from bench.seat_rush import LEGS, Held, arguments, bound, described, finish, ove
 
 BAR_BOOKINGS, BAR_MS = 200.0, 200.0
 TRIPS = 40
+CROWD = 400  # callers by the clock: two seconds of the bar's rate
 CALLS = ("hold", "book", "initiate", "confirm")
 
 
@@ -82,13 +85,19 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
         lanes = Lanes(product.port, args.lanes, lambda _: booking(seats))
         await lanes.open()
         tally, cost, rate = await play(product, "confirm", lanes, args.seconds)
-        timed, timed_cost, kept = await play(product, "confirm", lanes, args.seconds, BAR_BOOKINGS)
         lanes.close()
+        crowd = Lanes(product.port, CROWD, lambda _: booking(seats))
+        await crowd.open()
+        timed, timed_cost, kept = await play(product, "confirm", crowd, args.seconds, BAR_BOOKINGS)
+        crowd.close()
         say("checking what is there")
         return {
             "rate": rate, "us": cost, "refused": tally.bad() | timed.bad(),
             "ms": {call: [tally.p(call, 0.5), tally.p(call, 0.95)] for call in CALLS},
-            "at_the_bar": {"rate": kept, "late": timed.late, "us": timed_cost, "ms": {c: [timed.p(c, 0.5), timed.p(c, 0.95)] for c in CALLS}},
+            "at_the_bar": {
+                "rate": kept, "late": timed.late, "later": timed.bad().get("hold 503", 0), "us": timed_cost,
+                "ms": {call: [timed.p(call, 0.5), timed.p(call, 0.95)] for call in CALLS},
+            },
             "wrong": await judged(product),
         }  # fmt: skip
 
@@ -108,7 +117,8 @@ def report(found: dict[str, Any]) -> bool:
     """Prints the table; whether every bar is met."""
     timed = found["at_the_bar"]
     worst = max(p95 for _, p95 in timed["ms"].values())
-    verdicts = over_ones(found["rate"], BAR_BOOKINGS), "pass" if worst < BAR_MS and not timed["late"] else "SHORT"
+    good = worst < BAR_MS and not timed["late"] and not timed["later"]
+    verdicts = over_ones(found["rate"], BAR_BOOKINGS), "pass" if good else "SHORT"
     rows = [("bookings confirmed /s", f"{found['rate']:.0f}", f">= {BAR_BOOKINGS:.0f}", verdicts[0], bound(found["us"], found["rate"]))]
     rows += [
         (
@@ -116,7 +126,7 @@ def report(found: dict[str, Any]) -> bool:
             f"{worst:.1f}",
             f"< {BAR_MS:.0f}",
             verdicts[1],
-            f"{timed['rate']:.0f}/s confirmed",
+            f"{timed['rate']:.0f}/s confirmed, {timed['later']} turned away at once",
         )
     ]
     for call in CALLS:

@@ -19,7 +19,7 @@ Script = Generator[tuple[str, bytes] | None, tuple[int, bytes], None]
 
 
 class Tally:
-    """What was answered: (kind, status) -> how often; milliseconds of each kind's answers; bodies of what was not 2xx, a few."""
+    """What was answered: (kind, status) -> how often; milliseconds of each kind's good answers; bodies of what was not 2xx, a few."""
 
     def __init__(self) -> None:
         self.answers: Counter[tuple[str, int]] = Counter()
@@ -90,7 +90,8 @@ class Lane(asyncio.Protocol):
         tally.answers[self.kind, status] += 1
         if status >= 300 and len(tally.refused) < 5:
             tally.refused.append((self.kind, status, body[:400]))
-        tally.ms.setdefault(self.kind, []).append((time.perf_counter() - self.began_s) * 1000)
+        if status < 300:
+            tally.ms.setdefault(self.kind, []).append((time.perf_counter() - self.began_s) * 1000)
         if self.lanes.over:
             return
         self._ask(self.script.send((status, body)))

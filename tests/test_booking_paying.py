@@ -167,6 +167,33 @@ async def test_a_worker_that_dies_between_charge_and_write_is_finished_by_the_re
     assert (answer.status, answer.body["status"], answer.replayed) == (200, "CONFIRMED", True)
 
 
+async def test_a_worker_that_dies_before_a_card_was_ever_asked_is_finished_by_the_reconciler(world: PayingWorld) -> None:
+    class Dying(type(world.simulated[CARD])):  # type: ignore[misc]
+        async def capture(self, payment_id: str, charge: Charge | None = None) -> list[Fact]:
+            raise SystemError("killed")
+
+    shown, payment_id = await world.begun("1A")
+    card = world.simulated[CARD]
+    key = world.key()
+    with pytest.raises(SystemError):
+        await world.worker(**{CARD: Dying(CARD, card._memories, card._clock, card._secret)}).confirm(world.payer(shown), key, payment_id)
+    assert await world.value("select count(*) from simulator.charge") == 0
+    await world.due()
+    assert await world.state(shown) == "CONFIRMED"
+    assert (await world.confirm(shown, payment_id, key)).body["status"] == "CONFIRMED"
+
+
+async def test_the_beginning_of_a_card_payment_is_one_answer_that_is_kept(world: PayingWorld) -> None:
+    shown = await world.booked("1A")
+    key = world.key()
+    first = await world.paying.initiate(world.payer(shown), key, shown["ref"], CARD)
+    again = await world.paying.initiate(world.payer(shown), key, shown["ref"], CARD)
+    assert (first.status, first.replayed, again.replayed) == (201, False, True) and again.body == first.body
+    assert await world.events(first.body["id"]) == ["INITIATED"]
+    row = await world.payment(first.body["id"])
+    assert row["next_try_at"] == row["deadline_at"], "nobody is asked before that"
+
+
 async def test_the_twin_of_a_running_confirm_is_told_to_wait_and_an_abandoned_one_is_taken_over(database_url: str) -> None:
     world = await PayingWorld.make(database_url, payment_run_s=60.0)
 

@@ -151,7 +151,11 @@ class Desk:
     # --- hold ---
 
     async def hold(self, caller: Caller, key: Key | None, trip_id: str, wish: Wish) -> Hold:
-        """Seats held, all or none. Raises `Refused` (SEAT_TAKEN and SEAT_PICKED name the seats), `Invalid`, `NotFound`."""
+        """Seats held, all or none. Raises `Refused` (SEAT_TAKEN and SEAT_PICKED name the seats), `Invalid`, `NotFound`; `Unavailable` where
+        more is asked for than can be written: who has seats already is served first."""
+        if self.bookings.pool.behind():
+            self._holds.add(1, "LATER")
+            raise Unavailable("more seats are asked for than can be written right now; ask again in a moment", retry_after_s=1)
         try:
             done = await self._hold(caller, key, trip_id, wish)
         except (Refused, Invalid) as refusal:

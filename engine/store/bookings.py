@@ -104,7 +104,7 @@ class Bookings:
             }
             for key, new in asked
         ]  # fmt: skip
-        call = self.pool.call(self._sql["hold_many"], partner_id, trip_no, timedelta(seconds=ttl_s), wanted)
+        call = self.pool.call(self._sql["hold_many"], partner_id, trip_no, timedelta(seconds=ttl_s), wanted, new=True)
         return await self._together("hold", len(asked), call)
 
     async def _release_many(self, _: None, asked: Sequence[tuple[Key | None, Letting]]) -> Sequence[Any]:

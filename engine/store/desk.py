@@ -31,6 +31,7 @@ from engine.store.postgres import CONNECTION_FAULTS, Postgres, statements
 
 ALL: Final = "*"  # the tenant of sweeps, dispatchers and references: every partner
 TRIES: Final = 6
+BEHIND_MS: Final = 100  # longest wait of a hold for a connection before others are asked to come later: the bar of a call is 200
 PAUSE_MS: Final = 15  # longest first pause between two tries; doubled each time
 REFUSING: Final = ("TP409", "TP422")  # states that our functions raise with a code of the table of refusals as their message
 
@@ -94,16 +95,20 @@ class DeskPool(Postgres):
         await self._lines.close()
         await super().close()
 
-    def take(self) -> contextlib.AbstractAsyncContextManager[Any]:
-        return self._lines.line()
+    def take(self, **how: Any) -> contextlib.AbstractAsyncContextManager[Any]:
+        return self._lines.line(**how)
 
-    async def call(self, statement: str, *args: Any) -> Any:
-        """The first column of the first row of one statement, in a transaction of its own."""
+    def behind(self) -> bool:
+        """Whether those who begin something wait so long already that nobody else should begin."""
+        return self._lines.behind_s() * 1000 > BEHIND_MS
+
+    async def call(self, statement: str, *args: Any, new: bool = False) -> Any:
+        """The first column of the first row of one statement, in a transaction of its own. `new`: after those who go on (`Lines`)."""
         tries = 0
         while True:
             try:
                 with _faults():
-                    async with self.connection() as connection:
+                    async with self.connection(new=new) as connection:
                         found = await connection.fetchval(statement, *args)
                 self.changed()
                 return found

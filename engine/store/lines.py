@@ -2,7 +2,10 @@
 
 The pool behind it opens, mends and closes connections. One that is given back in order waits here for the next caller; one whose caller met
 an error or left in the middle goes back to the pool, which knows how to cancel and to clean up. Promises: at most `most` are out; nobody
-waits longer than WAIT_S for one (TimeoutError), in order; one that nobody needed for REST_S goes back to the pool, which closes it in time.
+waits longer than WAIT_S for one (TimeoutError); one that nobody needed for REST_S goes back to the pool, which closes it in time.
+
+Two queues, each in order. Whoever goes on with what has begun comes before whoever begins something new, but for every NEW_EVERY-th time: what
+is offered beyond what can be done waits at the door, where it can be turned away (`behind_s`), and not between the steps of a purchase.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ import asyncpg
 
 WAIT_S: Final = 5.0
 REST_S: Final = 60.0
+NEW_EVERY: Final = 20  # a purchase is a hold and five transactions after it: a larger share would let in more than can be finished
+
+Waiting = deque[tuple[asyncio.Future[Any], float]]  # (a connection comes, or None: there is room for another one; since when)
 
 
 class Lines:
@@ -25,19 +31,23 @@ class Lines:
     def __init__(self, pool: Any, most: int) -> None:
         self._pool, self._most = pool, most
         self._resting: deque[tuple[Any, float]] = deque()  # (connection, since when), the one that was used last at the right
-        self._waiting: deque[asyncio.Future[Any]] = deque()  # a connection comes, or None: there is room for another one
+        self._going_on: Waiting = deque()
+        self._beginning: Waiting = deque()
+        self._turn = 0
+        self._let_in_at_s, self._gap_s = 0.0, 0.0  # when somebody who begins was served last, and the pace of it where a queue stands
         self._going: set[asyncio.Task[None]] = set()
         self._out = 0  # taken from the pool, resting ones too
 
     @contextlib.asynccontextmanager
-    async def line(self) -> AsyncIterator[Any]:
-        """A connection for the length of the block. Raises what asyncpg raises where there is none, TimeoutError past WAIT_S."""
-        taken = self._resting.pop()[0] if self._resting else await self._take()
+    async def line(self, *, new: bool = False) -> AsyncIterator[Any]:
+        """A connection for the length of the block; `new`: for what begins something. Raises what asyncpg raises where there is none,
+        TimeoutError past WAIT_S."""
+        taken = self._resting.pop()[0] if self._resting else await self._take(new)
         try:
             if _is_dead(taken):  # the server ended it while it rested
                 old, taken = taken, None
                 await self._drop(old)
-                taken = await self._take()
+                taken = await self._take(new)
             yield taken
         except BaseException:
             if taken is not None:
@@ -50,12 +60,21 @@ class Lines:
         while self._resting:
             await self._drop(self._resting.pop()[0])
 
-    async def _take(self) -> Any:
+    def behind_s(self) -> float:
+        """How long who begins something now will wait: at least as long as the first in the queue has, and at its pace."""
+        while self._beginning and self._beginning[0][0].done():
+            self._beginning.popleft()
+        if not self._beginning:
+            return 0.0
+        return max(asyncio.get_running_loop().time() - self._beginning[0][1], len(self._beginning) * self._gap_s)
+
+    async def _take(self, new: bool) -> Any:
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(WAIT_S):
                 while self._out >= self._most:
-                    room: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-                    self._waiting.append(room)
+                    room: asyncio.Future[Any] = loop.create_future()
+                    (self._beginning if new else self._going_on).append((room, loop.time()))
                     try:
                         given = await room
                     except asyncio.CancelledError:
@@ -83,14 +102,23 @@ class Lines:
             task.add_done_callback(self._going.discard)
 
     def _hand_on(self, line: Any) -> None:
-        """To whoever waits longest; None: room for one."""
-        while self._waiting:
-            room = self._waiting.popleft()
+        """To whoever's turn it is; None: room for one."""
+        while self._going_on or self._beginning:
+            self._turn += 1
+            new = not self._going_on or (self._turn % NEW_EVERY == 0 and bool(self._beginning))
+            room, since_s = (self._beginning if new else self._going_on).popleft()
+            if new:
+                self._pace(since_s)
             if not room.done():
                 room.set_result(line)
                 return
         if line is not None:
             self._resting.append((line, asyncio.get_running_loop().time()))
+
+    def _pace(self, since_s: float) -> None:
+        now_s = asyncio.get_running_loop().time()
+        self._gap_s += (now_s - max(self._let_in_at_s, since_s) - self._gap_s) / 8
+        self._let_in_at_s = now_s
 
     async def _drop(self, line: Any) -> None:
         """Back to the pool, whatever state it is in."""

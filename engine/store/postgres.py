@@ -76,15 +76,15 @@ class Postgres:
         except TimeoutError:
             self.pool.terminate()
 
-    def take(self) -> contextlib.AbstractAsyncContextManager[Any]:
+    def take(self, **how: Any) -> contextlib.AbstractAsyncContextManager[Any]:
         """A connection for a while, within 5 s."""
-        return self.pool.acquire(timeout=5)
+        return self.pool.acquire(timeout=5, **how)
 
     @contextlib.asynccontextmanager
-    async def connection(self) -> AsyncIterator[Any]:
-        """One connection; faults of the connection become `Unavailable`, a text that no column can hold `Invalid`, others pass through."""
+    async def connection(self, **how: Any) -> AsyncIterator[Any]:
+        """One connection, `how` for `take`; faults of the connection become `Unavailable`, a text that no column can hold `Invalid`, others pass through."""
         try:
-            async with self.take() as connection:
+            async with self.take(**how) as connection:
                 yield connection
         except CONNECTION_FAULTS as fault:
             raise Unavailable(f"PostgreSQL does not answer: {fault}", retry_after_s=2) from fault
