@@ -68,7 +68,7 @@ SOURCES: Final[dict[str, Load | Bench | Elsewhere]] = {
     "city of 2,000": city(2000.0, 1000),
     "city of 5,000": city(5000.0, 2000),
     "door": Bench(("bench.door", "--seconds", "5")),
-    "fanout": Bench(("bench.peers", "fanout", "--peer", "nchan", "--peer", "epoll", "--sockets", "3000", "--turns", "4")),
+    "fanout": Bench(("bench.peers", "fanout", "--peer", "nchan", "--peer", "epoll")),
     "idle": Bench(("bench.idle_sockets", "--sockets", "3000")),
     "rush": Bench(("bench.seat_rush", "--part", "picks", "--part", "holds", "--seconds", "6")),
     "picks": Bench(("bench.picks",)),
