@@ -207,22 +207,36 @@ class Run:
         self.devices: dict[str, str] = {}
         self.logins: dict[str, dict[str, str | None]] = {}
         self.sold: list[str] = []  # trip instances on sale, the next ones first
+        self.errands: list[subprocess.Popen[str]] = []  # commands of ours that may still run
 
     def start(self) -> None:
-        """All of it, in order. Raises `NotStarted`."""
+        """All of it, in order; what does not need each other comes up side by side. Raises `NotStarted`."""
         self.info.unlink(missing_ok=True)
         self._tidy_after_a_crash()
         refuse_a_taken_port(self.port)
         self.env |= {"PORT": str(self.port), "HOST": "127.0.0.1", "DEMO": "1", "SECRET_KEY": self.secrets["secret_key"]}
-        self._database()
-        self._redis()
+        servers = self._launched()
+        self._people()
+        self._database(servers)
+        self._redis(servers)
         self._network()
         self._sales()
-        self._broker_and_devices()
-        self._people()
-        self._engine()
+        tokens, devices = self._devices()
+        sold = self._begun([self.timepoint, "sales", "list", "--json", "--limit", str(SOLD_LISTED)]) if self.is_demo else None
+        self._broker(servers)
+        engine = self._engine()
+        with step("devices and sales"):
+            if devices:
+                self._ended(devices)
+            self.devices = read_json(tokens)
+            self.sold = leaving_later(self._ended(sold)) if sold else []
+        self._ready(engine)
         self._buses()
         self._tell()
+
+    @property
+    def is_demo(self) -> bool:
+        return self.feed == self.state / "demo.zip"
 
     def _secrets(self) -> dict[str, str]:
         path = self.state / "secrets.json"
@@ -245,15 +259,35 @@ class Run:
                         os.killpg(pid, signal.SIGKILL)
                     time.sleep(0.05)
 
-    def _database(self) -> None:
+    def _launched(self) -> dict[str, Server]:
+        """Those servers that nobody gave us, coming up."""
+        wanted: list[Server] = []
+        if not os.environ.get("DATABASE_URL"):
+            wanted.append(PostgresServer(self.state / "postgres", throw_away=False))
+        if not os.environ.get("REDIS_URL"):
+            wanted.append(RedisServer(self.state / "redis", throw_away=False))
+        if not os.environ.get("MQTT_URL"):
+            broker = MosquittoServer(self.state / "mosquitto", throw_away=False)
+            for name in ("passwords", "acl"):  # without such a file the broker would let anybody in
+                if not (broker.folder / name).exists():
+                    broker.give(name, "")
+            wanted.append(broker)
+        with step("servers"):
+            for server in wanted:
+                self.servers.append(server)  # first of all: a signal in the middle of a start must not leave it behind
+                server.launch()
+        return {server.name: server for server in wanted}
+
+    def _database(self, servers: dict[str, Server]) -> None:
         from migrations.runner import MigrationRefused, migrate
 
         if given := os.environ.get("DATABASE_URL"):
             owner = os.environ.get("DATABASE_OWNER_URL") or given
         else:
-            server = PostgresServer(self.state / "postgres", throw_away=False)
+            server = servers[PostgresServer.name]
+            assert isinstance(server, PostgresServer)
             with step(f"PostgreSQL {server.bin}"):
-                self._keep(server)
+                server.wait()
                 server.create_database()
             owner, given = server.admin_url, server.url
         with step("schema"):
@@ -263,17 +297,15 @@ class Run:
                 raise NotStarted(str(refused)) from refused
         self.env |= {"DATABASE_URL": as_application(given), "DATABASE_OWNER_URL": owner}
 
-    def _redis(self) -> None:
-        if os.environ.get("REDIS_URL"):
-            return
-        server = RedisServer(self.state / "redis", throw_away=False)
-        with step("Redis"):
-            self._keep(server)
-        self.env["REDIS_URL"] = server.url
+    def _redis(self, servers: dict[str, Server]) -> None:
+        if server := servers.get(RedisServer.name):
+            with step("Redis"):
+                server.wait()
+            self.env["REDIS_URL"] = server.url
 
     def _network(self) -> None:
         """The demo network, written again when its authors' code changed or its calendar gets old; then imported, if not there already."""
-        if self.feed == self.state / "demo.zip":
+        if self.is_demo:
             stamp, wanted = self.state / "demo.stamp", digest(*sorted((self.checkout / "bench" / "network").glob("*.py")))
             fresh = stamp.exists() and stamp.read_text() == wanted and time.time() - stamp.stat().st_mtime < DEMO_FEED_LIFE_S
             if not (fresh and self.feed.exists()):
@@ -291,35 +323,41 @@ class Run:
 
     def _sales(self) -> None:
         """The coaches of the demo network go on sale. Later days are opened by the engine itself."""
-        if self.feed != self.state / "demo.zip":
+        if not self.is_demo:
             return
         stamp, wanted = self.state / "sales.stamp", f"{digest(self.feed)} {date.today()}"
         if os.environ.get("DATABASE_URL") or not stamp.exists() or stamp.read_text() != wanted:
             with step("coaches on sale"):
                 self._command([self.timepoint, "sales", "demo", "--feed-id", self.feed_id])
             stamp.write_text(wanted)
-        listed = json.loads(self._command([self.timepoint, "sales", "list", "--json", "--limit", str(SOLD_LISTED)]))
-        soon = datetime.now(UTC) + SOLD_AHEAD
-        self.sold = [trip["tripId"] for trip in listed if datetime.fromisoformat(trip["departsAt"]) > soon]
 
-    def _broker_and_devices(self) -> None:
-        """Buses and a device each in the database; then the broker, whose logins the engine keeps as the registry of devices says."""
+    def _devices(self) -> tuple[Path, subprocess.Popen[str] | None]:
+        """Buses and a device each in the database: where their tokens will be, and the command that still sees to it. Where most of them
+        are new it has ended; else there is next to nothing to do and the engine, which hears of a change within 5 s, need not wait for it.
+        """
         tokens, buses = self.state / f"devices-{self.feed_id}.json", self.state / f"buses-{self.feed_id}.json"
-        with step("buses and their devices"):
-            if not buses.exists() or max(self.feed.stat().st_mtime, time.time() - BUSES_LIFE_S) > buses.stat().st_mtime:
+        is_known = tokens.exists() and buses.exists()
+        if not buses.exists() or max(self.feed.stat().st_mtime, time.time() - BUSES_LIFE_S) > buses.stat().st_mtime:
+            with step("buses"):
                 buses.write_text(self._command([self.python, "-m", "bench.network", "buses", str(self.feed)]))
-            argv = [self.timepoint, "device", "demo", "--feed-id", self.feed_id, "--partner", DEMO_PARTNER]
-            self._command([*argv, "--buses", str(buses), "--out", str(tokens)])
-        self.devices = read_json(tokens)
+                is_known = False
+        argv = [self.timepoint, "device", "demo", "--feed-id", self.feed_id, "--partner", DEMO_PARTNER]
+        command = self._begun([*argv, "--buses", str(buses), "--out", str(tokens)])
+        if is_known:
+            return tokens, command
+        with step("their devices"):
+            self._ended(command)
+        return tokens, None
+
+    def _broker(self, servers: dict[str, Server]) -> None:
+        """The broker, whose logins the engine keeps as the registry of devices says."""
         if given := os.environ.get("MQTT_URL"):
             self.mqtt_url = without_password(given)
             return
-        server = MosquittoServer(self.state / "mosquitto", throw_away=False)
-        for name in ("passwords", "acl"):  # without such a file the broker would let anybody in
-            if not (server.folder / name).exists():
-                server.give(name, "")
+        server = servers[MosquittoServer.name]
+        assert isinstance(server, MosquittoServer)
         with step("Mosquitto"):
-            self._keep(server)
+            server.wait()
         self.mqtt_url = server.url
         self.env["MQTT_URL"] = f"mqtt://{READER}:{quote(self.secrets['reader_password'])}@127.0.0.1:{server.port}"
         self.env["MQTT_BROKER_DIR"] = str(server.folder)
@@ -336,12 +374,16 @@ class Run:
             token = tokens.mint(login, role, partner_id=DEMO_PARTNER, life_s=TOKEN_LIFE_S)
             self.logins[role] = {"login": login, "password": None, "token": token}
 
-    def _engine(self) -> None:
+    def _engine(self) -> Child:
+        """Begun, not ready yet."""
         drain_s = float(self.env.get("DRAIN_S") or 10)
         argv = [self.timepoint, "serve"]
         engine = Child("engine", argv, cwd=self.checkout, env=self.env, log=self.logs / "engine.log", stop_limit_s=drain_s + 15)
+        self._keep(engine)
+        return engine
+
+    def _ready(self, engine: Child) -> None:
         with step("engine"):
-            self._keep(engine)
             limit = time.monotonic() + READY_LIMIT_S
             while not ready(self.base_url):
                 if engine.pid is None:
@@ -350,7 +392,7 @@ class Run:
                     raise NotStarted(
                         f"the engine was not ready within {READY_LIMIT_S:.0f} s. The end of {engine.log}:\n{last_lines(engine.log)}"
                     )
-                time.sleep(0.05)
+                time.sleep(0.02)
 
     def _buses(self) -> None:
         argv = [self.timepoint, "simulate", "--feed", str(self.feed), "--base-url", self.base_url]
@@ -360,24 +402,36 @@ class Run:
         }
         self._keep(Child("simulator", argv, cwd=self.checkout, env=env, log=self.logs / "simulator.log", stop_limit_s=10))
 
-    def _keep(self, part: Server | Child) -> None:
+    def _keep(self, part: Child) -> None:
         """Starts a part and remembers it for the way back, first of all: a signal in the middle of a start must not leave it behind."""
-        (self.servers if isinstance(part, Server) else self.children).append(part)  # type: ignore[arg-type]
+        self.children.append(part)
         part.start()
         write_private(self.state / "children.json", {child.title: child.pid for child in self.children})
 
     def _command(self, argv: list[str]) -> str:
         """Runs one of our own commands to its end and returns what it printed. Raises `NotStarted` with the end of its complaints."""
+        return self._ended(self._begun(argv))
+
+    def _begun(self, argv: list[str]) -> subprocess.Popen[str]:
+        """One of our own commands, running; `_ended` waits for it."""
+        command = subprocess.Popen(
+            argv, cwd=self.checkout, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.errands.append(command)
+        return command
+
+    def _ended(self, command: subprocess.Popen[str]) -> str:
+        """What it printed. Raises `NotStarted` with the end of its complaints."""
+        argv = shlex.join(map(str, command.args))  # type: ignore[arg-type]
         try:
-            done = subprocess.run(
-                argv, cwd=self.checkout, env=self.env, capture_output=True, text=True, check=False, timeout=COMMAND_LIMIT_S
-            )
+            said, complained = command.communicate(timeout=COMMAND_LIMIT_S)
         except subprocess.TimeoutExpired as late:
-            raise NotStarted(f"`{shlex.join(argv)}` took longer than {COMMAND_LIMIT_S:.0f} s") from late
-        if done.returncode:
-            said = "\n".join("    " + line for line in (done.stdout + done.stderr).splitlines()[-20:])
-            raise NotStarted(f"`{shlex.join(argv)}` ended with {done.returncode}:\n{said}")
-        return done.stdout
+            raise NotStarted(f"`{argv}` took longer than {COMMAND_LIMIT_S:.0f} s") from late
+        self.errands.remove(command)
+        if command.returncode:
+            end = "\n".join("    " + line for line in (said + complained).splitlines()[-20:])
+            raise NotStarted(f"`{argv}` ended with {command.returncode}:\n{end}")
+        return said
 
     # and then
 
@@ -407,6 +461,9 @@ class Run:
 
     def stop(self) -> None:
         """The way back: buses, engine (which drains), broker, Redis, PostgreSQL. Every step has its limit and none skips the next."""
+        for command in self.errands:
+            command.kill()
+            command.wait(10)
         self._stop_each([*reversed(self.children)])
         self.info.unlink(missing_ok=True)
         (self.state / "children.json").unlink(missing_ok=True)
@@ -472,6 +529,12 @@ def ready(base_url: str) -> bool:
             return bool(answer.status == 200)
     except (OSError, urllib.error.URLError):
         return False
+
+
+def leaving_later(listed: str) -> list[str]:
+    """The trip instances among what `sales list --json` says that can still be booked in peace."""
+    soon = datetime.now(UTC) + SOLD_AHEAD
+    return [trip["tripId"] for trip in json.loads(listed) if datetime.fromisoformat(trip["departsAt"]) > soon]
 
 
 def as_application(url: str) -> str:

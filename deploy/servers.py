@@ -179,12 +179,17 @@ class Server:
 
     def start(self) -> Server:
         """Starts it, or adopts it if it runs already; returns when it answers. Raises `NotStarted` with the end of its log."""
-        left_behind = self.pid
-        if left_behind is not None:
+        self.launch()
+        return self.wait()
+
+    def launch(self) -> None:
+        """The first half of `start`: returns as soon as its process is there, for several that come up side by side. On the thread that
+        lives as long as we do: the leash hangs on it."""
+        if self.pid is not None:
             with contextlib.suppress(NotStarted):
                 self._await_answer(lambda: self.pid is not None, "stopped while it was being adopted")
                 self.adopted = self._process is None
-                return self
+                return
         self.adopted = False
         argv = self.command()
         with self.log.open("ab") as log:
@@ -199,8 +204,10 @@ class Server:
             )
         if self.pid_file.parent == self.folder:
             self.give(self.pid_file.name, f"{self._process.pid}\n")
-        process = self._process
-        self._await_answer(lambda: process.poll() is None, "ended at once")
+
+    def wait(self) -> Server:
+        """The second half: returns when it answers."""
+        self._await_answer(lambda: self.adopted or (self._process is not None and self._process.poll() is None), "ended at once")
         return self
 
     def _await_answer(self, still_there: Any, fault: str) -> None:
