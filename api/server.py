@@ -93,6 +93,9 @@ class HttpProtocol(DeviceLane):
         self.flow.resume_reading()
         self.idle_s = self.loop.time()
 
+    def taken_whole(self) -> None:
+        self.idle_s = self.began_s = 0.0
+
     def _unset_keepalive_if_required(self) -> None:
         self.idle_s = 0.0
 

@@ -62,7 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # tracking shell
     lease_ms: Annotated[int, _d("life of an area's lease: what a takeover waits for", ge=500)] = 3_000
     lease_renew_ms: Annotated[int, _d("how often an owner renews; a quarter of the lease leaves three chances", ge=100)] = 750
-    batch_fixes_max: Annotated[int, _d("most fixes folded between two commits: bounds the Lua call", ge=1)] = 1_500
+    batch_fixes_max: Annotated[int, _d("most fixes folded between two commits: bounds the Lua call", ge=1)] = 300
     gather_max_ms: Annotated[int, _d("longest pause after a commit under load: CPU for age", ge=0)] = 20
     out_stream_max_bytes: Annotated[int, _d("byte cap of an area's out stream (history behind); past it the door answers 503", ge=1)] = (
         536_870_912

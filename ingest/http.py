@@ -28,6 +28,7 @@ from engine.errors import BodyTimeout, EngineError, Invalid, MalformedBody, NotF
 from engine.meter import Meter
 from engine.office.accounts import NEVER_MS, Device
 from ingest.door import Door, Receipt
+from ingest.heads import Heads
 from ingest.wire import Decoded, Refused, WireError, telemetry
 from ingest.wire_phones import osmand, overland, owntracks, traccar
 
@@ -140,6 +141,7 @@ class DevicePaths:
         self._exact: dict[str, tuple[Route, str | None]] = {
             f"/ingest/{name}": (route, None) for name, route in ROUTES.items() if name != "buses"
         }
+        self.heads = Heads()
         self._prefix, self._count = self.clock.uuid7().encode(), 0
 
     # --- the request as a whole ---

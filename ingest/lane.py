@@ -5,16 +5,15 @@ Expect: 100-continue, a signature, pipelined requests, a peer that does not read
 lane were not there; so limits on size and time stand there alone. Both answer through the same `DevicePaths`. docs/decisions/0030-device-lane.md
 has what it saves.
 
-A device says the same head with every fix, but for its Content-Length. So a connection remembers the last head that the parser has read and
-that was taken here; a segment that begins with it, byte for byte, and ends where its Content-Length says is that request again, and the parser
-need not see it. Nothing is judged anew but what can change: the credentials (`DevicePaths.again`), size and rate.
-docs/decisions/0060-gate-and-lane.md.
+A device says the same head with every fix, but for its Content-Length. So a worker remembers the heads that the parser has read and that were
+taken here; a segment that begins with one of them, byte for byte, and ends where its Content-Length says is that request again, and the parser
+need not see it, whichever connection it comes on: a proxy sends many devices' requests over few. Nothing is judged anew but what can change: the
+credentials (`DevicePaths.again`), size and rate. docs/decisions/0060-gate-and-lane.md.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Final
 
 import httptools
@@ -24,7 +23,6 @@ from ingest.http import Answer, DevicePaths, Request
 
 METHODS: Final = (b"POST", b"PUT", b"GET")
 NOT_HERE: Final = (b"x-signature", b"transfer-encoding")  # signed: Redis is asked; chunked: the length is not known beforehand
-LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,7})\r\n", re.I)
 
 
 class _Nobody:
@@ -33,37 +31,6 @@ class _Nobody:
     __slots__ = ()
 
     def set(self) -> None: ...
-
-
-class Known:
-    """The head of a connection's last request, cut out of it the digits of its Content-Length."""
-
-    __slots__ = ("after", "before", "request")
-
-    def __init__(self, before: bytes, after: bytes, request: Request) -> None:
-        self.before, self.after, self.request = before, after, request
-
-    @classmethod
-    def of(cls, segment: bytes, request: Request) -> Known | None:
-        """From a segment in which the parser found just this request; None: where its body begins is not plain to see."""
-        start = segment.find(b"\r\n\r\n") + 4
-        lengths = list(LENGTH.finditer(segment, 0, start))
-        if len(lengths) != 1 or not 0 < int(lengths[0][1]) == len(segment) - start:
-            return None
-        request.body = b""
-        return cls(segment[: lengths[0].start(1)], segment[lengths[0].end(1) : start], request)
-
-    def body(self, segment: bytes, most: int) -> bytes | None:
-        """The body, where the segment is the same request with another body of at most so many bytes, and nothing else."""
-        if not segment.startswith(self.before):
-            return None
-        start = len(self.before)
-        end = segment.find(b"\r", start, start + 8)
-        length = segment[start:end]
-        if end < 0 or not length.isdigit() or not segment.startswith(self.after, end):
-            return None
-        size, at = int(length), end + len(self.after)
-        return segment[at:] if 0 < size == len(segment) - at and size <= most else None
 
 
 class DeviceCycle:
@@ -121,12 +88,11 @@ class DeviceLane(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.arriving: DeviceCycle | None = None  # its head is there, its body not yet
-        self.known: Known | None = None
         self.between = True  # no request is half read
         self.begun = 0  # requests of the bytes that are being read
 
     def data_received(self, data: bytes) -> None:
-        if self.known is not None and self.between and self._known_again(self.known, data):
+        if self.between and self._known_again(data):
             return
         alone, self.begun = self.between, 0
         self.parse(data)
@@ -136,25 +102,31 @@ class DeviceLane(HttpToolsProtocol):
                 self._hand_over(body)
         elif alone and self.begun == 1 and self.between and isinstance(self.cycle, DeviceCycle):
             opened = self.cycle.opened
-            self.known = Known.of(data, opened) if opened is not None and self.cycle.keep_alive else None
+            if opened is not None and self.cycle.keep_alive:
+                self.cycle.paths.heads.keep(data, opened)
 
-    def _known_again(self, known: Known, data: bytes) -> bool:
-        """Takes the segment where it is the last request with another body, and nothing is under way."""
+    def _known_again(self, data: bytes) -> bool:
+        """Takes the segment where it is a request that was taken before with another body, and nothing is under way."""
         cycle, paths = self.cycle, self.device_paths
-        if paths is None or not cycle.response_complete or self.flow.write_paused or self.transport.is_closing():
+        if paths is None or (cycle is not None and not cycle.response_complete):
             return False
-        body = known.body(data, paths.settings.ingest_body_max_bytes)
-        if body is None:
+        found = paths.heads.find(data, paths.settings.ingest_body_max_bytes)
+        if found is None or self.flow.write_paused or self.transport.is_closing():
             return False
-        request = paths.again(known.request)
+        known, body = found
+        request = paths.again(known)
         if request is None:
-            self.known = None
+            paths.heads.drop(data)
             return False
-        self._unset_keepalive_if_required()
+        self.taken_whole()
         again = DeviceCycle(self, paths, b"", True)
         self.cycle = again  # type: ignore[assignment]  # of uvicorn's own it has what is looked at
         again.take(request, body)
         return True
+
+    def taken_whole(self) -> None:
+        """A request has come past the parser: nothing is half read."""
+        self._unset_keepalive_if_required()
 
     def stamp(self) -> bytes:
         """The header lines that every answer of this server has: Date."""

@@ -14,7 +14,7 @@ from engine.clock import Clock, ManualClock, SystemClock
 from engine.events import STALE, Handled, LiveBatch, OutBatch, Position, Sos
 from engine.meter import Meter
 from engine.settings import Settings
-from engine.store.area import AreaStore
+from engine.store.area import AreaStore, Incoming
 from engine.store.redis import Redis, keys_of
 from engine.tracking import control
 from engine.tracking.control import Counts, Owner
@@ -296,6 +296,27 @@ async def test_an_area_that_is_behind_is_trimmed_too(store: AreaStore, redis: Re
     async with owning(store, Settings(redis_url=redis_url, batch_fixes_max=1), meter, Hurrying()) as owner:
         await until(rows_of(store, 100))
     assert sum(behind) > 50
+
+
+async def test_what_was_read_beyond_a_full_batch_is_folded_once_and_forgotten_where_the_memory_is_not_redis_s(
+    store: AreaStore, redis: Redis, redis_url: str, meter: Meter
+) -> None:
+    reads, read = [], store.read_incoming
+
+    async def noted(cursor: str, count: int, block_ms: int) -> list[Incoming]:
+        reads.append(await read(cursor, count, block_ms))
+        if len(reads) == 2:  # the first of them is folded, in batches of three, and somebody writes meanwhile
+            await raw(redis).hincrby(store.keys.ctl, "n", 10)
+        return reads[-1]
+
+    store.read_incoming = noted  # type: ignore[method-assign]
+    for second in range(80):
+        await redis.append(AREA, fixes(second, ago_ms=200_000))
+    async with owning(store, Settings(redis_url=redis_url, batch_fixes_max=3), meter):
+        await until(rows_of(store, 80))
+    rows = [row for batch in await batches(store) for row in batch.rows]
+    assert [(row.seq, row.verdict) for row in rows] == [(second, "OK") for second in range(80)]
+    assert [len(some) for some in reads[:2]] == [64, 16] and 'answer="STALE"} 1' in meter.text()
 
 
 async def test_two_workers_share_the_areas_and_a_drained_one_hands_its_own_over(redis: Redis, settings: Settings) -> None:

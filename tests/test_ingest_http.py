@@ -22,6 +22,7 @@ import msgspec
 import pytest
 import uvicorn
 
+from api.server import HttpProtocol
 from deploy.servers import RedisServer
 from engine.clock import ManualClock, SystemClock
 from engine.events import Refusal
@@ -32,8 +33,8 @@ from engine.store.postgres import Postgres
 from engine.store.redis import Redis
 from engine.tracking.fix import Fix
 from ingest.door import Door
+from ingest.heads import HEADS_MAX, Heads
 from ingest.http import ROUTES, DeviceApp, DevicePaths, Request
-from ingest.lane import DeviceLane, Known
 from ingest.wire import Decoded
 from tests.raw_redis import raw
 
@@ -50,9 +51,10 @@ class House:
     """One worker's way in, and a client that talks to it."""
 
     def __init__(
-        self, client: httpx.AsyncClient, redis: Redis, door: Door, issued: dict[str, Issued], settings: Settings, port: int
+        self, client: httpx.AsyncClient, redis: Redis, door: Door, issued: dict[str, Issued], settings: Settings, server: uvicorn.Server
     ) -> None:
-        self.client, self.redis, self.door, self.issued, self.settings, self.port = client, redis, door, issued, settings, port
+        self.client, self.redis, self.door, self.issued, self.settings, self.server = client, redis, door, issued, settings, server
+        self.port = server.servers[0].sockets[0].getsockname()[1]
 
     def bearer(self, name: str = "B1") -> dict[str, str]:
         return {"Authorization": f"Bearer {self.issued[name].token}"}
@@ -85,15 +87,16 @@ async def standing(database_url: str, redis_url: str, *, lane: bool = True) -> A
     await devices.load()
     door = Door(devices, redis, settings, CLOCK)
     paths = DevicePaths(door)
-    http = type("Lane", (DeviceLane,), {"device_paths": paths}) if lane else "httptools"
+    http = type("Lane", (HttpProtocol,), {"device_paths": paths, "sockets": None}) if lane else "httptools"
     config = uvicorn.Config(DeviceApp(paths), port=0, http=http, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110  # uvicorn offers no event
         await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-        yield House(client, redis, door, issued, settings, port)
+    async with httpx.AsyncClient(timeout=10) as client:
+        made = House(client, redis, door, issued, settings, server)
+        client.base_url = httpx.URL(f"http://127.0.0.1:{made.port}")
+        yield made
     server.should_exit = True
     await task
     await redis.close()
@@ -502,8 +505,16 @@ def segment(length: object = 3, body: bytes = b"abc", *more: bytes) -> bytes:
     return b"\r\n".join((*lines, b"", b"")) + body
 
 
-def known(segment: bytes) -> Known | None:
-    return Known.of(segment, Request(ROUTES["telemetry"], "POST", "/ingest/telemetry", {}, b""))
+def knowing(*segments: bytes) -> Heads:
+    heads = Heads()
+    for each in segments:
+        heads.keep(each, Request(ROUTES["telemetry"], "POST", "/ingest/telemetry", {}, each))
+    return heads
+
+
+def body(heads: Heads, segment: bytes) -> bytes | None:
+    found = heads.find(segment, 1000)
+    return None if found is None else found[1]
 
 
 @pytest.mark.parametrize(
@@ -516,15 +527,28 @@ def known(segment: bytes) -> Known | None:
     ],
 )  # fmt: skip
 def test_only_the_same_head_with_another_length_is_known_again(other: bytes) -> None:
-    heart = known(segment())
-    assert heart is not None
-    assert heart.body(segment(5, b"other"), 1000) == b"other" and heart.body(segment("007", b"another"), 1000) == b"another"
-    assert heart.body(other, 1000) is None
+    heads = knowing(segment())
+    assert body(heads, segment(5, b"other")) == b"other" and body(heads, segment("007", b"another")) == b"another"
+    assert body(heads, other) is None
 
 
 def test_a_head_is_learnt_only_where_its_end_and_length_are_plain() -> None:
     for wound in (segment(4), segment(0, b""), segment(3, b"abc", b"content-length: 3"), segment() + b"\r\n", b"\r\n\r\n" + segment()):
-        assert known(wound) is None
+        assert body(knowing(wound), segment()) is None and body(knowing(wound), wound) is None
+
+
+def test_digits_that_stand_elsewhere_are_another_head() -> None:
+    a, b = (b"POST / HTTP/1.1\r\nContent-Length:%s3\r\nX: y\r\n\r\nabc" % space for space in (b" ", b"  "))
+    heads = knowing(a)
+    assert body(heads, a) == b"abc" and body(heads, b) is None
+
+
+def test_heads_of_many_devices_are_known_and_the_oldest_go() -> None:
+    many = [segment(3, b"abc", b"X-Device: %d" % number) for number in range(HEADS_MAX + 2)]
+    heads = knowing(*many)
+    assert [body(heads, each) for each in many[:4]] == [None, None, b"abc", b"abc"] and body(heads, many[-1]) == b"abc"
+    heads.drop(many[-1])
+    assert body(heads, many[-1]) is None and body(heads, many[-2]) == b"abc"
 
 
 async def test_a_known_head_is_judged_again_where_something_else_may_have_changed(house: House) -> None:
@@ -549,3 +573,17 @@ async def test_a_known_head_is_judged_again_where_something_else_may_have_change
     devices.version += 1
     assert await post(good[8]) == 401
     writer.close()
+
+
+async def test_a_head_that_one_connection_has_said_is_known_on_every_other(house: House) -> None:
+    for seq in range(3):
+        reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+        for more in range(2):
+            writer.write(asked(house, msgspec.json.encode(telemetry(seq=10 * seq + more))))
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r")[0]))
+            assert head.startswith(b"HTTP/1.1 202 ")
+        waits = [protocol.began_s for protocol in house.server.server_state.connections if isinstance(protocol, HttpProtocol)]
+        assert not any(waits), "a connection whose request is answered would be cut for a head that is not awaited"
+        writer.close()
+    assert [fix.seq for fix in await house.stored()] == [0, 1, 10, 11, 20, 21]

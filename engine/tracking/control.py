@@ -46,7 +46,8 @@ log = logging.getLogger(__name__)
 TICK_MS: Final = 1_000
 TRIM_S: Final = 1.0
 READ_COUNT: Final = 64  # stream entries a read: larger ones made no batch cheaper and every batch older
-SLICE_FIXES: Final = 12  # folded between two yields to the loop, about 1 ms: with 100, devices waited 70 ms at 2,000 fixes/s
+SLICE_S: Final = 0.001  # folded between two yields to the loop: with 100 fixes, devices waited 70 ms at 2,000 fixes/s
+SLICE_MOST_S: Final = 0.010  # but as long as the loop was away with other work: a full worker takes no more in than it folds
 FULL_PAUSE_RATE: Final = 500.0  # fixes/s at which the pause after a commit is whole: 1,000/s cost 276 us a fix without it, 125 with it
 AWAY_PAUSE_S: Final = 0.2  # between two reads of a Redis that is away
 PAUSE_MOST_S: Final = 1.0  # between two tries at a Redis that is away
@@ -106,6 +107,7 @@ class Owner:
         self._plan: Plan | None = None
         self._n, self._cursor, self._epoch = 0, START, ""
         self._caught_up = False  # nothing waited at the last read
+        self._unfolded: list[Incoming] = []  # of the last read: the batch was full
         self._ticked_ms = 0
         self._folded = 0  # fixes since the last commit
         self._stopping = False
@@ -143,14 +145,17 @@ class Owner:
                 self._ticked_ms, wait_ms = now_ms - TICK_MS, 0
             cursor = self._cursor
             if wait_ms > 0 or not self._caught_up:
+                is_rest = bool(self._unfolded)  # of an earlier read: more may wait behind it
                 try:
-                    entries = await self.store.read_incoming(cursor, READ_COUNT, max(1, wait_ms) if self._caught_up else 1)
+                    entries = self._unfolded or await self.store.read_incoming(
+                        cursor, READ_COUNT, max(1, wait_ms) if self._caught_up else 1
+                    )
                 except Unavailable:
                     self._caught_up = False
                     await asyncio.sleep(AWAY_PAUSE_S)
                     continue
                 cursor = await self._fold(entries)
-                self._caught_up = len(entries) < READ_COUNT and (not entries or cursor == entries[-1][0])
+                self._caught_up = not is_rest and len(entries) < READ_COUNT and not self._unfolded
             else:
                 self._tick(now_ms)
             outcome = self._tracker.take()
@@ -197,7 +202,7 @@ class Owner:
             self._adopt_rules()
             self._tracker.restore(loaded.states, loaded.open_incidents)
             self._n, self._cursor, self._epoch = loaded.n, cursor, loaded.epoch
-            self._caught_up, self._ticked_ms, self._folded = False, 0, 0
+            self._caught_up, self._ticked_ms, self._folded, self._unfolded = False, 0, 0, []
             self._counts.epoch.add(1, self.area)
             log.info("area %s: own it from number %d, cursor %s, %d states", self.area, self._n, cursor, len(loaded.states))
             return True
@@ -223,7 +228,10 @@ class Owner:
     async def _fold(self, entries: list[Incoming]) -> str:
         """Whole entries, in order, until the batch is full; the cursor after the last one folded."""
         cursor, folded = self._cursor, 0
-        for entry_id, payload, is_word in entries:
+        steady_s = self._clock.steady_s
+        until_s = steady_s() + SLICE_S
+        self._unfolded = []
+        for at, (entry_id, payload, is_word) in enumerate(entries, 1):
             received_ms = id_order(entry_id)[0]
             if received_ms >= self._ticked_ms + TICK_MS:
                 self._tick(received_ms)
@@ -241,10 +249,14 @@ class Owner:
                 except Exception:  # whatever it is, the other buses go on
                     await self._bury(self._encode([fix]))
                 folded += 1
-                if folded % SLICE_FIXES == 0:
+                now_s = steady_s()
+                if now_s >= until_s:
                     await asyncio.sleep(0)
+                    back_s = steady_s()
+                    until_s = back_s + min(SLICE_MOST_S, max(SLICE_S, back_s - now_s))
             cursor = entry_id
             if folded >= self._settings.batch_fixes_max:
+                self._unfolded = entries[at:]
                 break
         self._folded = folded
         return cursor
