@@ -177,6 +177,14 @@ def test_a_bus_drives_to_where_its_way_back_begins_and_does_not_leap() -> None:
     assert max(metres) < 13.0 and max(lat for lat, _ in places) > 36.7039
 
 
+def test_a_bus_that_drives_is_never_twice_at_one_spot() -> None:
+    """As a receiver that hangs would say: the product does not use such fixes."""
+    bus = Bus(Town(city()), 0, "load-0")
+    places = [bus.place(100_000.0 + 0.5 * number) for number in range(1_200)]
+    stood = [other[3] for one, other in pairwise(places) if one[:2] == other[:2]]
+    assert len(stood) > 20 and not any(stood)
+
+
 def test_two_buses_of_a_way_drive_different_trips_from_different_places() -> None:
     town = Town(city())
     one, other = Bus(town, 0, "load-0"), Bus(town, 2, "load-2")

@@ -120,7 +120,8 @@ class Table:
             if stops and along >= stops[0]:
                 stops.pop(0)
                 self._put(way.line, arcs, along, 0.0, round(STAND_S / STEP_S))
-            self._put(way.line, arcs, along, CRUISE_MPS, 1)
+            else:  # and not the same spot at speed: that is a receiver that hangs, and its fix is not used
+                self._put(way.line, arcs, along, CRUISE_MPS, 1)
             along += CRUISE_MPS * STEP_S
         self._put(way.line, arcs, end, 0.0, 1)
         if onward is not None and end == arcs[-1]:
@@ -178,7 +179,7 @@ class Bus:
         self._town, self.number, self.bus_id = town, number, bus_id
         self.seq = 0
         self._leg = 0
-        self._from_s = -1.0
+        self._from_s: float | None = None
         self._head = b'{"busId":"%b","timestamp":' % bus_id.encode()
         self._begin(number % len(town.city.ways))
 
@@ -190,7 +191,7 @@ class Bus:
         self._tail = b'"tripId":"%b","startDate":"%b","seq":' % (self.trip[0].encode(), self.trip[1].encode())
 
     def _index(self, moment_s: float) -> int:
-        if self._from_s < 0:  # already on its way: somewhere in the first half
+        if self._from_s is None:  # already on its way: somewhere in the first half
             self._from_s = moment_s - self.number * 0.618034 % 0.5 * len(self.table.said) * STEP_S
         index = int((moment_s - self._from_s) / STEP_S)
         if index >= len(self.table.said):
