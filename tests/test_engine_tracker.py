@@ -17,6 +17,7 @@ from engine.tracking import tracker as module
 from engine.tracking import window
 from engine.tracking.eta import ArrivalModel
 from engine.tracking.fix import DUPLICATE, FUTURE, LATE, OK, Fix
+from engine.tracking.known import PLACES, Known
 from engine.tracking.rules import Rules, WatchConfig
 from engine.tracking.tracker import OFFLINE_MS, REST_MS, SETTLE_MS, SILENT_MS, STALE_MS, Outcome, Tracker
 from geo.coords import moved
@@ -198,15 +199,24 @@ def test_a_trip_is_free_while_its_bus_is_offline_also_after_a_restart_and_its_ow
         assert one._area.driven == {("T0", DAY): "b1"}
 
 
-def test_the_last_fix_sent_again_is_known_however_many_came_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SEEN_MAX", 5)
+def test_the_last_fix_sent_again_is_known_however_many_came_between() -> None:
     area = tracker()
+    area._seen = Known(rows=1)
     parked = next(iter(Bus(STRAIGHT).drive(START)))
     told(area, [parked])
     others = [msgspec.structs.replace(parked, bus_id=f"o{n}", received_at_ms=parked.received_at_ms + n) for n in range(20)]
     told(area, others)
     again = told(area, [msgspec.structs.replace(parked, received_at_ms=parked.received_at_ms + 60_000)])
     assert [row.verdict for row in again.rows] == [DUPLICATE] and "b1" not in {position.bus_id for position in again.positions}
+
+
+@given(st.lists(st.integers(0, 60), max_size=80), st.sampled_from([1, 2, 64]))
+def test_what_is_known_was_added_and_the_newest_are_known(keys: list[int], rows: int) -> None:
+    known = Known(rows)
+    for count, key in enumerate(keys, 1):
+        assert (("b", key) in known) <= (key in keys[: count - 1])
+        known.add(("b", key))
+        assert all(("b", newest) in known for newest in keys[max(0, count - PLACES) : count])
 
 
 def test_a_thousand_fixes_three_times_in_random_order_are_a_thousand_rows_and_one_state() -> None:

@@ -43,6 +43,7 @@ from engine.tracking.eta import ArrivalModel, Progress
 from engine.tracking.fix import DUPLICATE, OK, ClockSkew, Fix, screen_at_door, with_delay
 from engine.tracking.guard import AT_EASE
 from engine.tracking.headways import Headways
+from engine.tracking.known import Known
 from engine.tracking.open_incidents import OpenIncidents
 from engine.tracking.ride import Ride
 from engine.tracking.rules import Rules
@@ -64,7 +65,6 @@ DAY_BREAK_S = 4 * 3600  # local time at which yesterday's traffic is over
 LEARNED_MS = 60_000  # what the estimator has learned is kept this often
 SAMPLE_MS = 60_000  # what is published of a vehicle is kept for the record this often
 PENDING_MAX = 256  # fixes of one vehicle inside the window; past it the oldest settle early, counted
-SEEN_MAX = 100_000  # keys of one of two generations in memory; an older duplicate becomes a row LATE, which history knows already
 DEVICES_MAX = 4  # clocks of devices kept per vehicle
 
 
@@ -95,8 +95,7 @@ class Tracker:
         self._model = model if model is not None else ArrivalModel()
         self._area = Area(timetable)
         self._vehicles: dict[str, Vehicle] = {}
-        self._seen: set[tuple[str, int, int, int]] = set()
-        self._seen_before: set[tuple[str, int, int, int]] = set()  # the generation before
+        self._seen = Known()  # a duplicate of what it has forgotten becomes a row LATE, which history has already
         self._now_ms = 0
         self._learned_ms = 0
         self._day = 0  # of the newest word of the area; 0: none yet
@@ -124,7 +123,7 @@ class Tracker:
     def restore(self, states: Mapping[str, bytes], open_incidents: Iterable[bytes] = ()) -> None:
         """Forget everything and go on from what `Outcome.states` and `Outcome.open_incidents` said, key by key. A blob of another program
         version that cannot be read is counted (BAD_STATE) and its vehicle begins anew."""
-        self._vehicles, self._seen, self._seen_before, self._now_ms = {}, set(), set(), 0
+        self._vehicles, self._seen, self._now_ms = {}, Known(), 0
         rules, self._area = self._area.rules, Area(self.timetable)
         self._area.rules = rules
         self.counts["BAD_STATE"] += self._open.restore(open_incidents) + self._headways.load(states)
@@ -194,7 +193,7 @@ class Tracker:
         place = (fix.fixed_at_ms, round(fix.lat * 1e6), round(fix.lon * 1e6))
         key = (fix.bus_id, *place)
         is_news = fix.fixed_at_ms > vehicle.known_ms > 0  # than all that was known of it: nearly every fix
-        if not is_news and (key in self._seen or key in self._seen_before or vehicle.has_seen(place)):
+        if not is_news and (key in self._seen or vehicle.has_seen(place)):
             return self._refuse(fix, DUPLICATE)
         vehicle.heard_ms = fix.received_at_ms
         fix = self._clocked(vehicle, fix)
@@ -288,8 +287,6 @@ class Tracker:
         self._show(vehicle, silent_ms)
 
     def _remember(self, vehicle: Vehicle, key: tuple[str, int, int, int], place: Place) -> None:
-        if len(self._seen) >= SEEN_MAX:
-            self._seen_before, self._seen = self._seen, set()
         self._seen.add(key)
         if place[0] > vehicle.known_ms:
             vehicle.known_ms = place[0]
