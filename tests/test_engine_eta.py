@@ -365,7 +365,7 @@ def test_a_bus_that_waits_for_its_time_is_not_stalled():
 def test_buses_that_are_overdue_longer_are_another_matter():
     instance, model = instance_of(pattern_of()), ArrivalModel()
     kept = []
-    model.spread.keep = lambda bus, now, state, *rest: kept.append(state)
+    model.spread.keep = lambda bus, now, state, *rest, late: kept.append(state)
     for late_s in (-60, 30, 90, 300, 900):
         now_ms = DEPARTS_MS + 1_000 + late_s * 1000
         model.forecast(at(instance, now_ms, 0.0, bus_id=f"b{late_s}", departed=False), now_ms)

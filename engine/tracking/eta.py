@@ -121,21 +121,19 @@ class ArrivalModel:
         run = self.pace.runs.get(progress.bus_id)
         if run is None or run.trip_id != instance.trip.trip_id or run.start_date != instance.start_date:
             run = Run(instance.trip.trip_id, instance.start_date)
-        state, horizons, waits, relief, wider = self._expect(plan, run, progress, first, now_s)
+        state, horizons, waits, late, wider = self._expect(plan, run, progress, first, now_s)
         if learn and self.spread.due(progress.bus_id, now_s):
-            self.spread.keep(progress.bus_id, now_s, state, first, horizons, relief)
+            self.spread.keep(progress.bus_id, now_s, state, first, horizons, late=late)
         offsets = self.spread.offsets(state, horizons)
         if wider != 1.0:
             offsets[0] += (wider - 1.0) * (offsets[0] - offsets[1])
             offsets[2] += (wider - 1.0) * (offsets[2] - offsets[1])
         return first, self._ordered(plan, horizons, offsets), waits
 
-    def _expect(
-        self, plan: Plan, run: Run, progress: Progress, first: int, now_s: float
-    ) -> tuple[int, Floats, Floats | None, Floats | None, float]:
+    def _expect(self, plan: Plan, run: Run, progress: Progress, first: int, now_s: float) -> tuple[int, Floats, Floats | None, bool, float]:
         """State, expected seconds from now to each remaining stop (some may be past: the spread knows how long those take), expected waits
-        there (None: no waits), of a late bus the seconds that it would make up by each stop if all late buses made up theirs (None: not
-        late), and how many times wider the interval is than learned."""
+        there (None: no waits), whether it is so late that it is expected to make up for some of it, and how many times wider the interval
+        is than learned."""
         c, pace = self.config, self.pace
         base_s, at_s, along_m = progress.instance.base_ms / 1000, progress.fixed_at_ms / 1000, progress.along_m
         link = first - 1
@@ -168,21 +166,22 @@ class ArrivalModel:
         arrive: Floats = np.add.accumulate(travel)
         arrive *= run.gap
         early_s = base_s + plan.arrivals[first] - now_s - float(arrive[0])
-        relief: Floats | None = None
+        late = False
         if early_s > 0 or -early_s > c.late_least_s:
             ahead = plan.elapsed_s[first:] - elapsed_s
             relief = min(max(early_s, -c.recover_cap_s), c.recover_cap_s) * np.expm1(ahead / -c.recover_s)
             if early_s > 0:
                 arrive -= relief
-                relief = None
-            elif self.spread.recovery:
-                arrive -= np.minimum(self.spread.recovery * relief, c.recover_most * (arrive - arrive[0]))
+            else:
+                late = True
+                if self.spread.recovery:
+                    arrive -= np.minimum(self.spread.recovery * relief, c.recover_most * (arrive - arrive[0]))
         if late0:
             arrive += late0
         waits = pace.hold(plan, first, arrive, base_s - now_s)
         if arrive[0] < LEAST_S:
             np.maximum(arrive, LEAST_S, out=arrive)
-        return state, arrive, waits, relief, wider
+        return state, arrive, waits, late, wider
 
     def _ordered(self, plan: Plan, horizons: Floats, offsets: Floats) -> Floats:
         """Quantiles in order, none in the past, strictly increasing; seconds from now."""
