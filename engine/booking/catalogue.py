@@ -171,7 +171,8 @@ class Catalogue:
             return await self.trip(trip_id)
         except NotFound:
             self._unsold[trip_id] = now_ms + KEEP_MS
-            if len(self._unsold) > self._most:
+            self._unsold.move_to_end(trip_id)  # in the order in which they are over
+            while len(self._unsold) > self._most or next(iter(self._unsold.values())) <= now_ms:
                 self._unsold.popitem(last=False)
             return None
 

@@ -7,7 +7,7 @@ is old, the change is refused and made again from what is stored.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -15,7 +15,9 @@ from engine.booking.providers import Memory, Post
 from engine.store.desk import DeskPool
 from engine.store.postgres import statements
 
-KEPT_MOST: Final = 2_000
+KEPT_MOST: Final = 500  # some hundred payments are under way where as many are made a second as a machine can
+
+_decode = msgspec.msgpack.Decoder(Memory).decode
 
 
 class SimulatorStore:
@@ -23,7 +25,7 @@ class SimulatorStore:
 
     def __init__(self, pool: DeskPool) -> None:
         self._pool, self._sql = pool, statements("simulator")
-        self._kept: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], tuple[bytes, int]] = OrderedDict()
 
     async def load(self, provider: str, key: str) -> tuple[Memory, int] | None:
         row = await self._pool.fetchrow(self._sql["load"], provider, key)
@@ -31,7 +33,7 @@ class SimulatorStore:
 
     def recall(self, provider: str, key: str) -> tuple[Memory, int] | None:
         kept = self._kept.pop((provider, key), None)
-        return None if kept is None else (msgspec.convert(kept[0], Memory), kept[1])
+        return None if kept is None else (_decode(kept[0]), kept[1])
 
     async def save(self, provider: str, memory: Memory, version: int, posts: list[Post]) -> bool:
         body = msgspec.to_builtins(memory)
@@ -44,7 +46,7 @@ class SimulatorStore:
             stored = await self._pool.call(self._sql["make"], provider, memory.key, body)
         if stored is None:
             return False
-        self._kept[provider, memory.key] = (body, stored)
+        self._kept[provider, memory.key] = (msgspec.msgpack.encode(memory), stored)  # as dicts it would be 3 KB
         if len(self._kept) > KEPT_MOST:
             self._kept.popitem(last=False)
         return True
