@@ -27,7 +27,10 @@ EDGES_S = np.array([2 * LEAST_S, -45.0, 0.0, 60.0, 180.0, 360.0, 600.0, 900.0, 1
 MIDS_S = np.array([-75.0, -22.5, 30.0, 120.0, 270.0, 480.0, 750.0, 1350.0, 2700.0])
 RECOVERY_S = (120.0, 1800.0)  # horizons that say whether late buses make up time: nearer is noise, further is another trip's matter
 _STEP_S = 5.0
-_FLOAT = Struct("=f")
+
+# One forecast that waits for its crossings, as bytes: made at, state, index of its first stop, whether the bus was late and expected to make
+# up for it; then the horizons in seconds. There are up to 80 a vehicle: with numpy arrays each was half a kilobyte.
+_HEAD, _HORIZON = Struct("=dBH?"), Struct("=f")
 _GRID_S = np.arange(LEAST_S, EDGES_S[-1] + _STEP_S, _STEP_S)
 
 
@@ -59,17 +62,6 @@ def _place(horizons_s: Floats) -> NDArray[np.intp]:
     return ((horizons_s - LEAST_S) * (1 / _STEP_S) + 0.5).astype(np.intp)
 
 
-class _Kept(msgspec.Struct, gc=False):
-    """One forecast that waits for its crossings: made at, state, index of its first stop, horizons in seconds, and whether the bus was late
-    and expected to make up for it. At 1 Hz there are up to 80 a vehicle: two numpy arrays each were half a kilobyte."""
-
-    at_s: float
-    state: int
-    first: int
-    horizons_s: bytes  # of float32
-    late: bool
-
-
 class Spread:
     """The tables of one area, and the expectations of each vehicle that are still open."""
 
@@ -84,7 +76,7 @@ class Spread:
         self.counts: Floats = np.zeros((STATES, len(MIDS_S)))
         self._fine: list[Floats | None] = [None] * STATES  # the tables on a grid of 5 s, made when asked for
         self.recovery, self._late_seen = 0.0, 0.0  # share of its delay that a late bus makes up: none until it is seen
-        self._open: dict[str, list[_Kept]] = {}
+        self._open: dict[str, list[bytes]] = {}
 
     def offsets(self, state: int, horizons_s: Floats) -> Floats:
         """Shape (3, n): seconds to add to each expected arrival for p10, p50, p90; linear between the bins' middles, in steps of 5 s."""
@@ -96,14 +88,14 @@ class Spread:
     def due(self, bus_id: str, now_s: float) -> bool:
         """Whether the next forecast of this vehicle is one to keep."""
         kept = self._open.get(bus_id)
-        return not kept or now_s - kept[-1].at_s >= self.config.sample_every_s
+        return not kept or now_s - _HEAD.unpack_from(kept[-1])[0] >= self.config.sample_every_s
 
     def keep(self, bus_id: str, now_s: float, state: int, first: int, horizons_s: Floats, *, late: bool = False) -> None:
         """Remember a forecast until its stops are crossed."""
         kept = self._open.setdefault(bus_id, [])
         if len(kept) >= self.config.samples_max:
             del kept[::2]
-        kept.append(_Kept(now_s, state, first, horizons_s.astype(np.float32).tobytes(), late))
+        kept.append(_HEAD.pack(now_s, state, first, late) + horizons_s.astype(np.float32).tobytes())
 
     def forget(self, bus_id: str) -> None:
         """The vehicle has another trip or none: what is open can no longer be judged."""
@@ -114,13 +106,13 @@ class Spread:
         judged: dict[int, list[tuple[float, float]]] = {}
         late: list[float] = []
         for kept in self._open.get(bus_id, ()):
-            place = index - kept.first
-            if place >= 0 and kept.at_s < crossed_at_s:
-                (expected,) = _FLOAT.unpack_from(kept.horizons_s, place * _FLOAT.size)
+            at_s, state, first, was_late = _HEAD.unpack_from(kept)
+            if index >= first and at_s < crossed_at_s:
+                (expected,) = _HORIZON.unpack_from(kept, _HEAD.size + (index - first) * _HORIZON.size)
                 if expected <= EDGES_S[-1]:
-                    error = crossed_at_s - kept.at_s - expected
-                    judged.setdefault(kept.state, []).append((expected, error))
-                    if kept.late and RECOVERY_S[0] < expected < RECOVERY_S[1]:
+                    error = crossed_at_s - at_s - expected
+                    judged.setdefault(state, []).append((expected, error))
+                    if was_late and RECOVERY_S[0] < expected < RECOVERY_S[1]:
                         late.append(error)
         for state, pairs in judged.items():
             self._step(state, np.array(pairs))
