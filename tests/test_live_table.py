@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.events import SKIPPED, LiveBatch, StopForecast
+from engine.live.frames import rfc3339
 from engine.live.table import LEFT_MAX, LiveTable
 from engine.meter import Meter
 from engine.settings import Settings
@@ -276,3 +278,10 @@ async def test_who_follows_survives_what_does_not_decode(redis_url: str) -> None
 
 async def _true(value: bool) -> bool:
     return value
+
+
+@given(st.lists(st.integers(0, 4_000_000_000_000), min_size=1, max_size=50))
+def test_a_time_on_the_wire_is_the_same_to_the_millisecond(times_ms: list[int]) -> None:
+    for ms in times_ms:
+        exact = datetime.fromtimestamp(ms // 1000, UTC) + timedelta(milliseconds=ms % 1000)
+        assert rfc3339(ms) == exact.isoformat(timespec="milliseconds").replace("+00:00", "Z")
