@@ -85,9 +85,9 @@ NO_NCHAN, NO_FLOOR = r"nchan is missing: (.*)", r"epoll is missing: (.*)"
 
 ROWS: Final = (
     Row(name="path batch", what="whole path CPU of the worker per fix, batches of 100", source="batches",
-        ask="cost.accepted.worker-0", unit="us", first=80, then=40, peer="FastAPI's bare accept", published=6.9, by_cpu=True),
+        ask="cost.tracked.worker-0", unit="us", first=80, then=40, peer="FastAPI's bare accept", published=6.9, by_cpu=True),
     Row(name="path single", what="whole path CPU of the worker per fix, single requests", source="singles",
-        ask="cost.accepted.worker-0", unit="us", first=150, then=80, peer="FastAPI's bare accept", published=111, by_cpu=True),
+        ask="cost.tracked.worker-0", unit="us", first=150, then=80, peer="FastAPI's bare accept", published=111, by_cpu=True),
     Row(name="reads cached", what="API reads at 500/s, from memory: p95", source="reads", ask="cached.p95", unit="ms", first=20, then=20,
         peer="seeds", published=50),
     Row(name="reads uncached", what="API reads at 500/s, the others: p95", source="reads", ask="uncached.p95", unit="ms", first=100, then=100,

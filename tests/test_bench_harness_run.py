@@ -48,10 +48,11 @@ class Broken(Scenario):
 
 
 class Stub:
-    """Answers every request; once it has answered `stall_after` of them it holds its loop for STALL_S, once."""
+    """Answers every request; once it has answered `stall_after` of them it holds its loop for STALL_S, once. Says that it has tracked ten fixes more
+    whenever it is asked."""
 
     def __init__(self, stall_after: int = 10**9) -> None:
-        self.stall_after, self.answered = stall_after, 0
+        self.stall_after, self.answered, self.tracked = stall_after, 0, 0
         self.loop = asyncio.new_event_loop()
         self.up = threading.Event()
         self.thread = threading.Thread(target=self._serve, daemon=True)
@@ -72,7 +73,12 @@ class Stub:
                     self.answered += 1
                     if self.answered == self.stall_after:
                         time.sleep(STALL_S)  # noqa: ASYNC251  # that is what a stalled server does
-                writer.write(ANSWER)
+                if head.startswith(b"GET /metrics"):
+                    self.tracked += 10
+                    text = b'timepoint_commit_fixes_sum{worker="0"} %d\n' % self.tracked
+                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(text), text))
+                else:
+                    writer.write(ANSWER)
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
@@ -115,6 +121,9 @@ def test_a_server_that_stalls_shows_the_stall_to_all_who_came_meanwhile(
     assert found.measures["near"].max_s >= 0.75
     assert found.measures["near"].count == found.offered == 100 and not found.faults and not found.refused
     assert found.options == {"radius": 300} and found.scenario == "stops"
+    assert found.counts["tracked"] % 10 == 0 < found.counts["tracked"] <= stub.tracked, (
+        "its own counter, from the hold's beginning to its end"
+    )
     assert [one.held for one in found.thresholds] == [False, True] and code == 1
     assert [second.phase for second in found.series] == ["warm-up", "hold", "hold"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"result.json", "result.md", "junit.xml", "report.html", "near.hlog"}

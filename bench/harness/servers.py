@@ -28,6 +28,7 @@ SERVER_LIMIT_S: Final = 2
 SQL: Final = statements("harness/servers")
 LAG_BUCKET: Final = re.compile(r'timepoint_loop_lag_seconds_bucket\{.*le="([^"]+)"')
 WORKER: Final = re.compile(r'worker="([^"]*)",?')
+TRACKED: Final = "timepoint_commit_fixes_sum"  # fixes folded and committed
 EDGE_TRIES: Final = 6  # for each worker, until all have answered: the chance to miss one of two is 1 in 32
 SAMPLE: Final = re.compile(r"^([a-zA-Z_:][\w:]*(?:\{.*\})?) (\S+)$")
 REDIS_FIELDS: Final = (
