@@ -23,7 +23,7 @@ from api.ids import VERSION, request_id
 from api.problems import BAD_MESSAGE, MEDIA_TYPE, NOT_AUTHENTICATED, RESTARTING, close_code, problem_of
 from api.speaker import GOING_AWAY_REASON, SPEAKER_SLOTS, Speaker
 from api.websocket import OPEN, binary_frame, text_frame
-from engine.clock import Clock, uuid7_at
+from engine.clock import Clock
 from engine.errors import EngineError, Forbidden, Invalid, NotFound, TooMany, Unauthenticated, Unavailable
 from engine.live.channels import spoken
 from engine.live.frames import ENCODE, JSON, MSGPACK, Wire
@@ -85,7 +85,8 @@ class Sockets:
         self.slots: list[dict[LiveSocket | DeviceSocket, None]] = [{} for _ in range(max(1, round(settings.socket_ping_s)))]
         self.count = 0
         self._next = 0
-        self._chance = int(self.clock.uuid7().replace("-", "")[-20:], 16) >> 1  # room to count in
+        self._chance, last = self.clock.uuid7()[13:].rsplit("-", 1)  # of the ids of requests
+        self._idents = int(last, 16) >> 1  # room to count in
         meter = meter or Meter()
         self.gauge = meter.gauge("timepoint_sockets", "open WebSocket connections", ("kind",))
         self.closed = meter.counter("timepoint_sockets_closed_total", "WebSocket connections that we closed, by code", ("code",))
@@ -168,14 +169,15 @@ class Sockets:
         DeviceSocket(self, self.devices.door, device).begin(transport, connections, rest)
 
     def _ident(self, asked: dict[bytes, bytes]) -> str:
-        """The caller's own id of this request where it is a decent one, else one of ours: a UUIDv7 that counts up in its random part (RFC 9562
-        section 6.2): asking the system for chance each time took 10 us of a handshake.
+        """The caller's own id of this request where it is a decent one, else one of ours: a UUIDv7 that counts up in the last part of what is random
+        in it (RFC 9562 section 6.2): asking the system for chance each time took 10 us of a handshake, putting one together from its bits 5.
         """
         given = asked.get(b"x-request-id")
         if given is not None:
             return request_id(given, self.clock)
-        self._chance += 1
-        return uuid7_at(self.clock.now_ms(), self._chance.to_bytes(10, "big"))
+        self._idents += 1
+        now_ms = self.clock.now_ms()
+        return f"{now_ms >> 16:08x}-{now_ms & 0xFFFF:04x}{self._chance}-{self._idents:012x}"
 
     def _may_enter(self, method: str, version: str, asked: dict[bytes, bytes]) -> None:
         """What is asked of every upgrade. Raises `Invalid`, `Forbidden`, `Unavailable`."""
@@ -191,7 +193,8 @@ class Sockets:
         """The problem document, on this connection's last breath: a device's as on every device path, with the time to set its clock by."""
         self.refused.add(1, str(fault.status))
         if path == DEVICE_PATH and self.devices is not None:
-            status, lines, body = self.devices.problem(fault, path, asked)
+            said = self.devices.problem(fault, path, asked)
+            status, lines, body = said.status, said.lines, said.body
         else:
             ident = self._ident(asked)
             problem, more = problem_of(fault, path[:INSTANCE_MAX], ident)

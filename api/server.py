@@ -41,6 +41,8 @@ class HttpProtocol(DeviceLane):
     No timer a request: `Worker` looks at all connections once a second. Subclassed per worker, to know its `sockets` and `device_paths`.
     """
 
+    __slots__ = ("began_s", "full_s", "head_bytes", "idle_s", "in_head")
+
     sockets: Sockets
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -90,7 +92,8 @@ class HttpProtocol(DeviceLane):
             super().on_response_complete()
             return
         self.server_state.total_requests += 1
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         self.idle_s = self.loop.time()
 
     def taken_whole(self) -> None:

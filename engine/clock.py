@@ -46,8 +46,7 @@ class SystemClock:
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000
 
-    def steady_s(self) -> float:
-        return time.monotonic()
+    steady_s = staticmethod(time.monotonic)  # asked several times a request: no frame of ours in between
 
     def uuid7(self) -> str:
         return uuid7_at(self.now_ms(), secrets.token_bytes(10))

@@ -68,8 +68,12 @@ class Counter(Metric):
         self._values: dict[tuple[str, ...], float] = {(): 0.0} if not labels else {}
 
     def add(self, by: float = 1.0, *labels: str) -> None:
-        key = self._key(labels)
-        self._values[key] = self._values.get(key, 0.0) + by
+        values = self._values
+        if labels in values:
+            values[labels] += by
+        else:
+            key = self._key(labels)
+            values[key] = values.get(key, 0.0) + by
 
     def value(self, *labels: str) -> float:
         """What it stands at; 0.0 for a label set never met."""

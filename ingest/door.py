@@ -92,7 +92,7 @@ class Lane:
     def put(self, fixes: list[Fix], done: Done) -> None:
         """`done(None)` is called once they are appended, `done(fault)` where that failed. Raises `Unavailable` where the queue is full."""
         count = len(fixes)
-        if self._held:
+        if self._held + count > self._queue_max:
             self.check(count)
         self._waiting.append((fixes, done))
         self._held += count
@@ -257,7 +257,7 @@ class Door:
 
     def begin(self, device: Device, fixes: list[Fix], refused: Sequence[Refused], done: Done, *, source: str) -> bool:
         """`accept` without its wait: `done` is called when all fixes are appended, or with the fault. False: there is none, so it is not."""
-        self.meter_out(device, len(fixes) + len(refused))
+        self.meter_out(device, len(fixes) + len(refused) if refused else len(fixes))
         if refused:
             self.keep(device, refused, source)
         if fixes:
@@ -268,17 +268,19 @@ class Door:
         """Let so many fixes of the device pass, or raise `TooMany`. A virtual clock per device (GCRA, ITU-T I.371): it runs ahead of ours by
         what was sent, and may be ahead by the burst. Per worker.
         """
-        now_s = self.clock.steady_s()
+        now_s, ident = self.clock.steady_s(), device.device_id
         rate = self._rate * (len(device.buses) or 1)
-        ahead_s = max(self._ahead_s.get(device.device_id, 0.0) - now_s, 0.0)
-        over_s = ahead_s + count / rate - self._burst / self._rate
-        if over_s > 0 and ahead_s > 0:
-            self._metered.add()
+        began_s = self._ahead_s.get(ident, 0.0)
+        if began_s > now_s:
             burst_s = self._burst / self._rate
-            raise TooMany(
-                f"more than {rate:g} fixes a second for a while", retry_after_s=over_s, quota=round(rate * burst_s), window_s=burst_s
-            )
-        self._ahead_s[device.device_id] = now_s + ahead_s + count / rate
+            over_s = began_s - now_s + count / rate - burst_s
+            if over_s > 0:
+                self._metered.add()
+                raise TooMany(
+                    f"more than {rate:g} fixes a second for a while", retry_after_s=over_s, quota=round(rate * burst_s), window_s=burst_s
+                )
+            now_s = began_s
+        self._ahead_s[ident] = now_s + count / rate
 
     def submit(self, device: Device, fixes: list[Fix], done: Done) -> None:
         """`done` is called when all of them are appended, or with the fault. Raises `Unavailable` at once where a queue is full."""

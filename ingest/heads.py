@@ -29,35 +29,27 @@ class Heads:
         lengths = list(LENGTH.finditer(segment, 0, end))
         if end > HEAD_KEPT_MAX or len(lengths) != 1 or not 0 < int(lengths[0][1]) == len(segment) - end:
             return
-        request.body = b""
         if len(self._known) >= HEADS_MAX:
             del self._known[next(iter(self._known))]
         start, stop = lengths[0].span(1)
         self._known[segment[:start] + segment[stop:end]] = start, request
 
     def drop(self, segment: bytes) -> None:
-        """It is not good any more."""
-        found = self._cut(segment)
-        if found is not None:
-            self._known.pop(found[0], None)
+        """What `find` has found is not good any more."""
+        end = segment.find(b"\r\n\r\n") + 4
+        length = LENGTH.search(segment, 0, end)
+        if length is not None:
+            self._known.pop(segment[: length.start(1)] + segment[length.end(1) : end], None)
 
     def find(self, segment: bytes, most: int) -> tuple[Request, bytes] | None:
         """(the request before, the body), where the segment is a known request with another body of at most so many bytes, and nothing else."""
-        cut = self._cut(segment)
-        if cut is None:
-            return None
-        key, start, size, end = cut
-        known = self._known.get(key)
-        if known is None or known[0] != start or not 0 < size == len(segment) - end or size > most:
-            return None
-        return known[1], segment[end:]
-
-    @staticmethod
-    def _cut(segment: bytes) -> tuple[bytes, int, int, int] | None:
-        """(key, where the digits stand, what they say, where the body begins)."""
         end = segment.find(b"\r\n\r\n") + 4
         length = LENGTH.search(segment, 0, end)
         if length is None:
             return None
         start, stop = length.span(1)
-        return segment[:start] + segment[stop:end], start, int(segment[start:stop]), end
+        known = self._known.get(segment[:start] + segment[stop:end])
+        if known is None or known[0] != start:
+            return None
+        body = segment[end:]
+        return (known[1], body) if 0 < int(segment[start:stop]) == len(body) <= most else None

@@ -23,11 +23,12 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
+from msgspec.structs import replace
 
 from engine.errors import BodyTimeout, EngineError, Invalid, MalformedBody, NotFound, TooLarge, Unauthenticated, Unavailable
 from engine.meter import Meter
 from engine.office.accounts import NEVER_MS, Device
-from ingest.door import Door, Receipt
+from ingest.door import Door
 from ingest.heads import Heads
 from ingest.wire import Decoded, Refused, WireError, telemetry
 from ingest.wire_phones import osmand, overland, owntracks, traccar
@@ -41,13 +42,14 @@ PROBLEM = b"application/problem+json"
 REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{8,64}$")  # of the caller: fit for a log line
 _encode = msgspec.json.Encoder().encode
 _TEXT = {200: "200", 202: "202"}  # as a label
+NOTHING = Decoded([], [])
 
 
 class MethodNotAllowed(Invalid):
     code, status = "METHOD_NOT_ALLOWED", 405
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """`lines`: its header lines, each with its end; without Date, which is the server's."""
 
     status: int
@@ -56,18 +58,18 @@ class Answer(NamedTuple):
 
 
 class Route(NamedTuple):
-    """One device path. `phone`: answers 2xx to any body. `said`: the answer of a receipt."""
+    """One device path. `phone`: answers 2xx to any body. `said`: the answer to so many accepted and those refused."""
 
     name: str
     methods: tuple[str, ...]
-    decode: Callable[[Request, Device, int], Decoded]
-    said: Callable[[Receipt], bytes]
+    decode: Callable[[Request, bytes, Device, int], Decoded]
+    said: Callable[[int, list[Refused]], bytes]
     status: int
     phone: bool
 
 
 class Request(msgspec.Struct, gc=False):
-    """A request on its way through `open` and `close`, which fill in its later fields."""
+    """A request up to its body, as `open` and `close` have judged it: the head of any number of requests that say it again."""
 
     route: Route
     method: str
@@ -77,48 +79,47 @@ class Request(msgspec.Struct, gc=False):
     rest: str | None = None  # the part of the path that the route leaves open
     device: Device | None = None  # None: it is signed, and known once the body is there
     user: str | None = None  # the name of Basic credentials
-    body: bytes = b""
     content_type: str = ""
     version: int = 0  # of the registry that its device is from
 
 
-def _quarantined(receipt: Receipt) -> bytes:
-    if not receipt.refused:
-        return b'{"accepted":%d,"quarantined":[]}' % receipt.accepted
-    return _encode({"accepted": receipt.accepted, "quarantined": [{"index": r.index, "reason": r.reason} for r in receipt.refused]})
+def _quarantined(accepted: int, refused: list[Refused]) -> bytes:
+    if not refused:
+        return b'{"accepted":%d,"quarantined":[]}' % accepted
+    return _encode({"accepted": accepted, "quarantined": [{"index": r.index, "reason": r.reason} for r in refused]})
 
 
-def _telemetry(request: Request, device: Device, now_ms: int) -> Decoded:
-    return telemetry(request.body, request.content_type, device, "telemetry", now_ms)
+def _telemetry(request: Request, body: bytes, device: Device, now_ms: int) -> Decoded:
+    return telemetry(body, request.content_type, device, "telemetry", now_ms)
 
 
-def _bus_location(request: Request, device: Device, now_ms: int) -> Decoded:
-    return telemetry(request.body, request.content_type, device, "telemetry", now_ms, only_bus=request.rest)
+def _bus_location(request: Request, body: bytes, device: Device, now_ms: int) -> Decoded:
+    return telemetry(body, request.content_type, device, "telemetry", now_ms, only_bus=request.rest)
 
 
-def _osmand(request: Request, device: Device, now_ms: int) -> Decoded:
-    return osmand(request.query, request.body, request.content_type, device, now_ms, request.user)
+def _osmand(request: Request, body: bytes, device: Device, now_ms: int) -> Decoded:
+    return osmand(request.query, body, request.content_type, device, now_ms, request.user)
 
 
-def _owntracks(request: Request, device: Device, now_ms: int) -> Decoded:
+def _owntracks(request: Request, body: bytes, device: Device, now_ms: int) -> Decoded:
     """With Basic credentials their user is the bus; with others, X-Limit-U where it names one (the app sends it with every message)."""
     user = request.user
     if not user:
         named = request.headers.get(b"x-limit-u", b"").decode("utf-8", "replace")
         user = named if named in device.buses else None
-    return owntracks(request.body, device, now_ms, user)
+    return owntracks(body, device, now_ms, user)
 
 
-def _overland(request: Request, device: Device, now_ms: int) -> Decoded:
-    return overland(request.body, device, now_ms, request.user)
+def _overland(request: Request, body: bytes, device: Device, now_ms: int) -> Decoded:
+    return overland(body, device, now_ms, request.user)
 
 
-def _traccar(request: Request, device: Device, now_ms: int) -> Decoded:
-    return traccar(request.body, device, now_ms, request.user)
+def _traccar(request: Request, body: bytes, device: Device, now_ms: int) -> Decoded:
+    return traccar(body, device, now_ms, request.user)
 
 
-def _fixed(body: bytes) -> Callable[[Receipt], bytes]:
-    return lambda receipt: body
+def _fixed(body: bytes) -> Callable[[int, list[Refused]], bytes]:
+    return lambda accepted, refused: body
 
 
 ROUTES: dict[str, Route] = {
@@ -174,42 +175,35 @@ class DevicePaths:
                 request.device = await self._signed(request.method, request.path, request.headers, request.query, body)
         except EngineError as fault:
             return self.problem(fault, request.path, request.headers)
-        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        said = self.start(request, body, lambda answer: None if answered.done() else answered.set_result(answer))
-        return said if said is not None else await answered
+        waiting = _Awaited(self, request)
+        self.start(waiting, body)
+        return await waiting.answered
 
-    def again(self, known: Request) -> Request | None:
-        """A request whose head is byte for byte that of `known`, which was opened before; None: its credentials have to be looked at again."""
+    def good(self, known: Request) -> bool:
+        """Whether a request with that head, byte for byte, may be taken as it was; else its credentials have to be looked at again."""
         device = known.device
-        if known.version != self.door.devices.version or device is None or device.until_ms != NEVER_MS:
-            return None
-        return Request(
-            known.route, known.method, known.path, known.headers, known.query, known.rest, device, known.user, b"", known.content_type,
-            known.version,
-        )  # fmt: skip
+        return known.version == self.door.devices.version and device is not None and device.until_ms == NEVER_MS
 
-    def start(self, request: Request, body: bytes, done: Callable[[Answer], None]) -> Answer | None:
-        """All that needs no waiting, of a request whose device is known: the answer, or None: `done` is called with it once the fixes are
-        appended. Never raises.
-        """
-        request.body = body
+    def start(self, asked: Asked, body: bytes) -> None:
+        """A request whose device is known: it is answered at once, or once its fixes are appended. Never raises."""
+        request = asked.request
         device = request.device
         assert device is not None
         try:
-            decoded = self._decoded(request, device)
-            on_its_way = self.door.begin(
-                device, decoded.fixes, decoded.refused, _Landing(self, request, decoded, done), source=request.route.name
-            )
+            decoded = asked.decoded = self._decoded(request, body, device)
+            if self.door.begin(device, decoded.fixes, decoded.refused, asked, source=request.route.name):
+                return
         except EngineError as fault:
-            return self.problem(fault, request.path, request.headers)
+            asked.answer(self.problem(fault, request.path, request.headers))
         except Exception as fault:
-            return self._unexpected(request, fault)
-        return None if on_its_way else self.done(request, decoded)
+            asked.answer(self._unexpected(request, fault))
+        else:
+            asked.answer(self.done(request, decoded))
 
     def done(self, request: Request, decoded: Decoded) -> Answer:
         """All of it is appended."""
         route = request.route
-        said = route.said(Receipt(len(decoded.fixes), decoded.refused))
+        said = route.said(len(decoded.fixes), decoded.refused)
         self._answers.add(1, _TEXT[route.status])
         return Answer(route.status, HEAD % (JSON, len(said), self.request_id(request.headers)), said)
 
@@ -282,13 +276,13 @@ class DevicePaths:
 
     # --- what ---
 
-    def _decoded(self, request: Request, device: Device) -> Decoded:
+    def _decoded(self, request: Request, body: bytes, device: Device) -> Decoded:
         """Raises `MalformedBody` where the route says so, `TooLarge`. A phone's unreadable body is one refused element."""
         try:
             encoding = request.headers.get(b"content-encoding")
             if encoding:
-                request.body = self._inflated(encoding.strip().lower(), request.body)
-            decoded = request.route.decode(request, device, self.clock.now_ms())
+                body = self._inflated(encoding.strip().lower(), body)
+            decoded = request.route.decode(request, body, device, self.clock.now_ms())
         except WireError as fault:
             if not request.route.phone:
                 raise MalformedBody(fault.detail) from fault
@@ -365,20 +359,39 @@ class DevicePaths:
         return Answer(fault.status, HEAD % (PROBLEM, len(body), request_id) + more, body)
 
 
-class _Landing:
-    """What waits for an append, and answers then."""
+class Asked:
+    """A request that waits for its append. Subclassed to know how its answer is given; called by the door when it may be."""
 
-    __slots__ = ("decoded", "done", "paths", "request")
+    __slots__ = ("decoded", "paths", "request")
 
-    def __init__(self, paths: DevicePaths, request: Request, decoded: Decoded, done: Callable[[Answer], None]) -> None:
-        self.paths, self.request, self.decoded, self.done = paths, request, decoded, done
+    def __init__(self, paths: DevicePaths, request: Request) -> None:
+        self.paths, self.request = paths, request
+        self.decoded = NOTHING
+
+    def answer(self, said: Answer) -> None:
+        """Called once."""
+        raise NotImplementedError
 
     def __call__(self, fault: Unavailable | None) -> None:
         request = self.request
         if fault is None:
-            self.done(self.paths.done(request, self.decoded))
+            self.answer(self.paths.done(request, self.decoded))
         else:
-            self.done(self.paths.problem(fault, request.path, request.headers))
+            self.answer(self.paths.problem(fault, request.path, request.headers))
+
+
+class _Awaited(Asked):
+    """For who awaits its answer."""
+
+    __slots__ = ("answered",)
+
+    def __init__(self, paths: DevicePaths, request: Request) -> None:
+        super().__init__(paths, request)
+        self.answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def answer(self, said: Answer) -> None:
+        if not self.answered.done():  # its sender hung up
+            self.answered.set_result(said)
 
 
 def _credentials(given: bytes) -> tuple[bytes, str | None]:
@@ -429,7 +442,7 @@ class DeviceApp:
                     await _respond(send, await self.paths.close(said, body))
                 return
         if said.status == 408 or (said.status == 413 and (b"expect" in headers or not await self._discarded(receive))):
-            said = said._replace(lines=said.lines + b"connection: close\r\n")  # the rest of the body is still on its way
+            said = replace(said, lines=said.lines + b"connection: close\r\n")  # the rest of the body is still on its way
         await _respond(send, said)
 
     async def _discarded(self, receive: Receive) -> bool:

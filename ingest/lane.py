@@ -19,7 +19,7 @@ from typing import Final
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from ingest.http import Answer, DevicePaths, Request
+from ingest.http import NOTHING, Answer, Asked, DevicePaths, Request
 
 METHODS: Final = (b"POST", b"PUT", b"GET")
 NOT_HERE: Final = (b"x-signature", b"transfer-encoding")  # signed: Redis is asked; chunked: the length is not known beforehand
@@ -33,77 +33,66 @@ class _Nobody:
     def set(self) -> None: ...
 
 
-class DeviceCycle:
-    """One request in the lane. The first five names are what uvicorn's protocol looks at in whatever request is under way."""
+NOBODY: Final = _Nobody()
 
-    __slots__ = ("body", "disconnected", "keep_alive", "message_event", "method", "opened", "paths", "protocol", "response_complete")
 
-    def __init__(self, protocol: DeviceLane, paths: DevicePaths, method: bytes, keep_alive: bool) -> None:
-        self.body = b""
+class Arriving:
+    """The head of a request in the lane, and so much of its body as has come."""
+
+    __slots__ = ("body", "keep_alive", "method")
+
+    def __init__(self, method: bytes, keep_alive: bool) -> None:
+        self.method, self.keep_alive, self.body = method, keep_alive, b""
+
+
+class DeviceCycle(Asked):
+    """A request in the lane that waits for its append. uvicorn's protocol looks at the first three names, and at `message_event`, in whatever
+    request is under way.
+    """
+
+    __slots__ = ("disconnected", "keep_alive", "protocol", "response_complete")
+
+    message_event = NOBODY
+
+    def __init__(self, protocol: DeviceLane, paths: DevicePaths, request: Request, keep_alive: bool) -> None:
+        self.paths, self.request, self.decoded = paths, request, NOTHING
+        self.protocol, self.keep_alive = protocol, keep_alive
         self.disconnected = self.response_complete = False
-        self.keep_alive = keep_alive
-        self.message_event = NOBODY
-        self.protocol, self.paths, self.method = protocol, paths, method
-        self.opened: Request | None = None
-
-    def begin(self) -> None:
-        """The body is there."""
-        protocol, paths = self.protocol, self.paths
-        path, _, query = protocol.url.partition(b"?")
-        said = paths.open(self.method.decode("ascii"), path.decode("latin-1"), dict(protocol.headers), query)
-        if isinstance(said, Answer):
-            self.answer(said)
-        else:
-            self.opened = said
-            self.take(said, self.body)
-
-    def take(self, request: Request, body: bytes) -> None:
-        said = self.paths.start(request, body, self.answer)
-        if said is not None:
-            self.answer(said)
 
     def answer(self, said: Answer) -> None:
-        """Writes it in one piece; nothing where the device hung up."""
         self.response_complete = True
-        self.body = b""  # a kept connection keeps its last request, but not what was in it
-        protocol = self.protocol
-        if self.disconnected or protocol.transport.is_closing():
-            return
-        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
-        protocol.transport.write(b"".join((STATUS_LINE[said.status], protocol.stamp(), said.lines, end, said.body)))
-        if not self.keep_alive:
-            protocol.transport.close()
-        protocol.on_response_complete()
-
-
-NOBODY: Final = _Nobody()
+        self.decoded = NOTHING  # a kept connection keeps its last request, but not what was in it
+        self.protocol.respond(said, self.keep_alive)
 
 
 class DeviceLane(HttpToolsProtocol):
     """uvicorn's HTTP protocol with the lane in it. Subclassed to know its `device_paths`; None: it has no lane."""
+
+    __slots__ = ("arriving", "begun", "between", "cycle", "flow", "opened", "server_state", "transport")  # what every request touches
 
     device_paths: DevicePaths | None = None
     stamped: tuple[object, bytes] = (None, b"")  # of all connections: uvicorn's headers, which it makes anew each second, and their lines
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.arriving: DeviceCycle | None = None  # its head is there, its body not yet
+        self.arriving: Arriving | None = None  # its head is there, its body not yet
+        self.opened: DeviceCycle | None = None  # of the bytes that are being read: a request that was let in
         self.between = True  # no request is half read
         self.begun = 0  # requests of the bytes that are being read
 
     def data_received(self, data: bytes) -> None:
         if self.between and self._known_again(data):
             return
-        alone, self.begun = self.between, 0
+        alone, self.begun, self.opened = self.between, 0, None
         self.parse(data)
         if self.arriving is not None:
             body, self.arriving = self.arriving.body, None
             if not self.transport.is_closing():
                 self._hand_over(body)
-        elif alone and self.begun == 1 and self.between and isinstance(self.cycle, DeviceCycle):
-            opened = self.cycle.opened
-            if opened is not None and self.cycle.keep_alive:
-                self.cycle.paths.heads.keep(data, opened)
+        elif self.opened is not None:
+            opened, self.opened = self.opened, None
+            if alone and self.begun == 1 and self.between and opened.keep_alive:
+                opened.paths.heads.keep(data, opened.request)
 
     def _known_again(self, data: bytes) -> bool:
         """Takes the segment where it is a request that was taken before with another body, and nothing is under way."""
@@ -113,16 +102,29 @@ class DeviceLane(HttpToolsProtocol):
         found = paths.heads.find(data, paths.settings.ingest_body_max_bytes)
         if found is None or self.flow.write_paused or self.transport.is_closing():
             return False
-        known, body = found
-        request = paths.again(known)
-        if request is None:
+        request, body = found
+        if not paths.good(request):
             paths.heads.drop(data)
             return False
         self.taken_whole()
-        again = DeviceCycle(self, paths, b"", True)
-        self.cycle = again  # type: ignore[assignment]  # of uvicorn's own it has what is looked at
-        again.take(request, body)
+        self._take(paths, request, body, True)
         return True
+
+    def _take(self, paths: DevicePaths, request: Request, body: bytes, keep_alive: bool) -> DeviceCycle:
+        self.cycle = cycle = DeviceCycle(self, paths, request, keep_alive)  # type: ignore[assignment]  # it has what uvicorn looks at
+        paths.start(cycle, body)
+        return cycle
+
+    def respond(self, said: Answer, keep_alive: bool) -> None:
+        """Writes it in one piece; nothing where the device hung up."""
+        transport = self.transport
+        if transport.is_closing():
+            return
+        end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
+        transport.write(b"".join((STATUS_LINE[said.status], self.stamp(), said.lines, end, said.body)))
+        if not keep_alive:
+            transport.close()
+        self.on_response_complete()
 
     def taken_whole(self) -> None:
         """A request has come past the parser: nothing is half read."""
@@ -159,11 +161,10 @@ class DeviceLane(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        cycle = self._admitted(self.device_paths) if self.device_paths is not None and self.url.startswith(b"/ingest/") else None
-        if cycle is None:
+        if self.device_paths is not None and self.url.startswith(b"/ingest/"):
+            self.arriving = self._admitted()
+        if self.arriving is None:
             super().on_headers_complete()
-        else:
-            self.cycle = self.arriving = cycle  # type: ignore[assignment]  # of uvicorn's own it has what is looked at
 
     def on_body(self, body: bytes) -> None:
         if self.arriving is None:
@@ -173,13 +174,19 @@ class DeviceLane(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self.between = True
-        if self.arriving is None:
+        arriving, paths = self.arriving, self.device_paths
+        if arriving is None or paths is None:
             super().on_message_complete()
+            return
+        self.arriving = None
+        path, _, query = self.url.partition(b"?")
+        said = paths.open(arriving.method.decode("ascii"), path.decode("latin-1"), dict(self.headers), query)
+        if isinstance(said, Answer):
+            self.respond(said, arriving.keep_alive)
         else:
-            cycle, self.arriving = self.arriving, None
-            cycle.begin()
+            self.opened = self._take(paths, said, arriving.body, arriving.keep_alive)
 
-    def _admitted(self, paths: DevicePaths) -> DeviceCycle | None:
+    def _admitted(self) -> Arriving | None:
         """The request, where the lane takes it: nothing else is under way, and it may be answered at once."""
         method = self.parser.get_method()
         busy = self.cycle is not None and not self.cycle.response_complete
@@ -187,11 +194,10 @@ class DeviceLane(HttpToolsProtocol):
             return None
         if any(name in NOT_HERE for name, _ in self.headers):
             return None
-        return DeviceCycle(self, paths, method, self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive())
+        return Arriving(method, self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive())
 
     def _hand_over(self, body: bytes) -> None:
         """The body comes in pieces: from here on the request is the application's."""
-        self.cycle = None  # type: ignore[assignment]
         super().on_headers_complete()
         if body:
             super().on_body(body)

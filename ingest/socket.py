@@ -38,8 +38,8 @@ class _Flight:
     def __init__(self, session: IngestSession, fixes: list[Fix]) -> None:
         self.session, self.landed, self.count = session, False, len(fixes)
         if self.count == 1:
-            self.seq = fixes[0].seq
-            self.bare = 1 if self.seq is None else 0
+            self.seq = seq = fixes[0].seq
+            self.bare = 1 if seq is None else 0
         else:
             numbers = [fix.seq for fix in fixes if fix.seq is not None]
             self.seq, self.bare = max(numbers, default=None), self.count - len(numbers)
@@ -51,6 +51,10 @@ class _Flight:
 
 class IngestSession:
     """One device's socket. Not for two threads."""
+
+    __slots__ = (
+        "_ack_bare", "_ack_due", "_ack_seq", "_close", "_ended", "_flights", "_held", "_packed", "_send", "device", "door", "on_resume",
+    )  # fmt: skip
 
     def __init__(self, door: Door, device: Device, send: Callable[[bytes, bool], None], close: Callable[[int, str], None]) -> None:
         """`send(payload, is_text)` writes one frame, `close(code, reason)` ends the socket; both are called on the loop, never after `closed()`."""
@@ -120,14 +124,14 @@ class IngestSession:
         if fault is not None:
             self._end(RESTARTING, "the fixes could not be stored: send again what was not acknowledged")
             return
-        was_paused = self.paused
-        while self._flights and self._flights[0].landed:
-            flight = self._flights.popleft()
+        was_paused, flights = self.paused, self._flights
+        while flights and flights[0].landed:
+            flight = flights.popleft()
             self._held -= flight.count
             self._ack_bare += flight.bare
-            if flight.seq is not None:
-                self._ack_seq = flight.seq if self._ack_seq is None else max(self._ack_seq, flight.seq)
-        if not self._flights:
+            if flight.seq is not None and (self._ack_seq is None or flight.seq > self._ack_seq):
+                self._ack_seq = flight.seq
+        if not flights:
             self._acknowledge()
         elif not self._ack_due:
             self._ack_due = True
@@ -141,10 +145,11 @@ class IngestSession:
         if self._ended:
             return
         seq, bare = self._ack_seq, self._ack_bare
-        self._ack_seq, self._ack_bare = None, 0
         if seq is not None:
+            self._ack_seq = None
             self._send(_pack({"ack": seq}), False) if self._packed else self._send(b'{"ack":%d}' % seq, True)
         if bare:
+            self._ack_bare = 0
             self._say({"ack": None, "n": bare})
 
     def _say(self, said: dict[str, Any]) -> None:

@@ -146,6 +146,7 @@ def loose_json(body: bytes) -> Any:
 
 _MSGPACK_TYPES = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
 _LINE_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
+_OTHER_TYPES = (*_MSGPACK_TYPES, *_LINE_TYPES)  # than one JSON document
 
 
 def is_msgpack(body: bytes, content_type: str) -> bool:
@@ -208,7 +209,7 @@ def telemetry_fix(said: Telemetry, device: Device, source: str, received_at_ms: 
     if area is None or (only_bus is not None and bus_id != only_bus):
         raise Unusable("NOT_YOUR_BUS", f"busId {bus_id[:64]!r} is not among this device's buses")
     where, motion, status = said.location, said.motion or _NO_MOTION, said.status or _NO_STATUS
-    if not abs(said.timestamp) < INT64_MAX:
+    if not -INT64_MAX < said.timestamp < INT64_MAX:
         raise Unusable("ABSURD_TIME", f"timestamp {said.timestamp}", bus_id)
     if said.seq is not None and not 0 <= said.seq <= INT64_MAX:
         raise Unusable("MALFORMED", "seq: a whole number from 0 to 2^63 - 1", bus_id)
@@ -228,10 +229,12 @@ def telemetry_fix(said: Telemetry, device: Device, source: str, received_at_ms: 
 
 def telemetry(body: bytes, content_type: str, device: Device, source: str, received_at_ms: int, only_bus: str | None = None) -> Decoded:
     """One telemetry object, an array of them, or NDJSON; JSON or MessagePack. Raises `WireError`."""
-    packed = is_msgpack(body, content_type)
+    packed = False
     said: list[Any]
     try:
-        if packed:
+        if body[:1] == b"{" and not content_type.startswith(_OTHER_TYPES):  # nearly all
+            said = [_JSON_ONE.decode(body)]
+        elif packed := is_msgpack(body, content_type):
             many = 0x90 <= body[0] <= 0x9F or 0xDC <= body[0] <= 0xDD
             said = _PACK_MANY.decode(body) if many else [_PACK_ONE.decode(body)]
         elif content_type.startswith(_LINE_TYPES):

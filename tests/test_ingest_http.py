@@ -206,7 +206,7 @@ async def test_telemetry_that_does_not_parse_is_malformed_and_a_bad_value_is_qua
 async def test_a_fault_of_ours_is_logged_without_the_token_in_the_path(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def thorn(request: Request, device: Device, now_ms: int) -> Decoded:
+    def thorn(request: Request, body: bytes, device: Device, now_ms: int) -> Decoded:
         raise ZeroDivisionError("a thorn")
 
     monkeypatch.setitem(ROUTES, "osmand", ROUTES["osmand"]._replace(decode=thorn))
