@@ -46,7 +46,7 @@ class SimulatorStore:
             stored = await self._pool.call(self._sql["make"], provider, memory.key, body)
         if stored is None:
             return False
-        self._kept[provider, memory.key] = (msgspec.msgpack.encode(memory), stored)  # as dicts it would be 3 KB
+        self._kept[provider, memory.key] = (msgspec.msgpack.encode(memory), stored)  # 570 bytes; as dicts 2.2 KB
         if len(self._kept) > KEPT_MOST:
             self._kept.popitem(last=False)
         return True
