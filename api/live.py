@@ -9,6 +9,7 @@ is slotted; nothing of a handshake is left once it is done.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
@@ -126,8 +127,8 @@ class Sockets:
                 own = _own_channel_of(path)
                 accept, offered = accept_key(given, asked), _offered(given) if b"sec-websocket-protocol" in asked else ()
                 speaks = next((name for name in offered if name in SUBPROTOCOLS), None) if offered else None  # never its `bearer.` token
-                transport.write(switching(accept, speaks, self._ident(asked), VERSION))
-                LiveSocket(self, speaks, offered, own).begin(transport, connections, rest)
+                hello = switching(accept, speaks, self._ident(asked), VERSION)
+                LiveSocket(self, speaks, offered, own).begin(transport, connections, hello, rest)
         except EngineError as fault:
             self._refuse(transport, fault, path, asked)
 
@@ -165,8 +166,8 @@ class Sockets:
     ) -> None:
         """Raises `Invalid` where it is no handshake after all."""
         assert self.devices is not None
-        transport.write(switching(accept_key(given, asked), None, self._ident(asked), VERSION))
-        DeviceSocket(self, self.devices.door, device).begin(transport, connections, rest)
+        hello = switching(accept_key(given, asked), None, self._ident(asked), VERSION)
+        DeviceSocket(self, self.devices.door, device).begin(transport, connections, hello, rest)
 
     def _ident(self, asked: dict[bytes, bytes]) -> str:
         """The caller's own id of this request where it is a decent one, else one of ours: a UUIDv7 that counts up in the last part of what is random
@@ -276,13 +277,13 @@ def _offered(given: Pairs) -> list[str]:
 class LiveSocket(Speaker, Listener):
     """One listener's socket: the ops of the contract, translated for the hub."""
 
-    __slots__ = (*SPEAKER_SLOTS, "boxes", "own", "timer", "token")
+    __slots__ = (*SPEAKER_SLOTS, "boxes", "file", "own", "timer", "token")
 
     kind = "live"
 
     def __init__(self, sockets: Sockets, speaks: str | None, offered: Sequence[str], own: str | None) -> None:
         """`speaks`: the subprotocol that the handshake chose; `offered`: all that the client named."""
-        Listener.__init__(self, WIRES[SUBPROTOCOLS[speaks] if speaks else JSON], _nowhere)
+        Listener.__init__(self, WIRES[SUBPROTOCOLS[speaks] if speaks else JSON])
         self.sockets = sockets
         self.own = own  # the channel that this path subscribes by itself, until it has
         self.token = next((name[7:] for name in offered if name.startswith("bearer.")), None) if offered else None
@@ -292,7 +293,7 @@ class LiveSocket(Speaker, Listener):
     # --- life ---
 
     def opened(self) -> None:
-        self.write = self.transport.write
+        self.file = self.transport.get_extra_info("socket").fileno()
         token, self.token = self.token, None
         try:
             if token is not None:
@@ -305,14 +306,33 @@ class LiveSocket(Speaker, Listener):
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        self.file = -1
         self.sockets.hub.leave(self)
 
     def ping(self) -> None:
         if self.mailbox is None:  # a stalled one is the hub's to judge, and we do not read its pongs
             Speaker.ping(self)
 
+    def unsent_max_bytes(self) -> int:
+        """Anything: for who is not stalled nothing waits, and the next frame can go straight to the kernel."""
+        return 0
+
+    def write(self, frame: bytes) -> None:
+        """Straight to the kernel where nothing waits before it: the transport's own way there took 0.9 us more of the 8 that a delivery costs.
+
+        The file is the transport's until `connection_lost` has returned, and forgotten in `ended`.
+        """
+        sent = 0
+        if self.mailbox is None:
+            try:
+                sent = os.write(self.file, frame)
+            except OSError:  # full, or lost: the transport finds out which
+                sent = 0
+        if sent < len(frame):
+            self.transport.write(frame[sent:])
+
     def pause_writing(self) -> None:
-        """Our buffer for it is full: newest only, and no more questions or pings from it either."""
+        """The kernel's buffer for it is full: newest only, and no more questions or pings from it either."""
         self.transport.pause_reading()
         if self.state == OPEN:
             self.sockets.hub.stall(self)
@@ -429,10 +449,6 @@ class LiveSocket(Speaker, Listener):
         if self.principal is None:
             raise Unauthenticated(f"{channel} asks for an access token: send auth first")
         return f"{channel}:{self.principal.subject}"
-
-
-def _nowhere(frame: bytes) -> None:
-    """Before the handshake is done nothing is written."""
 
 
 def _channel(ask: Ask) -> str:

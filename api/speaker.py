@@ -42,17 +42,18 @@ class Speaker(Conversation, asyncio.Protocol):
     trifles: int  # frames without a message in it
     window_s: float  # when it began
 
-    def begin(self, transport: asyncio.Transport, connections: set[Any], rest: bytes) -> None:
-        """The 101 is written; the transport is ours from here. `connections`: what uvicorn waits for at its end; `rest`: what came already."""
+    def begin(self, transport: asyncio.Transport, connections: set[Any], hello: bytes, rest: bytes) -> None:
+        """The transport is ours from here. `hello`: the 101; `connections`: what uvicorn waits for at its end; `rest`: what came already."""
         sockets = self.sockets
         settings = sockets.settings
         self.transport, self.connections = transport, connections
         self.unanswered, self.asked, self.trifles = False, 0, 0
         self.window_s = sockets.clock.steady_s()
         self.converse(self.message_max_bytes())
-        high = settings.socket_buffer_max_bytes
-        transport.set_write_buffer_limits(high=high, low=min(LOW_WATER, high // 4))
+        high = self.unsent_max_bytes()
         transport.set_protocol(self)
+        transport.set_write_buffer_limits(high=high, low=min(LOW_WATER, high // 4))  # calls `pause_writing` where an answer still waits
+        transport.write(hello)
         connections.add(self)
         sockets.add(self, self.kind)  # type: ignore[arg-type]
         if sockets.count > settings.socket_max:
@@ -64,6 +65,10 @@ class Speaker(Conversation, asyncio.Protocol):
 
     def message_max_bytes(self) -> int:
         return self.sockets.settings.socket_message_max_bytes
+
+    def unsent_max_bytes(self) -> int:
+        """More than this waiting in the transport is too much (`pause_writing`)."""
+        return self.sockets.settings.socket_buffer_max_bytes
 
     def data_received(self, data: bytes) -> None:
         self.unanswered = False

@@ -52,14 +52,14 @@ class Stream(Listener):
     __slots__ = ("buffer", "closed", "hub", "limit", "ready", "size")
 
     def __init__(self, hub: Hub, wire: Wire, limit: int) -> None:
-        super().__init__(wire, self._put)
+        super().__init__(wire)
         self.hub, self.limit = hub, limit
         self.buffer: list[bytes] = []
         self.size = 0
         self.closed = False
         self.ready = asyncio.Event()
 
-    def _put(self, frame: bytes) -> None:
+    def write(self, frame: bytes) -> None:
         self.buffer.append(frame)
         self.size += len(frame)
         self.ready.set()
@@ -77,7 +77,7 @@ class Stream(Listener):
         """The first event says it: a snapshot, or what was missed."""
 
     def refused(self, ident: Any, fault: EngineError) -> None:
-        self._put(b"event: error\ndata: " + msgspec.json.encode({"code": fault.code, "detail": fault.detail}) + b"\n\n")
+        self.write(b"event: error\ndata: " + msgspec.json.encode({"code": fault.code, "detail": fault.detail}) + b"\n\n")
         self.closed = True
 
     def close(self, code: int, reason: str) -> None:

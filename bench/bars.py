@@ -117,6 +117,7 @@ def command_of(source: Load | Bench | Elsewhere) -> str:
         plain = {option.name: option.default for option in catalogue.find(source.scenario).options}
         told = [f"--option {name}={value:g}" for name, value in source.options.items() if value != plain[name]]
         times = f"--rate {source.rate:g} --seconds {source.seconds} --warm-up {source.warm_up}"
+        times += f" --processes {source.processes}" if source.processes > 1 else ""
         return " ".join(["timepoint bench run", source.scenario, "--own", times, *told])
     return source.command if isinstance(source, Elsewhere) else "python -m " + " ".join(source.argv).replace("{feed}", "FEED.zip")
 
@@ -159,7 +160,7 @@ def played(load: Load, product: Deployment) -> Story:
     kind = catalogue.find(load.scenario)
     options = {option.name: option.default for option in kind.options} | load.options
     schedule = Schedule(rate=load.rate, hold_s=load.seconds, warm_up_s=load.warm_up)
-    plan = Plan(scenario=load.scenario, schedule=schedule, options=options)
+    plan = Plan(scenario=load.scenario, schedule=schedule, options=options, processes=load.processes)
     try:
         return Story(result=uvloop.run(run(plan, product, lambda seen: None)))
     except Exception as fault:  # whatever a scenario raises: one row must not take the others with it, and says it

@@ -18,6 +18,7 @@ class Load(msgspec.Struct, frozen=True):
     options: dict[str, Any] = {}
     seconds: int = 10
     warm_up: int = 4
+    processes: int = 1  # generators
 
 
 class Bench(msgspec.Struct, frozen=True):
@@ -64,7 +65,7 @@ SOURCES: Final[dict[str, Load | Bench | Elsewhere]] = {
     "reads": Load("reads", 500.0),
     "readers": Load("slow-client", 20.0, {"watchers": 800, "stalled": 0}, seconds=12),
     "stalled": Load("slow-client", 20.0, {"watchers": 800, "stalled": 200}, seconds=12),
-    "broadcasts": Load("fanout", 2.0, {"watchers": 5000, "reads": 50.0}),
+    "broadcasts": Load("fanout", 2.0, {"watchers": 5000, "reads": 50.0}, processes=2),
     "city of 2,000": city(2000.0, 1000),
     "city of 5,000": city(5000.0, 2000),
     "door": Bench(("bench.door", "--seconds", "5")),

@@ -272,6 +272,61 @@ async def test_a_reader_that_stops_holds_up_nobody_and_gets_the_newest_or_4408(r
         slow.close()
 
 
+def whole_frame(data: bytes) -> tuple[bytes, bytes] | None:
+    """The payload of the server's frame that `data` begins with, and what follows it; None where it is not whole."""
+    short = data[1] if len(data) > 1 else 0
+    start = 2 if short < 126 else 4 if short == 126 else 10
+    end = start + (short if short < 126 else int.from_bytes(data[2:start], "big"))
+    if len(data) < max(2, end):
+        return None
+    assert data[0] == 0x81, "no text frame begins here"
+    return data[start:end], data[end:]
+
+
+async def test_who_stops_reading_for_a_while_gets_whole_frames_and_the_newest_last(redis_url: str) -> None:
+    async with house(redis_url) as h:
+        slow = sockets.socket()
+        slow.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
+        slow.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(slow, ("127.0.0.1", h.port))
+        await loop.sock_sendall(slow, UPGRADE)
+        said = b'{"id":1,"op":"sub","ch":"route:demo:r1"}'
+        await loop.sock_sendall(slow, bytes((0x81, 0x80 | len(said))) + bytes(4) + said)
+        await until(lambda: "route:demo:r1" in h.hub.channels)
+        at = 0
+        while not h.hub.stalled:
+            at += 1
+            await h.owner.say(*(position(f"b{i}", lat=36 + at / 1e4) for i in range(200)))
+            await asyncio.sleep(0.01)
+            assert at < 500, "the slow reader was never noticed"
+        await h.owner.say(*(position(f"b{i}", lat=37.0) for i in range(200)))
+        heard, shown = b"", dict[str, float]()
+        async with asyncio.timeout(10):
+            while len(shown) < 200 or set(shown.values()) != {37.0}:
+                heard += await loop.sock_recv(slow, 65_536)
+                heard = heard[heard.find(b"\r\n\r\n") + 4 :] if heard.startswith(b"HTTP") else heard
+                while (frame := whole_frame(heard)) is not None:
+                    payload, heard = frame
+                    push = msgspec.json.decode(payload)
+                    for one in push["d"] if push.get("t") == "batch" else [push]:
+                        if one.get("ch") and one.get("t") in ("pos", "snapshot"):
+                            shown |= {bus["busId"]: bus["lat"] for bus in (one["d"] if one["t"] == "snapshot" else [one["d"]])}
+        slow.close()
+
+
+async def test_nothing_overtakes_the_101_of_a_socket(redis_url: str) -> None:
+    async with house(redis_url) as h:
+        await h.owner.say(position("17"))
+        reader, writer = await asyncio.open_connection("127.0.0.1", h.port)
+        writer.write(UPGRADE.replace(b"/ws ", b"/ws/tracking/17 "))
+        async with asyncio.timeout(5):
+            heard = await reader.readuntil(b'"snapshot"')
+        places = [heard.find(word) for word in (b"HTTP/1.1 101", b'"recovered":false', b'"snapshot"')]
+        assert places == sorted(places) and places[0] == 0
+        writer.close()
+
+
 async def test_a_drain_says_so_and_closes_everyone_with_1012(redis_url: str) -> None:
     async with house(redis_url) as h:
         async with h.connect() as ws, h.connect("/ws/tracking/17") as other:

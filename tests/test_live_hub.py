@@ -23,10 +23,11 @@ PLAIN = (Wire("plain", JSON, lambda payload, last: payload), Wire("packed", MSGP
 class Collector(Listener):
     """Decodes what it is told; a batch is taken apart into its pushes."""
 
-    __slots__ = ("closed", "frames", "replies", "told")
+    __slots__ = ("closed", "frames", "replies", "told", "write")
 
     def __init__(self, encoding: int = JSON) -> None:
-        super().__init__(PLAIN[encoding], self._take)
+        super().__init__(PLAIN[encoding])
+        self.write = self._take
         self.told: list[Any] = []
         self.frames: list[bytes] = []
         self.replies: list[Any] = []

@@ -74,6 +74,20 @@ def part(share: Share, whole: int) -> int:
     return whole // share.of + (share.number < whole % share.of)
 
 
+def watchers_of(share: Share) -> int:
+    """This generator's part of the watchers. Where callers are timed beside them, the first of several generators does that, with one watcher of
+    its bus and no more: in the loop that reads a crowd's frames an answer waits for up to a thousand of them."""
+    whole = int(share.options["watchers"])
+    if not has_callers_apart(share):
+        return part(share, whole)
+    others = share.of - 1
+    return min(1, whole) if share.number == 0 else (whole - 1) // others + (share.number <= (whole - 1) % others)
+
+
+def has_callers_apart(share: Share) -> bool:
+    return share.of > 1 and float(share.options["reads"]) > 0
+
+
 class Fanout(Scenario):
     name = "fanout"
     summary = "many watchers of one bus that reports often"
@@ -97,7 +111,7 @@ class Fanout(Scenario):
         stalled = Stalled(share, [Wish(asks, "stalled") for _ in range(part(share, int(share.options["stalled"])))])
         crowd = Crowd(
             share,
-            [Wish(asks, "bus") for _ in range(part(share, int(share.options["watchers"])))],
+            [Wish(asks, "bus") for _ in range(watchers_of(share))],
             Ages(share, {"bus": "fanout"}, ledger).heard,
         )
         await stalled.open()
@@ -120,8 +134,8 @@ class Fanout(Scenario):
 
 async def read(share: Share, path: str) -> None:
     """So many requests a second, until it is cancelled; they begin with the run."""
-    rate = float(share.options["reads"]) / share.of
-    if rate <= 0:
+    rate = float(share.options["reads"])
+    if rate <= 0 or (has_callers_apart(share) and share.number > 0):
         return
     due_s = await share.begun() + 1.0  # the bus has reported by then
     calls = await Calls.open(share, 8)

@@ -8,13 +8,13 @@ never dropped: then the listener has to go (4408) and come back with `since`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any, Final
 
 from engine.errors import EngineError
 from engine.live.frames import Wire
 
-MAILBOX_BYTES: Final = 98_304  # with 64 KiB in the transport's buffer and a frame on top: under 256 KiB a stalled socket
+MAILBOX_BYTES: Final = 98_304  # with 64 KiB in a stream, or the rest of a frame in a socket: under 256 KiB for one that stalls
 MAILBOX_PARTS: Final = 1_000
 BBOX: Final = "bbox"  # the name of a viewport's channel
 
@@ -61,17 +61,20 @@ class Mailbox:
 class Listener:
     """One socket or stream. `channels` maps the name of each channel to the hub's version at the moment of subscribing."""
 
-    __slots__ = ("box", "channels", "is_later", "mailbox", "principal", "row", "wire", "write")
+    __slots__ = ("box", "channels", "is_later", "mailbox", "principal", "row", "wire")
 
-    def __init__(self, wire: Wire, write: Callable[[bytes], Any]) -> None:
+    def __init__(self, wire: Wire) -> None:
         self.wire = wire
-        self.write = write  # of one framed payload; must not block
         self.channels: dict[str, int] = {}
         self.mailbox: Mailbox | None = None  # not None: stalled
         self.is_later = False  # True: told at ticks (engine/live/audience.py)
         self.principal: Any = None
         self.row = -1  # its row among the viewports; -1: none
         self.box: tuple[float, float, float, float] | None = None
+
+    def write(self, frame: bytes) -> Any:
+        """One framed payload. Must not block."""
+        raise NotImplementedError
 
     def subscribed(self, ident: Any, channel: str, epoch: str, offset: int, recovered: bool) -> None:
         """Called once per granted subscription, before its first push."""
