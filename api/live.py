@@ -318,7 +318,7 @@ class LiveSocket(Speaker, Listener):
         return 0
 
     def write(self, frame: bytes) -> None:
-        """Straight to the kernel where nothing waits before it: the transport's own way there took 0.9 us more of the 8 that a delivery costs.
+        """Straight to the kernel where nothing waits before it: the transport's own way there is longer (docs/decisions/0077).
 
         The file is the transport's until `connection_lost` has returned, and forgotten in `ended`.
         """
