@@ -9,7 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from api.problems import RESTARTING, TOO_MANY
-from api.websocket import CLOSING, OPEN, Conversation, close_frame
+from api.websocket import CLOSED, CLOSING, OPEN, Conversation, close_frame
 
 if TYPE_CHECKING:
     from api.live import Sockets
@@ -52,7 +52,9 @@ class Speaker(Conversation, asyncio.Protocol):
         self.converse(self.message_max_bytes())
         high = self.unsent_max_bytes()
         transport.set_protocol(self)
-        transport.set_write_buffer_limits(high=high, low=min(LOW_WATER, high // 4))  # calls `pause_writing` where an answer still waits
+        transport.set_write_buffer_limits(high=high, low=min(LOW_WATER, high // 4))
+        if transport.get_write_buffer_size() > high:  # an answer still waits, and uvloop told the protocol before us
+            self.pause_writing()
         transport.write(hello)
         connections.add(self)
         sockets.add(self, self.kind)  # type: ignore[arg-type]
@@ -78,6 +80,7 @@ class Speaker(Conversation, asyncio.Protocol):
         """The peer is done; the transport closes itself."""
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.state = CLOSED  # whoever walks over all sockets may still have this one
         self.connections.discard(self)
         self.sockets.drop(self, self.kind)  # type: ignore[arg-type]
         self.ended()

@@ -185,8 +185,7 @@ def prepare_python() -> bool:
         return False
     python = VENV / "bin" / "python"
     with step("Python environment"):
-        told = [python, "-c", "import sys; print(sys.version)"]  # of another Python, or of one that is gone
-        broken = not python.exists() or subprocess.run(told, capture_output=True, text=True, check=False).stdout != f"{sys.version}\n"
+        broken = not python.exists() or subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode != 0
         if broken or subprocess.run([python, "-c", "import pip"], capture_output=True, check=False).returncode != 0:
             run([sys.executable, "-m", "venv", *(["--clear"] if broken else []), str(VENV)])
     quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--require-hashes", "-r"]

@@ -8,7 +8,7 @@ has what it saves.
 A device says the same head with every fix, but for its Content-Length. So a worker remembers the heads that the parser has read and that were
 taken here; a segment that begins with one of them, byte for byte, and ends where its Content-Length says is that request again, and the parser
 need not see it, whichever connection it comes on: a proxy sends many devices' requests over few. Nothing is judged anew but what can change: the
-credentials (`DevicePaths.again`), size and rate. docs/decisions/0060-gate-and-lane.md.
+credentials (`DevicePaths.good`), size and rate. docs/decisions/0060-gate-and-lane.md.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
@@ -151,7 +151,8 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def house(redis_url: str, **given: Any) -> AsyncIterator[House]:
+async def house(redis_url: str, *, roots: Sequence[Any] = (), **given: Any) -> AsyncIterator[House]:
+    """`roots`: handlers of the test's own. The rest are settings."""
     settings = Settings(redis_url=redis_url, drain_s=0.2, **given)
     clock = SystemClock()
     redis = await Redis.connect(settings)
@@ -160,7 +161,7 @@ async def house(redis_url: str, **given: Any) -> AsyncIterator[House]:
     sockets = Sockets(hub, settings, clock, principal_of)
     parts = Parts(settings=settings, clock=clock, table=table, hub=hub, redis=redis, principal_of=principal_of)
     streams = Streams(hub, settings.socket_buffer_max_bytes, principal_of)
-    worker = Worker(make_app(parts, roots=[streams.handler]), sockets, parts, streams)
+    worker = Worker(make_app(parts, roots=[streams.handler, *roots]), sockets, parts, streams)
     owner = await Owner(redis, table=table).begin()
     sock = socket.create_server(("127.0.0.1", 0))
     port = sock.getsockname()[1]

@@ -34,16 +34,23 @@ STRAIGHT = line([(0, 0), (6_000, 0)], "straight")
 
 
 def feed(
-    shape: Shape = STRAIGHT, *, stops: int = 13, trips: int = 3, headway_s: int = 3_600, version: str = "1", block: bool = True
+    shape: Shape = STRAIGHT,
+    *,
+    stops: int = 13,
+    trips: int = 3,
+    first_s: int = 28_800,
+    headway_s: int = 3_600,
+    version: str = "1",
+    block: bool = True,
 ) -> Timetable:
-    """One route of evenly spaced stops; trips T0, T1, ... at 08:00 and every `headway_s` after, all of one block B."""
+    """One route of evenly spaced stops; trips T0, T1, ... at `first_s` of the day (08:00) and every `headway_s` after, all of one block B."""
     along = np.linspace(0.0, shape.length_m, stops)
     places = [shape.position(float(at)) for at in along]
     known = {f"S{i}": Stop(f"S{i}", f"Stop {i}", lat, lon) for i, (lon, lat, _) in enumerate(places)}
     pattern = Pattern("P", "R", 0, shape, tuple(known), tuple(range(1, stops + 1)), along, (False,) * stops)
     made = {}
     for number in range(trips):
-        times = tuple(28_800 + number * headway_s + round(float(at) / SPEED) for at in along)
+        times = tuple(first_s + number * headway_s + round(float(at) / SPEED) for at in along)
         made[f"T{number}"] = Trip(f"T{number}", "R", "W", pattern, times, times, block_id="B" if block else None)
     return Timetable(
         feed_id="demo",

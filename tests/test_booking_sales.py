@@ -32,9 +32,10 @@ class Feeds:
 
 
 def feed(**more: Any) -> Timetable:
-    """Route R of the small world, running every day around now."""
-    made = small_world.feed(**more)
-    today = datetime.now(UTC).date()
+    """Route R of the small world, running every day, hours away from now: the horizon, whole days from now, cuts no day's trips in two."""
+    now = datetime.now(UTC)
+    made = small_world.feed(first_s=15 * 3_600 if 4 <= now.hour < 12 else 8 * 3_600, **more)  # local: an hour later than UTC
+    today = now.date()
     made.services["W"] = Service("W", (True,) * 7, today - timedelta(days=30), today + timedelta(days=60))
     return made
 
