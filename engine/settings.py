@@ -90,7 +90,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # live
     socket_max: Annotated[int, _d("most WebSocket connections of one worker; over it 4429", ge=1)] = 20_000
     socket_subscriptions_max: Annotated[int, _d("most channels of one socket; over it TOO_MANY_CHANNELS", ge=1)] = 200
-    socket_buffer_max_bytes: Annotated[int, _d("unsent bytes: past them a stream gets the newest only", ge=1024)] = 65_536
+    socket_buffer_max_bytes: Annotated[int, _d("unsent bytes: past them a stream gets the newest only, a device is not read", ge=1024)] = (
+        65_536
+    )
     socket_kernel_buffer_bytes: Annotated[
         int, _d("send buffer of a live socket in the kernel (which doubles it): newest wins only behind it", ge=4096)
     ] = 49_152

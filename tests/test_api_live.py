@@ -250,7 +250,7 @@ async def test_fragments_and_control_frames_between_them(redis_url: str) -> None
 
 
 async def test_a_reader_that_stops_holds_up_nobody_and_gets_the_newest_or_4408(redis_url: str) -> None:
-    async with house(redis_url, socket_buffer_max_bytes=1024, socket_stall_s=1.0) as h:
+    async with house(redis_url, socket_stall_s=1.0) as h:
         slow = sockets.socket()
         slow.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
         slow.setblocking(False)

@@ -12,13 +12,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.harness.address import Address
 from bench.harness.calls import Calls, request
 from bench.harness.result import Second
 from bench.harness.scenario import Scenario
 from bench.loads.city import MixedCity, Soak
-from bench.loads.fanout import Fanout, SlowClient
+from bench.loads.fanout import Fanout, SlowClient, watchers_of
 from bench.loads.ingest import IngestBatch, IngestMqtt, IngestWs
 from bench.loads.mqtt import PORTS, Login, packet
 from bench.loads.onsale import Sold
@@ -346,3 +348,14 @@ def test_growth_and_drift_are_read_after_the_settling() -> None:
     assert memory_slope(growing, "worker-0") == pytest.approx(36, rel=0.01)  # 36,000 KB an hour on 100,000
     assert drift(growing, "age") == pytest.approx(20.0, rel=0.05)
     assert memory_slope(growing, "redis") is None and drift(growing[:8], "age") is None
+
+
+@given(st.integers(0, 60), st.integers(1, 7), st.sampled_from([0.0, 50.0]))
+def test_all_watchers_are_somebodys_and_one_at_most_the_timed_callers(watchers: int, of: int, reads: float) -> None:
+    found = []
+    for number in range(of):
+        share = TestShare("", None, {"watchers": watchers, "reads": reads}, 1, 1)
+        share.number, share.of = number, of
+        found.append(watchers_of(share))  # type: ignore[arg-type]
+    assert sum(found) == watchers and min(found) >= 0
+    assert found[0] <= 1 or of == 1 or not reads

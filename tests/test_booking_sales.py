@@ -13,6 +13,7 @@ import pytest
 
 from engine.booking.sales import STOPS_MAX, Opener, Report, open_sales
 from engine.booking.seats import layout_of
+from engine.clock import SystemClock
 from engine.meter import Meter
 from engine.store.sales import Sales
 from engine.tracking.plans import Plan
@@ -33,7 +34,7 @@ class Feeds:
 
 def feed(**more: Any) -> Timetable:
     """Route R of the small world, running every day, hours away from now: the horizon, whole days from now, cuts no day's trips in two."""
-    now = datetime.now(UTC)
+    now = datetime.fromtimestamp(SystemClock().now_ms() / 1000, UTC)
     made = small_world.feed(first_s=15 * 3_600 if 4 <= now.hour < 12 else 8 * 3_600, **more)  # local: an hour later than UTC
     today = now.date()
     made.services["W"] = Service("W", (True,) * 7, today - timedelta(days=30), today + timedelta(days=60))

@@ -80,8 +80,8 @@ def watchers_of(share: Share) -> int:
     whole = int(share.options["watchers"])
     if not has_callers_apart(share):
         return part(share, whole)
-    others = share.of - 1
-    return min(1, whole) if share.number == 0 else (whole - 1) // others + (share.number <= (whole - 1) % others)
+    others, rest = share.of - 1, max(0, whole - 1)
+    return min(1, whole) if share.number == 0 else rest // others + (share.number <= rest % others)
 
 
 def has_callers_apart(share: Share) -> bool:

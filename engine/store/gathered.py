@@ -1,8 +1,7 @@
 """Group commit: what callers ask while the call before is under way goes to the database together, in one call and one transaction.
 
-Batches come about by nature. There is no timer: whoever asks alone goes at once, as a batch of one, by the same path. Where SECOND_FROM wait
-behind a call that is under way, they go in a second one meanwhile: each ends by waiting for the disk. Promises: calls begin in
-the order in which they were asked for; at most `most` go together; what one call raises, all of its callers are told; a caller who leaves
+Batches come about by nature. There is no timer: whoever asks alone goes at once, as a batch of one, by the same path. Promises: callers are
+served in the order in which they asked; at most `most` go together; what one call raises, all of its callers are told; a caller who leaves
 takes nothing with them (the call goes on, its answer is dropped); at most WAITING_MAX wait.
 """
 
@@ -16,8 +15,6 @@ from typing import Final, Generic, TypeVar
 from engine.errors import Unavailable
 
 WAITING_MAX: Final = 10_000
-CALLS_MAX: Final = 2  # of one group under way
-SECOND_FROM: Final = 4  # fewer wait for the call before: the fixed part of a call would cost them more than the wait
 
 G = TypeVar("G", bound=Hashable)
 Q = TypeVar("Q")
@@ -25,13 +22,12 @@ A = TypeVar("A")
 
 
 class Gathered(Generic[G, Q, A]):
-    """Of one kind of call: at most CALLS_MAX at a time for each group (a trip; one group for all)."""
+    """Of one kind of call: one call at a time for each group (a trip; one group for all)."""
 
     def __init__(self, work: Callable[[G, Sequence[Q]], Awaitable[Sequence[A]]], most: int) -> None:
         """`work(group, asked)` answers a list beside `asked`."""
         self._work, self._most = work, most
         self._waiting: dict[G, deque[tuple[Q, asyncio.Future[A]]]] = {}  # groups with a call under way
-        self._calls: dict[G, int] = {}  # how many of them
         self._running: set[asyncio.Task[None]] = set()
         self._count = 0
 
@@ -41,21 +37,20 @@ class Gathered(Generic[G, Q, A]):
             raise Unavailable("too many calls wait for PostgreSQL", retry_after_s=1)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[A] = loop.create_future()
-        waiting = self._waiting.setdefault(group, deque())
-        waiting.append((asked, answer))
-        self._count += 1
-        calls = self._calls.get(group, 0)
-        if calls == 0 or (calls < CALLS_MAX and len(waiting) >= SECOND_FROM):
-            self._calls[group] = calls + 1
+        waiting = self._waiting.get(group)
+        if waiting is None:
+            waiting = self._waiting[group] = deque()
             task = loop.create_task(self._run(group, waiting), name="gathered calls")
             self._running.add(task)
             task.add_done_callback(self._running.discard)
+        waiting.append((asked, answer))
+        self._count += 1
         return await answer
 
     async def _run(self, group: G, waiting: deque[tuple[Q, asyncio.Future[A]]]) -> None:
-        """One call after the other until nobody waits for this group; beside another such, until too few do."""
+        """Until nobody waits for this group."""
         try:
-            while len(waiting) >= (1 if self._calls[group] == 1 else SECOND_FROM):
+            while waiting:
                 batch = [waiting.popleft() for _ in range(min(self._most, len(waiting)))]
                 self._count -= len(batch)
                 try:
@@ -71,9 +66,7 @@ class Gathered(Generic[G, Q, A]):
                     for _, answer in batch:
                         answer.cancel()  # only where this worker ends: all others are done
         finally:
-            self._calls[group] -= 1
-            if self._calls[group] == 0:
-                del self._calls[group], self._waiting[group]
-                self._count -= len(waiting)
-                for _, answer in waiting:
-                    answer.cancel()
+            del self._waiting[group]
+            self._count -= len(waiting)
+            for _, answer in waiting:
+                answer.cancel()
