@@ -6,22 +6,24 @@ Shapes: of every `--feed` those of its patterns (lines that meet themselves firs
 figures of eight, lollipops, grids). Every shape is driven once by the simulator's driver and seen with correlated noise of 5, 10 and 20 m every
 1, 5, 30 and 60 s, by half of the devices without speed and bearing. Each cell says the 95th percentile of the error along the line and how many fixes
 are on a wrong arc (more than 200 m off), against the bars of the design (3 sigma + 5 m; 0.1 % up to 10 m of noise), and for comparison what
-the nearest point of the whole line gives. Then: how soon the right arc is found again after gaps and teleports, and CPU a match.
+the nearest point of the whole line gives. Then: how soon the right arc is found again after gaps, teleports and stretches left out, and CPU a match.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
@@ -44,6 +46,7 @@ from ingest.gtfs import read_feed
 SIGMAS_M, EVERY_S = (5.0, 10.0, 20.0), (1, 5, 30, 60)
 WANDER_S = 25.0
 WRONG_M, WRONG_SHARE, WRONG_SIGMA_M = 200.0, 0.001, 10.0
+FAR_DEG, ASIDE_M, ASIDE_MPS = 0.045, 150.0, 9.0  # 5 km to the north; how far beside the line, and how fast, another way is driven
 DRIVEN_MAX_S = 2_400  # of a coach's hours the first forty minutes
 FOUND_S, FOUND_SHARE = 60.0, 0.99  # after a gap or a teleport the right arc within so long (or three fixes), so often
 WAITS_S = 120
@@ -206,15 +209,14 @@ def matched(drive: Drive, fixes: Sequence[tuple[Fix, float]]) -> tuple[Seen, Mat
     return seen, matcher
 
 
-# --- gaps and teleports ---
+# --- gaps, teleports and other ways ---
 
-TROUBLES = {"gap of 3 min": (180, False), "gap of 8 min": (480, False), "a receiver 5 km off for 40 s": (40, True)}
+AGAIN_M, AGAIN_S = 10.0, (1, 5)  # of which noise and intervals
+Disturbed = tuple[list[tuple[Fix, float]], float]  # the fixes with a trouble in them, and when it was over
 
 
-def disturbed(
-    fixes: Sequence[tuple[Fix, float]], seconds: int, far: bool, chance: random.Random
-) -> tuple[list[tuple[Fix, float]], float] | None:
-    """The fixes with a trouble in the middle third, and when it was over; None: the drive is too short."""
+def silent(fixes: Sequence[tuple[Fix, float]], seconds: int, chance: random.Random, *, far: bool = False) -> Disturbed | None:
+    """Nothing is heard for so long in the middle third, or (`far`) everything from 5 km off; None: the drive is too short."""
     if len(fixes) < 12 or fixes[-1][0].fixed_at_ms - fixes[0][0].fixed_at_ms < (seconds + 240) * 1000:
         return None
     first_ms, last_ms = fixes[0][0].fixed_at_ms, fixes[-1][0].fixed_at_ms
@@ -225,20 +227,52 @@ def disturbed(
         if begin_ms <= fix.fixed_at_ms < end_ms:
             if not far:
                 continue
-            fix = Fix(
-                "b",
-                fix.fixed_at_ms,
-                fix.lat + 0.045,
-                fix.lon,
-                fix.received_at_ms,
-                "d",
-                "telemetry",
-                fix.accuracy_m,
-                fix.speed_mps,
-                fix.bearing_deg,
-            )
+            fix = msgspec.structs.replace(fix, lat=fix.lat + FAR_DEG)
         out.append((fix, along))
     return out, end_ms / 1000
+
+
+def left_out(fixes: Sequence[tuple[Fix, float]], length_m: float, chance: random.Random) -> Disturbed | None:
+    """A stretch of that length is not driven: another street leads from its begin to its end, at least `ASIDE_M` beside both."""
+    first_ms, last_ms = fixes[0][0].fixed_at_ms + 90_000, fixes[-1][0].fixed_at_ms - 150_000
+    furthest = max((along for fix, along in fixes if fix.fixed_at_ms < last_ms), default=0.0)
+    begins = [n for n, (fix, along) in enumerate(fixes) if fix.fixed_at_ms >= first_ms and along + length_m < furthest]
+    if not begins:
+        return None
+    begin = chance.choice(begins)
+    before, left_m = fixes[begin]
+    end = next(n for n in range(begin, len(fixes)) if fixes[n][1] > left_m + length_m)
+    after = fixes[end][0]
+    every_ms = fixes[1][0].fixed_at_ms - fixes[0][0].fixed_at_ms
+    per_lon, per_lat = metres_per_degree(before.lat)
+    east, north = (after.lon - before.lon) * per_lon, (after.lat - before.lat) * per_lat
+    length = max(1.0, math.hypot(east, north))
+    aside = (ASIDE_M * north / length / per_lon, -ASIDE_M * east / length / per_lat)
+    corners = [(before.lon, before.lat), (before.lon + aside[0], before.lat + aside[1]), (after.lon + aside[0], after.lat + aside[1])]
+    legs = (0.0, ASIDE_M, ASIDE_M + length, 2 * ASIDE_M + length)
+    steps = max(2, math.ceil(legs[-1] / ASIDE_MPS * 1000 / every_ms))
+    driven = np.linspace(0.0, legs[-1], steps + 1)[1:-1]
+    places = zip(*(np.interp(driven, legs, [each[axis] for each in [*corners, (after.lon, after.lat)]]) for axis in (0, 1)), strict=True)
+    way = [
+        (at(msgspec.structs.replace(before, lon=lon, lat=lat, speed_mps=None, bearing_deg=None), before.fixed_at_ms + n * every_ms), left_m)
+        for n, (lon, lat) in enumerate(places, 1)
+    ]
+    over_ms = before.fixed_at_ms + steps * every_ms
+    rest = [(at(fix, fix.fixed_at_ms - after.fixed_at_ms + over_ms), along) for fix, along in fixes[end:]]
+    return [*fixes[: begin + 1], *way, *rest], over_ms / 1000
+
+
+def at(fix: Fix, at_ms: int) -> Fix:
+    return msgspec.structs.replace(fix, fixed_at_ms=at_ms, received_at_ms=at_ms)
+
+
+TROUBLES: dict[str, Callable[[Sequence[tuple[Fix, float]], random.Random], Disturbed | None]] = {
+    "a gap of 3 min": lambda fixes, chance: silent(fixes, 180, chance),
+    "a gap of 8 min": lambda fixes, chance: silent(fixes, 480, chance),
+    "a receiver 5 km off for 40 s": lambda fixes, chance: silent(fixes, 40, chance, far=True),
+    "500 m left out": lambda fixes, chance: left_out(fixes, 500.0, chance),
+    "2 km left out": lambda fixes, chance: left_out(fixes, 2_000.0, chance),
+}
 
 
 def found_again(seen: Seen, over_s: float, every_s: int) -> bool:
@@ -263,11 +297,11 @@ def main(argv: list[str] | None = None) -> int:
         "--feed", type=Path, action="append", default=[], metavar="FEED.zip", help="a feed whose shapes are driven too; may be repeated"
     )
     parser.add_argument("--shapes", type=int, default=220, help="at least so many (default 220)")
-    parser.add_argument("--quick", action="store_true", help="only 5 and 60 s, 10 m")
+    parser.add_argument("--quick", action="store_true", help="only 1, 5 and 60 s, 10 m")
     parser.add_argument("--worst", type=int, default=0, metavar="N", help="list the N worst drives")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
-    sigmas, intervals = ((10.0,), (5, 60)) if args.quick else (SIGMAS_M, EVERY_S)
+    sigmas, intervals = ((10.0,), (1, 5, 60)) if args.quick else (SIGMAS_M, EVERY_S)
     cells: dict[tuple[float, int], tuple[list[float], list[float]]] = {(s, e): ([], []) for s in sigmas for e in intervals}
     kinds: dict[str, list[float]] = defaultdict(list)
     shapes: dict[str, int] = defaultdict(int)
@@ -292,11 +326,12 @@ def main(argv: list[str] | None = None) -> int:
                         worst.append(
                             (wrong, f"{drive.kind} {drive.instance.trip.trip_id} sigma {sigma} every {every} s tells {drive.tells}")
                         )
-                if sigma == 10 and every == 5:
-                    for name, (seconds, far) in TROUBLES.items():
-                        trouble = disturbed(fixes, seconds, far, random.Random(f"{args.seed}:{number}:{name}"))
+                if sigma == AGAIN_M and every in AGAIN_S:
+                    for name, disturbed in TROUBLES.items():
+                        trouble = disturbed(fixes, random.Random(f"{args.seed}:{number}:{name}"))
                         if trouble is not None:
-                            again[name].append(found_again(matched(drive, trouble[0])[0], trouble[1], every))
+                            right = found_again(matched(drive, trouble[0])[0], trouble[1], every)
+                            again[f"{name}, every {every} s"].append(right)
     print(f"{len(drives)} shapes: " + ", ".join(f"{count} {kind}" for kind, count in sorted(shapes.items())))
     missed = report(cells, again)
     print(f"\n{'fixes on a wrong arc, noise up to 10 m, by shape':<50}")

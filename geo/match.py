@@ -2,7 +2,9 @@
 
 The nearest point of the whole line is wrong wherever a line meets itself (loops, out and back, figure of eight). So a fix is only compared
 with the arcs that the vehicle can have reached, `[s - 100 m, s + 150 m + 28 m/s * dt]`, and while two arcs explain it about equally well both
-are kept, at most three, judged by their last five fixes or so. Lengths in metres, speeds in m/s, bearings in degrees clockwise from north.
+are kept, at most three, judged by their last five fixes or so. While the best one explains a fix badly (far beside, or driven against) the
+whole line is looked at for a better one; that has to make up for its jump, in the fixes that follow, before it is believed. Lengths in
+metres, speeds in m/s, bearings in degrees clockwise from north.
 
 cost of a candidate = (d^2 / (2 sigma^2) + 8 where the vehicle moves against the line) * min(1, dt / 12 s) + |ds - v dt| / beta.
 """
@@ -26,7 +28,7 @@ SIGMA_MIN_M = 8.0  # phones promise 3 m and mean 8
 BETA_M = 40.0
 OPPOSITE_DEG, OPPOSITE_COST = 120.0, 8.0
 FAR_COST = 12.0  # cap of the distance term: one wild fix must not outweigh all that was known
-JUMP_COST = 10.0  # cap of the progress term for arcs outside the window, which are looked at only while lost
+JUMP_COST = 10.0  # cap of the progress term for arcs outside the window, which are looked at only while astray
 STEADY_S = 10.0  # a speed holds for about this long; beyond it the vehicle's pace over some minutes is the better guess
 PACE_S, PACE_MPS = 300.0, 6.0  # time constant of that pace, and what it starts from: a city bus with its stops
 SPREAD_MPS = 1.0  # beta grows by this for every second beyond STEADY_S
@@ -176,7 +178,7 @@ def place_first(
         opposed = bearing_deg is not None and turn_deg(bearing_deg, course) > OPPOSITE_DEG
         cost = min(FAR_COST, offset * offset / (2.0 * sigma * sigma)) + (OPPOSITE_COST if opposed else 0.0)
         found.append((cost + (prior(along) if prior is not None else 0.0), along, offset, opposed, True))
-    kept = _kept(found)
+    kept = _kept(found, LEAD)
     best = kept[0]
     return Match(best.along_m, best.offset_m, best.along_m, best.along_m, best.along_m, best.opposed, kept)
 
@@ -194,7 +196,7 @@ def place_next(
     lost_m: float = LOST_M,
     may_retreat: bool = False,
 ) -> Match:
-    """The next fix in time on the same line. `lost_m`: further off than this the whole shape is looked at for a way back on.
+    """The next fix in time on the same line. `lost_m`: further off than this, or against the line, the whole shape is looked at for a way on.
     `may_retreat`: the trip has not begun, so the published arc may move freely."""
     beyond = dt_s - STEADY_S if dt_s > STEADY_S else 0.0
     expected, reach = speed_mps * (dt_s - beyond) + match.pace_mps * beyond, AHEAD_M + AHEAD_MPS * dt_s
@@ -202,29 +204,27 @@ def place_next(
     per_square, per_m = 0.5 * weight / (sigma * sigma), 1.0 / (BETA_M + SPREAD_MPS * beyond)
     far_cost, opposite_cost = FAR_COST * weight, OPPOSITE_COST * weight
     found: list[Guess] = []
-    nearest = math.inf
     opposed = False
     for arc in match.arcs:
         base, past = arc.along_m, arc.cost
         ahead = base + expected
         for along, offset, course in line.minima(lon, lat, base - BACK_M, base + reach):
-            if offset < nearest:
-                nearest = offset
             cost = offset * offset * per_square
             cost = past + (cost if cost < far_cost else far_cost) + abs(along - ahead) * per_m
             if bearing_deg is not None and (opposed := OPPOSITE_DEG < abs(bearing_deg - course) < 360.0 - OPPOSITE_DEG):
                 cost += opposite_cost
             found.append((cost, along, offset, opposed, True))
-    if nearest > lost_m:
-        first = match.arcs[0]
-        for along, offset, course in line.minima(lon, lat, 0.0, line.length_m):
-            if offset <= lost_m:
-                opposed = bearing_deg is not None and turn_deg(bearing_deg, course) > OPPOSITE_DEG
-                cost = first.cost + min(far_cost, offset * offset * per_square) + (opposite_cost if opposed else 0.0)
-                cost += min(JUMP_COST, abs(along - first.along_m - expected) * per_m)
-                found.append((cost, along, offset, opposed, False))
-    kept = _kept(found)
-    return _published(match, kept, dt_s, may_retreat)
+    if not _is_astray(found, lost_m):
+        return _published(match, _kept(found, LEAD), dt_s, may_retreat)
+    first, near = match.arcs[0], [each[1] for each in found]
+    for along, offset, course in line.minima(lon, lat, 0.0, line.length_m):
+        if offset <= lost_m and all(abs(along - other) > SAME_ARC_M for other in near):
+            opposed = bearing_deg is not None and turn_deg(bearing_deg, course) > OPPOSITE_DEG
+            cost = first.cost + min(far_cost, offset * offset * per_square) + (opposite_cost if opposed else 0.0)
+            cost += min(JUMP_COST, abs(along - first.along_m - expected) * per_m)
+            found.append((cost, along, offset, opposed, False))
+    lead = LEAD + JUMP_COST * (1.0 - weight) if _is_astray(found, lost_m) else LEAD  # fixes that count less each need room to add up
+    return _published(match, _kept(found, lead), dt_s, may_retreat)
 
 
 def set_back(match: Match) -> Match:
@@ -232,13 +232,19 @@ def set_back(match: Match) -> Match:
     return Match(match.raw_m, match.offset_m, match.raw_m, match.raw_m, match.raw_m, match.opposed, match.arcs, match.pace_mps)
 
 
-def _kept(found: list[Guess]) -> tuple[Arc, ...]:
-    """The best few, one per place, costs counted from the best; those that trail by LEAD are given up."""
+def _is_astray(found: list[Guess], lost_m: float) -> bool:
+    """Whether the best of them is none that one would believe: too far beside, or driven against."""
+    _, _, offset, opposed, _ = found[0] if len(found) == 1 else min(found)
+    return opposed or offset > lost_m
+
+
+def _kept(found: list[Guess], lead: float) -> tuple[Arc, ...]:
+    """The best few, one per place, costs counted from the best; those that trail by `lead` are given up."""
     least, along, offset, opposed, trusted = found[0] if len(found) == 1 else min(found)
     best = Arc(along, offset, 0.0, opposed, trusted)
     if len(found) == 1:
         return (best,)
-    enough = least + LEAD
+    enough = least + lead
     close = [each for each in found if each[0] < enough and abs(each[1] - along) > SAME_ARC_M]
     if not close:
         return (best,)

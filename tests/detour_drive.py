@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from tests.product import Product
 
 BUS = "DETOUR-1"
-EVERY_S, BEFORE_S, AFTER_S, GRACE_S = 2.0, 6.0, 22.0, 15.0
-DETOUR = Detour(length_m=590.0, aside_m=130.0, speed_mps=12.0)  # away for 58 s: off route is said after 45
+EVERY_S, BEFORE_S, AFTER_S, GRACE_S = 2.0, 20.0, 22.0, 15.0
+BEFORE_M = 120.0  # driven before it leaves its line: who is first heard of at a stop is not known to have begun its trip
+AWAY_MS = 52_000  # off route is said after 45 s
+DETOUR = Detour(length_m=590.0, aside_m=130.0, speed_mps=12.0)  # away for 58 s
 
 
 class DetourDrive(threading.Thread):
@@ -109,8 +111,7 @@ class DetourDrive(threading.Thread):
                 continue
             plain = Driven.of(BUS, Driver(1).trip(instance))
             driven = DETOUR.strike(plain, random.Random(instance.trip.trip_id))
-            facts = driven.happened[0].facts if driven is not plain else {}
-            if facts.get("stopsMissed") and "awayFromMs" in facts and facts["maxOffsetM"] < 190:
+            if driven is not plain and shows(driven, driven.happened[0]):
                 return driven, driven.happened[0]
         raise AssertionError("no trip of this hour has room for a detour")
 
@@ -160,6 +161,15 @@ class DetourDrive(threading.Thread):
 
     def closed(self, heard: list[tuple[float, dict[str, Any]]]) -> bool:
         return any(body["closedAt"] for _, body in self.of(heard))
+
+
+def shows(driven: Driven, detour: Happening) -> bool:
+    """It is under way before, misses a stop meanwhile, stays away for as long as it takes to say so, and so near that it is a MINOR one."""
+    facts = detour.facts
+    if not facts["stopsMissed"] or "awayFromMs" not in facts or facts["awayToMs"] - facts["awayFromMs"] < AWAY_MS:
+        return False
+    before_m = driven.truth(detour.from_ms).along_m - driven.truth(detour.from_ms - round(BEFORE_S * 1000)).along_m
+    return before_m > BEFORE_M and facts["maxOffsetM"] < 190
 
 
 def said(truth: Truth, at_s: float, instance: TripInstance) -> dict[str, Any]:

@@ -16,18 +16,19 @@ import pytest
 from engine.events import IN_TRIP, Event, IncidentEvent, StopEvent, StopForecast, TripForecast
 from engine.events import OFF_ROUTE as OFF_STATE
 from engine.tracking.fix import Fix
+from engine.tracking.timetable import Timetable
 from engine.tracking.tracker import Tracker
 from engine.tracking.watch import OFF, ON, SUSPECT, OffRoute
 from ingest.gtfs import read_feed
-from tests.small_world import STRAIGHT, Bus, feed, instance_of
+from tests.small_world import STRAIGHT, Bus, feed, instance_of, line
 
 TIMETABLE = feed()
 START = instance_of(TIMETABLE).departure_ms(0)
 
 
-def watched(fixes: list[Fix]) -> tuple[Tracker, list[Event], list[str | None]]:
+def watched(fixes: list[Fix], timetable: Timetable = TIMETABLE) -> tuple[Tracker, list[Event], list[str | None]]:
     """Everything said, and the state of every row."""
-    tracker = Tracker(TIMETABLE, feed_id="demo", partner_id="P")
+    tracker = Tracker(timetable, feed_id="demo", partner_id="P")
     for fix in fixes:
         tracker.fold(fix)
     tracker.tick(fixes[-1].received_at_ms + 10_000)
@@ -67,6 +68,23 @@ def test_a_detour_is_one_episode_with_its_facts() -> None:
     assert detail(closed)["rejoinedM"] == pytest.approx(2_950, abs=60)
     assert OFF_STATE in states and states[-1] == "IN_TRIP"
     assert len({event.event_id for event in incidents(events, "OFF_ROUTE")}) == len(incidents(events, "OFF_ROUTE"))
+
+
+def test_how_far_it_came_is_measured_from_the_whole_line() -> None:
+    """A short cut from one leg of a U to the other: half way it is as far from both, whatever leg the match still holds on to."""
+    shape = line([(0, 0), (3_000, 0), (3_000, 900), (0, 900)], "u")
+    bus, at_ms = Bus(shape, tells=False), instance_of(feed(shape)).departure_ms(0)
+    fixes = []
+    for along, aside in [*((along, 0.0) for along in range(0, 1_501, 40)), *((1_500, float(aside)) for aside in range(40, 900, 40))]:
+        fixes.append(bus.at(at_ms, along, aside))
+        at_ms += 5_000
+    for along in range(5_400, 6_400, 40):
+        fixes.append(bus.at(at_ms, along))
+        at_ms += 5_000
+    _, events, _ = watched(fixes, feed(shape))
+    closed = incidents(events, "OFF_ROUTE")[-1]
+    assert closed.closed_at_ms is not None and detail(closed)["reason"] == "BACK_ON_ROUTE"
+    assert detail(closed)["maxOffsetM"] == pytest.approx(450, abs=30)
 
 
 def test_the_stops_of_a_detour_are_missed_and_the_others_served() -> None:

@@ -29,7 +29,7 @@ def test_managers_hear_of_it_within_a_minute_and_again_when_the_bus_is_back(driv
     assert (opened["busId"], opened["closedAt"], opened["severity"]) == (BUS, None, "MINOR")
     closed_s, closed = heard[-1]
     assert closed["closedAt"] and closed_s > drive.back_s and closed["incidentId"] == opened["incidentId"]
-    assert closed["detail"]["maxOffsetM"] == pytest.approx(drive.worst_m, abs=40)  # fixes say how far it came, within their accuracy
+    assert closed["detail"]["maxOffsetM"] == pytest.approx(drive.worst_m, abs=20)  # between two fixes it may have come further
     assert len({body["incidentId"] for _, body in heard}) == 1, "one episode, one incident"
 
 

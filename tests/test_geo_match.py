@@ -137,22 +137,54 @@ def test_heading_decides_which_way_a_shared_street_is_driven() -> None:
     assert [round(arc.along_m, -1) for arc in unsure.arcs] == [500, 3_500]
 
 
-def test_a_lost_vehicle_finds_its_way_back_beyond_the_window() -> None:
-    """It leaves a line with a long detour, takes the short cut, and joins 3 km further on."""
-    corners = [(0, 0), (1_000, 0), (1_000, 1_500), (1_200, 1_500), (1_200, 0), (3_000, 0)]
-    points = []
+EVERY_S = pytest.mark.parametrize("every_s", [1.0, 2.0, 5.0, 10.0])
+
+
+@EVERY_S
+def test_a_lost_vehicle_finds_its_way_back_beyond_the_window(every_s: float) -> None:
+    """It leaves a line with a long detour, takes the short cut, and joins 3 km further on: so it is believed however often it is heard of."""
+    shape = cornered("detour", (0, 0), (1_000, 0), (1_000, 1_500), (1_200, 1_500), (1_200, 0), (3_000, 0))
+    line = Line(shape)
+    match = place_first(line, *moved(3.0, 36.0, 800.0, 0.0), sigma=8.0, bearing_deg=90.0)
+    for x in np.arange(800.0 + 10 * every_s, 2_201.0, 10 * every_s).tolist():
+        y = -80.0 if x < 2_000 else 0.0
+        match = place_next(line, match, *moved(3.0, 36.0, x, y), dt_s=every_s, speed_mps=10.0, sigma=8.0, bearing_deg=90.0)
+    assert match.along_m == pytest.approx(shape.length_m - 800, abs=10)
+
+
+@EVERY_S
+def test_who_leaves_out_a_branch_is_not_taken_back_along_the_other_side_of_the_street(every_s: float) -> None:
+    """The line goes 600 m up a branch and back; the vehicle turns at once, on the far side of the street, and drives the line's last part."""
+    shape = cornered("branch", (0, 0), (0, 2_000), (600, 2_000), (600, 1_993), (7, 1_993), (7, 0))
+    line = Line(shape)
+    match = place_first(line, *moved(3.0, 36.0, 0.0, 1_700.0), sigma=8.0, bearing_deg=0.0)
+    for y in np.arange(1_700.0 + 8 * every_s, 1_961.0, 8 * every_s).tolist():
+        match = place_next(line, match, *moved(3.0, 36.0, 0.0, y), dt_s=every_s, speed_mps=8.0, sigma=8.0, bearing_deg=0.0)
+    for y in np.arange(1_960.0, 1_700.0, -8 * every_s).tolist():
+        match = place_next(line, match, *moved(3.0, 36.0, 7.0, y), dt_s=every_s, speed_mps=8.0, sigma=8.0, bearing_deg=180.0)
+    assert match.along_m == pytest.approx(shape.length_m - y, abs=10)
+
+
+@EVERY_S
+def test_a_vehicle_that_truly_turns_round_drives_against_its_line(every_s: float) -> None:
+    shape = straight()
+    line = Line(shape)
+    match = first(line, shape, 2_000)
+    for along in np.arange(2_000.0, 1_700.0, -8 * every_s).tolist():
+        lon, lat = along_straight(shape, along)
+        match = place_next(line, match, lon, lat, dt_s=every_s, speed_mps=8.0, sigma=8.0, bearing_deg=270.0)
+    assert match.raw_m == pytest.approx(along, abs=5) and match.opposed
+
+
+def cornered(name: str, *corners: tuple[float, float]) -> Shape:
+    """Straight from corner to corner (metres), a vertex every 50 m or so."""
+    points: list[tuple[float, float]] = []
     for (x0, y0), (x1, y1) in itertools.pairwise(corners):
         count = max(2, int(math.hypot(x1 - x0, y1 - y0) / 50))
         points += [(x0 + (x1 - x0) * u, y0 + (y1 - y0) * u) for u in np.linspace(0, 1, count, endpoint=False)]
     points.append(corners[-1])
     places = [moved(3.0, 36.0, x, y) for x, y in points]
-    shape = Shape("detour", np.array([x for x, _ in places]), np.array([y for _, y in places]))
-    line = Line(shape)
-    match = place_first(line, *moved(3.0, 36.0, 800.0, 0.0), sigma=8.0, bearing_deg=90.0)
-    for x in range(900, 2_200, 100):
-        y = -80.0 if x < 2_000 else 0.0
-        match = place_next(line, match, *moved(3.0, 36.0, float(x), y), dt_s=10.0, speed_mps=10.0, sigma=8.0, bearing_deg=90.0)
-    assert match.along_m == pytest.approx(shape.length_m - 900, abs=10)
+    return Shape(name, np.array([x for x, _ in places]), np.array([y for _, y in places]))
 
 
 def test_a_point_beside_a_long_intercity_shape_is_right_to_metres_at_both_ends() -> None:

@@ -54,7 +54,7 @@ class OffRoute(msgspec.Struct, frozen=True, array_like=True, gc=False):
     driven_m: float = 0.0
     reflected: bool = False
     left_m: float = 0.0  # arc where it left
-    worst_m: float = 0.0
+    worst_m: float = 0.0  # furthest from any place of the line
     back: int = 0  # fixes in a row that look like being back
     severity: str = MINOR
     bypassed: tuple[int, ...] = ()  # stop sequences missed meanwhile
@@ -169,7 +169,7 @@ def _suspect_next(off: OffRoute, sight: Sight, away: float, limit: float, said: 
         return ON_ROUTE
     config, motion = sight.rules.watch, sight.motion
     fixes, driven, ratio = off.fixes + 1, off.driven_m + motion.driven_m, off.ratio + away / limit
-    worst, bypassed = max(off.worst_m, away), _bypassed(off.bypassed, sight)
+    worst, bypassed = _worst_m(off, sight, away), _bypassed(off.bypassed, sight)
     far = ratio >= config.far_share * fixes and not off.reflected
     patience = config.far_patience if far else config.near_patience if worst < config.near_share * limit else 1.0
     wait_s = max(config.reflected_s if off.reflected else 0.0, config.off_s * patience)
@@ -194,7 +194,7 @@ def _off_next(off: OffRoute, sight: Sight, away: float, limit: float, said: list
         back = 0
     elif advancing:
         back += 1
-    worst, bypassed = max(off.worst_m, away), _bypassed(off.bypassed, sight)
+    worst, bypassed = _worst_m(off, sight, away), _bypassed(off.bypassed, sight)
     severity = _severity(config, worst)
     now = OffRoute(
         OFF, off.since_ms, off.fixes + 1, off.driven_m + sight.motion.driven_m, off.reflected, off.left_m, worst, back, severity, bypassed
@@ -206,6 +206,14 @@ def _off_next(off: OffRoute, sight: Sight, away: float, limit: float, said: list
     if severity != off.severity:
         said.append(_off_route_event(now, sight.fix, sight.ride, severity, severity, None, {}))
     return now
+
+
+def _worst_m(off: OffRoute, sight: Sight, away: float) -> float:
+    """How far it has come from its line. The match holds on to the stretch that it knows (`away`): where the line bends towards the vehicle
+    another stretch may already be much nearer, and that is looked for only where the match would say "further than ever"."""
+    if away <= off.worst_m:
+        return off.worst_m
+    return max(off.worst_m, sight.course.line.shape.nearest(sight.motion.lon, sight.motion.lat)[1])
 
 
 def _severity(config: WatchConfig, worst_m: float) -> str:
