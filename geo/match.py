@@ -90,7 +90,7 @@ class Line:
         """For few segments."""
         found: list[Minimum] = []
         sqrt = math.sqrt
-        above = first == 0  # the segment before had its nearest point at its end (or there is none before)
+        above = True  # the segment before had its nearest point at its end (or is not looked at)
         share = x = y = cum = length = bearing = 0.0
         for lon0, lat0, per_lon, per_lat, east, north, inverse, cum, length, bearing in self._segments[first:end]:
             x, y = (lon - lon0) * per_lon, (lat - lat0) * per_lat
@@ -102,12 +102,11 @@ class Line:
                 x -= share * east
                 y -= share * north
                 found.append((cum + share * length, sqrt(x * x + y * y), bearing))
-            elif above:  # a corner, or the start of the line
+            elif above:  # a corner, or the begin of what is looked at
                 found.append((cum, sqrt(x * x + y * y), bearing))
             above = False
-        if above or not found:  # the end of the line, or of what was looked at
-            share = min(1.0, max(0.0, share))
-            found.append((cum + share * length, math.hypot(x - share * east, y - share * north), bearing))
+        if above:  # its end
+            found.append((cum + length, math.hypot(x - east, y - north), bearing))
         return found
 
     def minima_array(self, lon: float, lat: float, first: int, end: int) -> list[Minimum]:
@@ -116,10 +115,8 @@ class Line:
         x, y = (lon - lon0) * per_lon, (lat - lat0) * per_lat
         share = (x * east + y * north) * inverse
         beyond = share >= 1.0
-        before = np.concatenate(([first == 0], beyond[:-1]))
-        least = (share > 0.0) & ~beyond | (share <= 0.0) & before
-        if beyond[-1] or not least.any():
-            least[-1] = True
+        least = (share > 0.0) & ~beyond | (share <= 0.0) & np.concatenate(([True], beyond[:-1]))
+        least[-1] |= beyond[-1]
         at = np.flatnonzero(least)
         share = np.clip(share, 0.0, 1.0)
         square = (x - share * east) ** 2 + (y - share * north) ** 2

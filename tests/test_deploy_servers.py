@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -81,8 +83,14 @@ def test_a_second_start_adopts_what_runs(own_redis: RedisServer, own_postgres: P
         assert server.pid is None
 
 
-def test_servers_end_with_the_process_that_started_them() -> None:
-    folder = throw_away_folder()
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    made = throw_away_folder()
+    yield made
+    shutil.rmtree(made)
+
+
+def test_servers_end_with_the_process_that_started_them(folder: Path) -> None:
     code = (
         "import sys, pathlib; from deploy.servers import RedisServer\n"
         f"server = RedisServer(pathlib.Path({str(folder)!r}) / 'redis').start()\n"
@@ -102,31 +110,25 @@ def test_servers_end_with_the_process_that_started_them() -> None:
     assert not left
 
 
-def test_a_socket_path_never_passes_the_limit_of_the_kernel() -> None:
-    base = throw_away_folder()
+def test_a_socket_path_never_passes_the_limit_of_the_kernel(folder: Path) -> None:
     for depth in (1, 30, 60, 90, 120):
-        folder = base / ("d" * depth)
-        sockets = socket_folder(folder, service_user())
+        sockets = socket_folder(folder / ("d" * depth), service_user())
         assert len(os.fsencode(sockets / ".s.PGSQL.5432")) <= SOCKET_PATH_MAX
         assert len(os.fsencode(sockets / "redis.sock")) <= SOCKET_PATH_MAX
         sockets.rmdir()
-    subprocess.run(["rm", "-rf", base], check=True)
 
 
-def test_redis_runs_from_a_folder_too_deep_for_a_socket() -> None:
-    base = throw_away_folder()
-    server = RedisServer(base / ("deep" * 20) / "redis")
+def test_redis_runs_from_a_folder_too_deep_for_a_socket(folder: Path) -> None:
+    server = RedisServer(folder / ("deep" * 20) / "redis")
     try:
         with redis.Redis.from_url(server.start().url) as line:
             assert line.ping()
     finally:
         server.remove()
-        subprocess.run(["rm", "-rf", base], check=True)
 
 
-def test_a_server_that_cannot_start_says_why_in_its_own_words() -> None:
-    base = throw_away_folder()
-    server = RedisServer(base / "redis", maxmemory="a lot")
+def test_a_server_that_cannot_start_says_why_in_its_own_words(folder: Path) -> None:
+    server = RedisServer(folder / "redis", maxmemory="a lot")
     try:
         with pytest.raises(NotStarted, match="maxmemory"):
             server.start()

@@ -233,3 +233,19 @@ def test_loop_and_arrays_find_the_same_minima(seed: int, kind: str) -> None:
     arrays = line.minima_array(lon, lat, *segments)
     nearest = sorted(plain, key=lambda each: each[1])[: len(arrays)]
     assert sorted(round(along, 3) for along, _, _ in nearest) == [round(along, 3) for along, _, _ in arrays]
+
+
+@given(seed=st.integers(0, 10_000), kind=st.sampled_from(KINDS), away_m=st.sampled_from([0.0, 100.0, 1_500.0]))
+@settings(max_examples=60, deadline=None)
+def test_the_nearest_place_of_what_is_looked_at_is_always_among_the_candidates(seed: int, kind: str, away_m: float) -> None:
+    """Also where all of it leads away from the vehicle: then it is its begin."""
+    chance = random.Random(seed)
+    shape = shape_of(kind, chance)
+    line = Line(shape)
+    low = chance.uniform(0, shape.length_m - 10)
+    high = chance.uniform(low, min(shape.length_m, low + 600))
+    lon, lat, _ = shape.position(chance.uniform(0, shape.length_m))
+    lon, lat = moved(lon, lat, chance.gauss(0, away_m), chance.gauss(0, away_m))
+    found = line.candidates(lon, lat, low, high)
+    nearest = min(distance_m(lon, lat, *shape.position(along)[:2]) for along in np.linspace(low, high, 200).tolist())
+    assert min(each.offset_m for each in found) <= nearest * 1.01 + 2.0
