@@ -2,9 +2,9 @@
 
 The nearest point of the whole line is wrong wherever a line meets itself (loops, out and back, figure of eight). So a fix is only compared
 with the arcs that the vehicle can have reached, `[s - 100 m, s + 150 m + 28 m/s * dt]`, and while two arcs explain it about equally well both
-are kept, at most three, judged by their last five fixes or so. While the best one explains a fix badly (far beside, or driven against) the
-whole line is looked at for a better one; that has to make up for its jump, in the fixes that follow, before it is believed. Lengths in
-metres, speeds in m/s, bearings in degrees clockwise from north.
+are kept, at most three, judged by their last five fixes or so. While the best one explains a fix badly (far beside, or driven back along) the
+whole line is looked at for a stretch that the vehicle drives along; what is found must make up for its jump, in the fixes that follow if they
+are close, before it is believed. Lengths in metres, speeds in m/s, bearings in degrees clockwise from north.
 
 cost of a candidate = (d^2 / (2 sigma^2) + 8 where the vehicle moves against the line) * min(1, dt / 12 s) + |ds - v dt| / beta.
 """
@@ -27,6 +27,7 @@ BACK_M, AHEAD_M, AHEAD_MPS = 100.0, 150.0, 28.0  # the window; 28 m/s is a coach
 SIGMA_MIN_M = 8.0  # phones promise 3 m and mean 8
 BETA_M = 40.0
 OPPOSITE_DEG, OPPOSITE_COST = 120.0, 8.0
+ALONG_DEG = 60.0  # a jump leads only to where the vehicle drives along the line: crossing a later stretch is not joining it
 FAR_COST = 12.0  # cap of the distance term: one wild fix must not outweigh all that was known
 JUMP_COST = 10.0  # cap of the progress term for arcs outside the window, which are looked at only while astray
 STEADY_S = 10.0  # a speed holds for about this long; beyond it the vehicle's pace over some minutes is the better guess
@@ -110,7 +111,7 @@ class Line:
         return found
 
     def minima_array(self, lon: float, lat: float, first: int, end: int) -> list[Minimum]:
-        """For many segments; the same minima, at most the nearest dozen."""
+        """For many segments; the same minima, at most the nearest NEAREST."""
         lon0, lat0, per_lon, per_lat, east, north, inverse, cum, length, bearing = self._arrays[:, first:end]
         x, y = (lon - lon0) * per_lon, (lat - lat0) * per_lat
         share = (x * east + y * north) * inverse
@@ -141,7 +142,7 @@ class Arc(msgspec.Struct, frozen=True, array_like=True, gc=False):
     offset_m: float
     cost: float
     opposed: bool  # the vehicle moves against the line here
-    trusted: bool  # False: found by a jump that no second fix has confirmed; not published yet
+    trusted: bool  # False: found by a jump that no second fix has confirmed; not published while a trusted one is kept
 
 
 class Match(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -193,7 +194,7 @@ def place_next(
     lost_m: float = LOST_M,
     may_retreat: bool = False,
 ) -> Match:
-    """The next fix in time on the same line. `lost_m`: further off than this, or against the line, the whole shape is looked at for a way on.
+    """The next fix in time on the same line. `lost_m`: further off than this, or driving back, the whole shape is looked at for a way on.
     `may_retreat`: the trip has not begun, so the published arc may move freely."""
     beyond = dt_s - STEADY_S if dt_s > STEADY_S else 0.0
     expected, reach = speed_mps * (dt_s - beyond) + match.pace_mps * beyond, AHEAD_M + AHEAD_MPS * dt_s
@@ -211,16 +212,20 @@ def place_next(
             if bearing_deg is not None and (opposed := OPPOSITE_DEG < abs(bearing_deg - course) < 360.0 - OPPOSITE_DEG):
                 cost += opposite_cost
             found.append((cost, along, offset, opposed, True))
-    if not _is_astray(found, lost_m):
+    turned_m = match.peak_m - RETREAT_MAX_M
+    if not _is_astray(found, lost_m, turned_m):
         return _published(match, _kept(found, LEAD), dt_s, may_retreat)
-    first, near = match.arcs[0], [each[1] for each in found]
-    for along, offset, course in line.minima(lon, lat, 0.0, line.length_m):
-        if offset <= lost_m and all(abs(along - other) > SAME_ARC_M for other in near):
-            opposed = bearing_deg is not None and turn_deg(bearing_deg, course) > OPPOSITE_DEG
-            cost = first.cost + min(far_cost, offset * offset * per_square) + (opposite_cost if opposed else 0.0)
-            cost += min(JUMP_COST, abs(along - first.along_m - expected) * per_m)
-            found.append((cost, along, offset, opposed, False))
-    lead = LEAD + JUMP_COST * (1.0 - weight) if _is_astray(found, lost_m) else LEAD  # fixes that count less each need room to add up
+    if bearing_deg is not None:  # who stands drives along nothing
+        first, near = match.arcs[0], [each[1] for each in found]
+        for along, offset, course in line.minima(lon, lat, 0.0, line.length_m):
+            if offset > lost_m or turn_deg(bearing_deg, course) > ALONG_DEG or any(abs(along - other) <= SAME_ARC_M for other in near):
+                continue
+            cost = offset * offset * per_square
+            cost = first.cost + (cost if cost < far_cost else far_cost) + min(JUMP_COST, abs(along - first.along_m - expected) * per_m)
+            found.append((cost, along, offset, False, False))
+    lead = (
+        LEAD + JUMP_COST * (1.0 - weight) if _is_astray(found, lost_m, turned_m) else LEAD
+    )  # fixes that count less each need room to add up
     return _published(match, _kept(found, lead), dt_s, may_retreat)
 
 
@@ -229,10 +234,11 @@ def set_back(match: Match) -> Match:
     return Match(match.raw_m, match.offset_m, match.raw_m, match.raw_m, match.raw_m, match.opposed, match.arcs, match.pace_mps)
 
 
-def _is_astray(found: list[Guess], lost_m: float) -> bool:
-    """Whether the best of them is none that one would believe: too far beside, or driven against."""
-    _, _, offset, opposed, _ = found[0] if len(found) == 1 else min(found)
-    return opposed or offset > lost_m
+def _is_astray(found: list[Guess], lost_m: float, turned_m: float) -> bool:
+    """Whether the best of them is none that one would believe: too far beside, or driven against and back behind `turned_m`. A bearing alone
+    does not show it, there are devices that always say north."""
+    _, along, offset, opposed, _ = found[0] if len(found) == 1 else min(found)
+    return offset > lost_m or (opposed and along < turned_m)
 
 
 def _kept(found: list[Guess], lead: float) -> tuple[Arc, ...]:

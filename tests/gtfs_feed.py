@@ -46,7 +46,7 @@ def write_feed(path: Path, changes: dict[str, str | bytes | None] | None = None,
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
         for name, text in {**FILES, **(changes or {})}.items():
             if text is not None:
-                zipped.writestr(folder + name, text)
+                zipped.writestr(zipfile.ZipInfo(folder + name), text, zipfile.ZIP_DEFLATED)  # of no time: the same feed is the same bytes
     return path
 
 

@@ -16,6 +16,7 @@ from geo.coords import moved
 from geo.shape import Shape
 
 DAY = "20260302"
+LON0, LAT0 = 3.05, 36.75  # where local metres begin: Algiers
 SPEED = 8.0  # m/s between stops, as the timetable has it
 
 
@@ -26,7 +27,7 @@ def line(corners: Sequence[tuple[float, float]], name: str = "line", spacing_m: 
         count = max(1, round(float(np.hypot(x1 - x0, y1 - y0)) / spacing_m))
         points += [(x0 + (x1 - x0) * k / count, y0 + (y1 - y0) * k / count) for k in range(count)]
     points.append(corners[-1])
-    places = [moved(3.05, 36.75, x, y) for x, y in points]
+    places = [moved(LON0, LAT0, x, y) for x, y in points]
     return Shape(name, np.array([lon for lon, _ in places]), np.array([lat for _, lat in places]))
 
 

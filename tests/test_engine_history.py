@@ -301,7 +301,7 @@ async def test_a_tick_makes_the_days_ahead_and_drops_the_days_behind(settings: S
         ).fetchall()
     names = {name for (name,) in found}
     assert "telemetry.points_20200101" not in names
-    assert len(names) == 12
+    assert len(names) in (12, 13), "one more where the database was made before midnight"
 
 
 @pytest.mark.timescale
@@ -385,6 +385,6 @@ async def test_a_tick_drops_the_samples_behind_and_makes_days_ahead(settings: Se
             await connection.execute("select inhrelid::regclass::text from pg_inherits where inhparent = 'telemetry.forecasts'::regclass")
         ).fetchall()
     assert "telemetry.forecasts_20200101" not in {name for (name,) in found}
-    assert len(found) == (12 if mode == ("plain",) else 1), "days around now, or the one chunk that is left"
+    assert len(found) in ((12, 13) if mode == ("plain",) else (1,)), "days around now, or the one chunk that is left"
     assert await count(settings, "forecasts") == 1
     assert await count(settings, "eta_days") == 0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import math
 import random
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
+import numpy as np
 import pytest
 
 from engine.events import IN_TRIP, Event, IncidentEvent, StopEvent, StopForecast, TripForecast
@@ -19,8 +23,9 @@ from engine.tracking.fix import Fix
 from engine.tracking.timetable import Timetable
 from engine.tracking.tracker import Tracker
 from engine.tracking.watch import OFF, ON, SUSPECT, OffRoute
+from geo.coords import moved
 from ingest.gtfs import read_feed
-from tests.small_world import STRAIGHT, Bus, feed, instance_of, line
+from tests.small_world import DAY, LAT0, LON0, STRAIGHT, Bus, feed, instance_of, line
 
 TIMETABLE = feed()
 START = instance_of(TIMETABLE).departure_ms(0)
@@ -85,6 +90,66 @@ def test_how_far_it_came_is_measured_from_the_whole_line() -> None:
     closed = incidents(events, "OFF_ROUTE")[-1]
     assert closed.closed_at_ms is not None and detail(closed)["reason"] == "BACK_ON_ROUTE"
     assert detail(closed)["maxOffsetM"] == pytest.approx(450, abs=30)
+
+
+def test_a_street_between_two_legs_of_the_line_is_no_grave_detour() -> None:
+    """230 m from the leg that the bus left in one step, 170 m from the other."""
+    shape = line([(0, 0), (3_000, 0), (3_000, 400), (0, 400)], "u")
+    bus, at_ms = Bus(shape, tells=False), instance_of(feed(shape)).departure_ms(0)
+    fixes = []
+    for along, aside in [*((along, 0.0) for along in range(0, 1_501, 160)), *((along, 230.0) for along in range(1_600, 2_400, 160))]:
+        fixes.append(bus.at(at_ms, along, aside))
+        at_ms += 20_000
+    _, events, _ = watched(fixes, feed(shape))
+    opened = incidents(events, "OFF_ROUTE")[0]
+    assert opened.severity == "MINOR" and detail(opened)["maxOffsetM"] == pytest.approx(170, abs=2)
+
+
+TWO_LEGS = line([(0, 0), (3_000, 0), (3_000, 1_500), (-1_000, 1_500), (-1_000, 250), (2_800, 250)], "two legs")
+
+
+def driven(every_s: int, *pieces: tuple[float, float]) -> list[Fix]:
+    """From corner to corner (metres) at 8 m/s, with speed and bearing, on the trip of a feed of `TWO_LEGS`; a corner said twice: 20 s there."""
+    way: list[tuple[float, float, float, float]] = []
+    for (x0, y0), (x1, y1) in itertools.pairwise(pieces):
+        count = round(math.hypot(x1 - x0, y1 - y0) / 8)
+        bearing = math.degrees(math.atan2(x1 - x0, y1 - y0)) % 360 if count else way[-1][3]
+        speed = 8.0 if count else 0.0
+        way += [(x0 + (x1 - x0) * n / max(1, count), y0 + (y1 - y0) * n / max(1, count), speed, bearing) for n in range(count or 20)]
+    start = instance_of(feed(TWO_LEGS)).departure_ms(0)
+    fixes = []
+    for second in range(0, len(way), every_s):
+        x, y, speed, bearing = way[second]
+        lon, lat = moved(LON0, LAT0, x, y)
+        told = {"accuracy_m": 5.0, "speed_mps": speed, "bearing_deg": bearing, "trip_id": "T0", "start_date": DAY}
+        fixes.append(Fix("b1", start + second * 1000, lat, lon, start + second * 1000 + 200, "d", "telemetry", **told))  # type: ignore[arg-type]
+    return fixes
+
+
+@pytest.mark.parametrize("every_s", [1, 5, 10])
+def test_a_detour_that_crosses_a_later_stretch_of_its_line_is_one_detour_and_keeps_its_stops(every_s: int) -> None:
+    """Out and back across it, with a red light right before each time."""
+    around = [(1_000, 235), (1_000, 235), (1_000, 400), (2_000, 400), (2_000, 265), (2_000, 265), (2_000, 0)]
+    rest = [(3_000, 0), (3_000, 1_500), (-1_000, 1_500), (-1_000, 250), (2_800, 250)]
+    _, events, _ = watched(driven(every_s, (0, 0), (1_000, 0), *around, *rest), feed(TWO_LEGS, stops=35))
+    kinds = Counter(event.kind for event in events if isinstance(event, StopEvent))
+    assert kinds["MISSED"] == 2 and sum(kinds.values()) >= 34
+    assert len({event.incident_id for event in incidents(events, "OFF_ROUTE")}) == 1
+
+
+@pytest.mark.parametrize("every_s", [1, 5, 10])
+def test_who_turns_back_and_round_again_on_a_street_driven_both_ways_keeps_its_stops(every_s: int) -> None:
+    """For 300 m it drives as if its way back had begun; nothing was said of what lies between, and it is still to come."""
+    shape = line([(0, 0), (5_000, 0), (5_000, 7), (0, 7)], "out and back")
+    bus, at_ms, fixes = Bus(shape), instance_of(feed(shape)).departure_ms(0), []
+    way = [*np.arange(0, 2_500, 8 * every_s), *np.arange(2_500, 2_200, -8 * every_s), *np.arange(2_200, shape.length_m, 8 * every_s)]
+    for n, along in enumerate(way):
+        back = n > 0 and along < way[n - 1]
+        fixes.append(bus.at(at_ms, float(along), **({"bearing_deg": 270.0} if back else {})))
+        at_ms += every_s * 1_000
+    _, events, _ = watched(fixes, feed(shape, stops=26))
+    assert len([event for event in events if isinstance(event, StopEvent)]) >= 24
+    assert not incidents(events, "WRONG_WAY") or max(detail(event)["turnedM"] for event in incidents(events, "WRONG_WAY")) < 2_600
 
 
 def test_the_stops_of_a_detour_are_missed_and_the_others_served() -> None:

@@ -176,6 +176,18 @@ def test_a_vehicle_that_truly_turns_round_drives_against_its_line(every_s: float
     assert match.raw_m == pytest.approx(along, abs=5) and match.opposed
 
 
+@EVERY_S
+def test_a_device_that_always_says_north_is_not_taken_to_the_way_back(every_s: float) -> None:
+    """Where it drives south its bearing speaks for the other side of the street, and every place that it says against it."""
+    shape = cornered("south", (-1_000, 0), (0, 0), (0, -3_000), (7, -3_000), (7, 7), (-1_000, 7))
+    line = Line(shape)
+    match = place_first(line, *moved(3.0, 36.0, -1_000.0, 0.0), sigma=8.0, bearing_deg=90.0)
+    for along in np.arange(8 * every_s, 3_800.0, 8 * every_s).tolist():
+        place = (along - 1_000.0, 0.0) if along < 1_000 else (0.0, 1_000.0 - along)
+        match = place_next(line, match, *moved(3.0, 36.0, *place), dt_s=every_s, speed_mps=8.0, sigma=8.0, bearing_deg=0.0)
+        assert match.along_m == pytest.approx(along, abs=60)
+
+
 def cornered(name: str, *corners: tuple[float, float]) -> Shape:
     """Straight from corner to corner (metres), a vertex every 50 m or so."""
     points: list[tuple[float, float]] = []
@@ -228,7 +240,8 @@ def test_loop_and_arrays_find_the_same_minima(seed: int, kind: str) -> None:
     line = Line(shape)
     lon, lat, _ = shape.position(chance.uniform(0, shape.length_m))
     lon, lat = moved(lon, lat, chance.gauss(0, 30), chance.gauss(0, 30))
-    segments = (0, chance.randint(1, 40))
+    first = chance.choice((0, chance.randrange(len(line._segments))))
+    segments = (first, first + chance.randint(1, 40))
     plain = line.minima_plain(lon, lat, *segments)
     arrays = line.minima_array(lon, lat, *segments)
     nearest = sorted(plain, key=lambda each: each[1])[: len(arrays)]

@@ -58,15 +58,17 @@ def seats_of(target: Target, trip_id: str) -> Sold:
 
 def _listed(target: Target) -> list[tuple[int, str]]:
     """(free seats, trip)."""
-    begins, found = datetime.now(UTC) + timedelta(seconds=SOON_S), []
+    begins = datetime.now(UTC) + timedelta(seconds=SOON_S)
+    found: list[tuple[int, str]] = []
     for route in target.call("GET", f"/v1/routes?limit={ROUTES_MAX}")["items"]:
+        known = len(found)
         for ahead in range(DAYS):
             day = (datetime.now(UTC).date() + timedelta(days=ahead)).isoformat()
             page = target.call("GET", f"/v1/routes/{route['routeId']}/schedules?limit=100&date={day}")
             items = [one for one in page["items"] if one.get("onSale") and datetime.fromisoformat(one["departsAt"]) > begins]
             found += [(one["seatsFree"] or 0, one["tripId"]) for one in items]
-            if not items and ahead == 0:
-                break  # not sold at all, most likely
+            if ahead == 1 and len(found) == known:
+                break  # not sold at all, most likely; today alone says little late in the evening
     return found
 
 

@@ -189,6 +189,7 @@ class Ride(msgspec.Struct, frozen=True, array_like=True, gc=False):
     attempt: int = 0  # how often it began and came back to the first stop
     missed: tuple[int, ...] = ()  # sequences of the stops that it missed, rising
     cost_s: float = 0.0  # what spoke against it when it was given, or when it left its first stop: the vehicle with less may take it
+    sure_stop: int = 0  # index before which all stops are behind it; from there to `next_stop` the match leapt, and may be taken back
 
 
 def event_id(*facts: object) -> str:
@@ -215,8 +216,9 @@ def begin(ride: Ride, course: Course, instance: TripInstance, match: Match, moti
         if left or passed:
             seen = joined <= stops[0] + ZONE_IN_M  # it was at the first stop, so that its departure is known
             next_stop = 0 if seen else min(bisect_right(stops, along - ZONE_OUT_M), course.last)
+            visit = ride.visit if seen else NOT_THERE
             return msgspec.structs.replace(
-                ride, phase=IN_TRIP, started_at_ms=at_ms, joined_m=joined, next_stop=next_stop, visit=ride.visit if seen else NOT_THERE
+                ride, phase=IN_TRIP, started_at_ms=at_ms, joined_m=joined, next_stop=next_stop, visit=visit, sure_stop=next_stop
             )
     lat, lon = course.places[0]
     phase = LAYOVER if distance_m(motion.lon, motion.lat, lon, lat) <= TERMINAL_M else DEADHEAD
@@ -233,7 +235,7 @@ def on_new_course(ride: Ride, course: Course, match: Match, version: str) -> Rid
     next_stop = min(bisect_right(course.along_m, match.along_m - ZONE_OUT_M), course.last) if ride.started_at_ms is not None else 0
     if ride.phase == DONE:
         next_stop = course.last + 1
-    return msgspec.structs.replace(ride, version=version, next_stop=next_stop, visit=NOT_THERE, near_m=(), missed=())
+    return msgspec.structs.replace(ride, version=version, next_stop=next_stop, visit=NOT_THERE, near_m=(), missed=(), sure_stop=next_stop)
 
 
 def is_same_plan(one: TripInstance, other: TripInstance) -> bool:
@@ -302,6 +304,9 @@ def cross(
     """
     along, index, stops = match.along_m, min(ride.next_stop, course.last), course.along_m
     driven = ride.driven_m + motion.driven_m
+    if index > ride.sure_stop and along < stops[index - 1] - ZONE_IN_M:
+        ride = _taken_back(ride, max(ride.sure_stop, bisect_right(stops, along - ZONE_OUT_M)))
+        index = ride.next_stop
     ahead = stops[index]
     away = match.offset_m > OFF_M or (before is not None and before.offset_m > OFF_M)
     if along < ahead - ZONE_IN_M and not away and not ride.near_m and index < course.last:  # between stops: nearly every fix
@@ -328,8 +333,16 @@ def cross(
     phase = IN_TRIP if index <= course.last else DONE
     near = near if away else ()
     missed = ride.missed + tuple(event.stop_sequence for event in events if event.kind == "MISSED")
-    ride = msgspec.structs.replace(ride, phase=phase, driven_m=driven, next_stop=index, visit=visit, near_m=near, missed=missed)
+    sure = index if believable else ride.sure_stop
+    ride = msgspec.structs.replace(
+        ride, phase=phase, driven_m=driven, next_stop=index, visit=visit, near_m=near, missed=missed, sure_stop=sure
+    )
     return ride, events, crossings
+
+
+def _taken_back(ride: Ride, next_stop: int) -> Ride:
+    """The match had leapt over stops of which nothing could be said, and stands before them again: they are still to come."""
+    return msgspec.structs.replace(ride, next_stop=next_stop, visit=NOT_THERE, near_m=())
 
 
 def _is_over(ride: Ride, course: Course, match: Match, motion: Motion) -> bool:

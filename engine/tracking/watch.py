@@ -35,13 +35,14 @@ from engine.tracking.rules import NO_RULES, Rules, WatchConfig
 from engine.tracking.stall import Stall, stall_closed, stall_next
 from engine.tracking.timetable import TripInstance
 from geo.coords import distance_m
-from geo.match import Match
+from geo.match import RETREAT_MAX_M, Match
 
 ON, SUSPECT, OFF = "ON", "SUSPECT", "OFF"
 
 STEP_M, STEP_SPEED, STEP_ACCURACY = 40.0, 1.2, 2.0  # a sideways step that no bus makes: more than max(40 m, 1.2 * v * dt + 2 * accuracy)
 BYPASSED_MAX = 64  # stop sequences kept in one episode
 WRONG_DRIVEN = 0.75  # of the way back must have been driven
+JUMPED_M = 200.0  # from fix to fix further back than a match follows: it went to another arc, and what lies between was not driven
 FAR_FIXES, FAR_MORE = 2, 1.25  # so many times further still than far, two fixes do: no reflection leads there
 
 
@@ -155,8 +156,9 @@ def _suspected(sight: Sight, limit: float) -> OffRoute:
         if before.offset_m < limit and not reflected:
             since_ms -= round(motion.gap_ms * (match.offset_m - limit) / (match.offset_m - before.offset_m))
     left = before.along_m if before is not None else match.along_m
-    away, severity = match.offset_m, _severity(sight.rules.watch, match.offset_m)
-    return OffRoute(SUSPECT, since_ms, 1, 0.0, reflected, left, away, 0, severity, _bypassed((), sight), away / limit)
+    worst = _worst_m(ON_ROUTE, sight, match.offset_m)
+    severity = _severity(sight.rules.watch, worst)
+    return OffRoute(SUSPECT, since_ms, 1, 0.0, reflected, left, worst, 0, severity, _bypassed((), sight), match.offset_m / limit)
 
 
 def _moved_m(last: Motion | None, motion: Motion) -> float:
@@ -213,7 +215,8 @@ def _worst_m(off: OffRoute, sight: Sight, away: float) -> float:
     another stretch may already be much nearer, and that is looked for only where the match would say "further than ever"."""
     if away <= off.worst_m:
         return off.worst_m
-    return max(off.worst_m, sight.course.line.shape.nearest(sight.motion.lon, sight.motion.lat)[1])
+    line, motion = sight.course.line, sight.motion
+    return max(off.worst_m, min(offset for _, offset, _ in line.minima(motion.lon, motion.lat, 0.0, line.length_m)))
 
 
 def _severity(config: WatchConfig, worst_m: float) -> str:
@@ -253,8 +256,11 @@ def wrong_way_next(wrong: WrongWay, sight: Sight, limit: float, off: OffRoute, s
             said.append(_wrong_way_event(wrong, sight.fix, sight.ride, CLOSED, at_ms, "FORWARD"))
             return FORWARD
         return wrong
-    peak = wrong.peak_m if wrong.fixes else match.peak_m
-    if raw >= peak or sight.before is None or sight.unsure or off.phase == OFF:
+    before = sight.before
+    if before is None or sight.unsure or off.phase == OFF or before.raw_m - raw > JUMPED_M:
+        return FORWARD
+    peak = wrong.peak_m if wrong.fixes else min(match.peak_m, before.raw_m + RETREAT_MAX_M)
+    if raw >= peak:
         return FORWARD
     if not wrong.fixes:
         return WrongWay(False, at_ms - sight.motion.gap_ms, peak, raw, 1, sight.motion.driven_m)
