@@ -365,7 +365,7 @@ def report(cells: dict[tuple[float, int], tuple[list[float], list[float]]], agai
         share = sum(found) / len(found)
         missed += share < FOUND_SHARE
         figure = f"right again within {FOUND_S:.0f} s: {share * 100:6.2f} % of {len(found)}"
-        print(f"after {name:<36}{figure}, bar {FOUND_SHARE * 100:.0f} % {verdict(share >= FOUND_SHARE)}")
+        print(f"after {name:<44}{figure}, bar {FOUND_SHARE * 100:.0f} % {verdict(share >= FOUND_SHARE)}")
     return missed
 
 

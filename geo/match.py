@@ -223,9 +223,9 @@ def place_next(
             cost = offset * offset * per_square
             cost = first.cost + (cost if cost < far_cost else far_cost) + min(JUMP_COST, abs(along - first.along_m - expected) * per_m)
             found.append((cost, along, offset, False, False))
-    lead = (
-        LEAD + JUMP_COST * (1.0 - weight) if _is_astray(found, lost_m, turned_m) else LEAD
-    )  # fixes that count less each need room to add up
+    lead = LEAD
+    if _is_astray(found, lost_m, turned_m):  # fixes that count less each need room to add up
+        lead += JUMP_COST * (1.0 - weight)
     return _published(match, _kept(found, lead), dt_s, may_retreat)
 
 
